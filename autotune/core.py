@@ -1,0 +1,244 @@
+"""The words of the project: frozen types that every other module speaks in.
+
+Standard library only. One datum flows one way: space -> proposer -> measurer -> store ->
+selection -> export. A bad candidate is an :class:`Outcome`, never an exception; what ends a command
+is an :class:`AutotuneError`, which carries the exit code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
+
+Scalar = int | float | str | bool
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status means (documented in README.md)."""
+
+    DONE = 0
+    BAD_INPUT = 2
+    MISSING_ENVIRONMENT = 3
+    NO_FEASIBLE_CANDIDATE = 4
+    STORAGE = 5
+    INTERRUPTED = 130
+
+
+class AutotuneError(Exception):
+    """Ends a command with one clear line: what, where, what to do."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class BadInput(AutotuneError):
+    """The user's flags, files or names cannot be used."""
+
+
+class MissingEnvironment(AutotuneError):
+    """Something that has to be installed or plugged in is not there."""
+
+    exit_code = ExitCode.MISSING_ENVIRONMENT
+
+
+class NoFeasibleCandidate(AutotuneError):
+    """The space holds no candidate that this device can run."""
+
+    exit_code = ExitCode.NO_FEASIBLE_CANDIDATE
+
+
+class StorageError(AutotuneError):
+    """The database or an output file cannot be read or written (disk full, read-only, foreign)."""
+
+    exit_code = ExitCode.STORAGE
+
+
+class Outcome(StrEnum):
+    """What became of a candidate. Only ``OK`` carries a value."""
+
+    OK = "ok"
+    CONSTRAINT = "constraint"
+    COMPILE_ERROR = "compile_error"
+    OUT_OF_RESOURCES = "out_of_resources"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    CRASH = "crash"
+    RUNTIME_ERROR = "runtime_error"
+    WRONG_RESULT = "wrong_result"
+
+
+class Basis(StrEnum):
+    """Where a number comes from. A predicted number is never called measured."""
+
+    PREDICTED = "predicted"
+    MEASURED = "measured"
+    SYNTHETIC = "synthetic"
+
+
+class Phase(StrEnum):
+    """Why a trial was made."""
+
+    BASELINE = "baseline"
+    SEARCH = "search"
+    CONFIRM = "confirm"
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text.
+
+    Raises:
+        ValueError: for NaN and infinities, which JSON does not have.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of a space: parameter names and values, order-free."""
+
+    items: tuple[tuple[str, Scalar], ...]
+
+    @classmethod
+    def of(cls, params: Mapping[str, Scalar]) -> Self:
+        """Build from a mapping; the order of its keys does not matter."""
+        return cls(tuple(sorted(params.items())))
+
+    @cached_property
+    def params(self) -> dict[str, Scalar]:
+        """The parameters as a dict (do not change it)."""
+        return dict(self.items)
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the canonical JSON; the identity used in the database."""
+        return digest(self.params)
+
+    def __getitem__(self, name: str) -> Scalar:
+        return self.params[name]
+
+    def int(self, name: str) -> int:
+        """The integer parameter ``name``.
+
+        Raises:
+            TypeError: if the value is not an integer.
+        """
+        value = self.params[name]
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} is not an integer: {value!r}")
+        return value
+
+
+@runtime_checkable
+class Workload(Protocol):
+    """What a candidate is measured on (a MoE problem at one M, a serving scenario, …)."""
+
+    @property
+    def key(self) -> str:
+        """Identity used in the database."""
+
+    @property
+    def label(self) -> str:
+        """Short name for people, such as ``M=64``."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything that defines the workload, as JSON values."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What came of running (or predicting) one candidate on one workload.
+
+    ``value`` is what the search minimises (µs per call for the MoE half); ``samples`` are the raw
+    values behind it, in the same unit; ``seconds`` is the wall time spent on getting it.
+    """
+
+    outcome: Outcome
+    basis: Basis
+    value: float | None = None
+    samples: tuple[float, ...] = ()
+    message: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.outcome is Outcome.OK) != (self.value is not None):
+            raise ValueError(f"outcome {self.outcome} and value {self.value} do not go together")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One measured candidate: ``sequence`` counts the trials of a (search, workload, phase)."""
+
+    candidate: Candidate
+    workload_key: str
+    phase: Phase
+    sequence: int
+    measurement: Measurement
+
+
+class Proposer(Protocol):
+    """Chooses what to try next for one workload.
+
+    Between two calls of :meth:`ask` every proposed candidate is told, in the order asked: the
+    proposals are then a function of the seed and the trials told, whatever ran in parallel.
+    """
+
+    def ask(self, n: int) -> list[Candidate]:
+        """Up to ``n`` candidates, none proposed before; an empty list ends the search."""
+
+    def tell(self, trial: Trial) -> None:
+        """Take in what came of a candidate, proposed here or read back from the store."""
+
+
+class Measurer(Protocol):
+    """Turns candidates into measurements. Knows nothing of the store; used as a context manager."""
+
+    @property
+    def basis(self) -> Basis:
+        """What the values of this measurer are."""
+
+    def measure(self, candidates: Sequence[Candidate], workload: Workload) -> Iterator[Measurement]:
+        """Yield one measurement per candidate, in the order given, each as soon as it is known.
+
+        Failures of a candidate are outcomes; an exception means that nothing can be measured.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class Cache(Protocol):
+    """A persistent map from a JSON key to a JSON value, such as compile results in the database."""
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The value stored under ``key``, or None."""
+
+    def put(self, key: str, value: Mapping[str, Any]) -> None:
+        """Store and persist before returning."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The choice for one workload: the incumbent (vLLM's default) stays unless clearly beaten."""
+
+    workload_key: str
+    winner: Trial
+    incumbent: Trial | None
+    speedup: float | None
+    kept_incumbent: bool

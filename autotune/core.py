@@ -26,7 +26,6 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2
     MISSING_ENVIRONMENT = 3
     NO_FEASIBLE_CANDIDATE = 4
-    STORAGE = 5
     INTERRUPTED = 130
 
 
@@ -36,26 +35,20 @@ class AutotuneError(Exception):
     exit_code = ExitCode.BAD_INPUT
 
 
-class BadInput(AutotuneError):
+class BadInputError(AutotuneError):
     """The user's flags, files or names cannot be used."""
 
 
-class MissingEnvironment(AutotuneError):
-    """Something that has to be installed or plugged in is not there."""
+class MissingEnvironmentError(AutotuneError):
+    """Something the work needs is not there: a package, a GPU, space on the disk."""
 
     exit_code = ExitCode.MISSING_ENVIRONMENT
 
 
-class NoFeasibleCandidate(AutotuneError):
+class NoFeasibleCandidateError(AutotuneError):
     """The space holds no candidate that this device can run."""
 
     exit_code = ExitCode.NO_FEASIBLE_CANDIDATE
-
-
-class StorageError(AutotuneError):
-    """The database or an output file cannot be read or written (disk full, read-only, foreign)."""
-
-    exit_code = ExitCode.STORAGE
 
 
 class Outcome(StrEnum):

@@ -1,0 +1,1 @@
+"""The fused-MoE half: shapes, offline compilation, prediction, measurement, vLLM's file."""

@@ -1,8 +1,8 @@
 """A small physical cost model of one ``fused_experts`` call. Every number here is PREDICTED.
 
 docs/prediction.md derives the formulas and says how far to trust them. Times are in µs, sizes in
-bytes, rates per clock and SM unless a name says otherwise. Nothing is fitted: the constants below are
-published micro-benchmark figures or stated assumptions.
+bytes, rates per clock and SM unless a name says otherwise. Nothing is fitted: the constants below
+are published micro-benchmark figures or stated assumptions.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Prediction:
 
 @lru_cache(maxsize=4096)
 def expected_routing(m: int, topk: int, experts: int, local: int, block_m: int) -> Routing:
-    """Active experts and row tiles when each of ``m`` tokens picks ``topk`` of ``experts`` uniformly.
+    """Active experts and row tiles when ``m`` tokens pick ``topk`` of ``experts`` uniformly.
 
     Tokens per expert follow Bin(m, topk/experts); a row tile is ceil(tokens / block_m).
 
@@ -226,7 +226,7 @@ def _wave_us(
     sm: tuple[int, float],
     device: Device,
 ) -> dict[str, float]:
-    """Time of one wave of ``active`` CTAs by each limit; ``sm`` is (slots per SM, bytes in flight)."""
+    """One wave of ``active`` CTAs by each limit; ``sm``: slots per SM, bytes in flight per CTA."""
     slots, in_flight = sm
     us_per_cycle = 1 / device.boost_clock_mhz
     busiest = min(slots, math.ceil(active / device.sm_count))

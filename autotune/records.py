@@ -1,0 +1,129 @@
+"""What the store hands out about studies, searches and runs: frozen, and ready for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from autotune.core import Basis, Outcome
+
+
+class RunStatus(StrEnum):
+    """How far a run came. ``KILLED``: found running although no process held its study."""
+
+    RUNNING = "running"
+    DONE = "done"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    KILLED = "killed"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Base of all records."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values; times in ISO 8601 with their UTC offset."""
+        return {name: _as_json(value) for name, value in asdict(self).items()}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {name: _as_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True)
+class StudyRecord(Record):
+    """A study: its name and what must not change between two commands."""
+
+    id: int
+    name: str
+    kind: str
+    identity: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class SearchRecord(Record):
+    """One study under one fixed setup."""
+
+    id: int
+    study_id: int
+    key: str
+    setup: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EnvironmentRecord(Record):
+    """What runs ran on."""
+
+    id: int
+    key: str
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRecord(Record):
+    """One command at work on a search. A killed run has no end: nobody saw it."""
+
+    id: int
+    search_id: int
+    environment_id: int
+    command: str
+    pid: int
+    started_at: datetime
+    ended_at: datetime | None
+    status: RunStatus
+
+
+@dataclass(frozen=True)
+class WorkloadRecord(Record):
+    """What candidates are measured on in one search."""
+
+    id: int
+    search_id: int
+    key: str
+    label: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrialCount(Record):
+    """How many trials of a search came from ``basis`` and ended as ``outcome``."""
+
+    search_id: int
+    basis: Basis
+    outcome: Outcome
+    count: int
+
+
+@dataclass(frozen=True)
+class StudySummary(Record):
+    """One line of ``autotune studies``."""
+
+    study: StudyRecord
+    counts: tuple[TrialCount, ...]
+    runs: int
+    last_run: RunRecord | None
+
+    @property
+    def trials(self) -> int:
+        """Trials of every basis and outcome."""
+        return sum(count.count for count in self.counts)
+
+
+@dataclass(frozen=True)
+class StudyDetail(StudySummary):
+    """Everything about one study but its trials, oldest first."""
+
+    searches: tuple[SearchRecord, ...]
+    workloads: tuple[WorkloadRecord, ...]
+    all_runs: tuple[RunRecord, ...]
+    environments: tuple[EnvironmentRecord, ...]

@@ -1,0 +1,269 @@
+"""The pool: failures are values, killed means gone, nothing outlives the parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.worker import TaskResult, TaskStatus, WorkerPool
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def slow_if_first(number: int) -> int:
+    time.sleep(0.5 if number == 0 else 0)
+    return number
+
+
+def hang(path: str) -> None:
+    """Leave the pids of this process and of its child, then never return."""
+    child = subprocess.Popen(["sleep", "1000"])
+    Path(path).write_text(f"{os.getpid()} {child.pid}")
+    while True:
+        time.sleep(100)
+
+
+def touch_and_sleep(path: str) -> None:
+    Path(path).touch()
+    time.sleep(30)
+
+
+def misbehave(how: str) -> str:
+    if how == "abort":
+        os.abort()
+    if how == "exit":
+        os._exit(7)
+    if how == "sys.exit":
+        sys.exit(3)
+    if how == "raise":
+        raise KeyError("the reason")
+    if how == "timeout":
+        raise TimeoutError("my own")
+    return how
+
+
+def pid(_: object) -> int:
+    return os.getpid()
+
+
+def leave_litter(_: object) -> str:
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        return file.name
+
+
+_ready: list[str] = []
+
+
+def make_ready(word: str) -> None:
+    if word == "fail":
+        raise RuntimeError("cannot start")
+    _ready.append(word)
+
+
+def readiness(_: object) -> list[str]:
+    return _ready
+
+
+def gone(process: int) -> bool:
+    """No such process, not even a zombie."""
+    return not Path(f"/proc/{process}").exists()
+
+
+def dead(process: int) -> bool:
+    """Gone, or a zombie of somebody who has not reaped it."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return bool(condition())
+
+
+@pytest.fixture
+def pool() -> Iterator[WorkerPool]:
+    with WorkerPool(2) as it:
+        yield it
+
+
+def test_results_come_in_input_order_with_times(pool: WorkerPool) -> None:
+    results = list(pool.map_ordered(slow_if_first, range(20), 30))
+    assert [r.value for r in results] == list(range(20))
+    assert {r.status for r in results} == {TaskStatus.OK}
+    assert 0.5 <= results[0].seconds < 5
+    assert results[1].seconds < 0.4
+
+
+def test_items_are_read_a_few_ahead_only(pool: WorkerPool) -> None:
+    read: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(1000):
+            read.append(number)
+            yield number
+
+    results = pool.map_ordered(double, items(), 30)
+    assert next(results).value == 0
+    assert len(read) <= 4 * pool.workers
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_a_hanging_task_times_out_and_its_processes_are_gone(
+    pool: WorkerPool, tmp_path: Path
+) -> None:
+    file = tmp_path / "pids"
+    (result,) = pool.map_ordered(hang, [str(file)], 1.5)
+    assert result.status is TaskStatus.TIMEOUT
+    worker, child = map(int, file.read_text().split())
+    assert wait_for(lambda: gone(worker) and dead(child), 2)
+    assert [r.value for r in pool.map_ordered(double, [1, 2], 30)] == [2, 4]
+
+
+def test_crashes_and_exceptions_are_results_and_the_next_task_works(pool: WorkerPool) -> None:
+    hows = ["abort", "fine", "exit", "raise", "sys.exit", "timeout", "fine"]
+    results = list(pool.map_ordered(misbehave, hows, 30))
+    assert [r.status.value for r in results] == [
+        "crash", "ok", "crash", "error", "error", "error", "ok",
+    ]  # fmt: skip
+    assert results[0].exit_code == -signal.SIGABRT
+    assert "SIGABRT" in results[0].message
+    assert results[2].exit_code == 7
+    assert results[3].message == "KeyError: 'the reason'"
+    assert results[5].message == "TimeoutError: my own"
+
+
+def test_something_that_does_not_pickle_is_a_failed_task(pool: WorkerPool) -> None:
+    results: list[TaskResult[Any]] = list(pool.map_ordered(lambda item: item, [1], 30))
+    assert results[0].status is TaskStatus.ERROR
+    assert [r.value for r in pool.map_ordered(double, [1], 30)] == [2]
+
+
+def test_the_pool_survives_a_worker_that_is_killed_while_idle(pool: WorkerPool) -> None:
+    pids = {r.value for r in pool.map_ordered(pid, range(8), 30)}
+    for process in pids:
+        assert process is not None
+        os.kill(process, signal.SIGKILL)
+    time.sleep(0.5)
+    assert [r.value for r in pool.map_ordered(double, range(3), 30)] == [0, 2, 4]
+
+
+def test_workers_are_replaced_after_their_share_of_tasks() -> None:
+    with WorkerPool(1, tasks_per_worker=2) as pool:
+        pids = [r.value for r in pool.map_ordered(pid, range(6), 30)]
+    assert len(set(pids)) == 3
+
+
+def test_the_initializer_runs_once_per_worker_and_its_failure_is_a_failed_task() -> None:
+    with WorkerPool(1, make_ready, ("word",)) as pool:
+        assert [r.value for r in pool.map_ordered(readiness, [0, 0], 30)] == [["word"]] * 2
+    with WorkerPool(1, make_ready, ("fail",)) as pool:
+        (result,) = pool.map_ordered(readiness, [0], 30)
+    assert (result.status, result.message) == (TaskStatus.ERROR, "RuntimeError: cannot start")
+
+
+def test_an_empty_pool_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one worker"):
+        WorkerPool(0)
+
+
+def test_leaving_the_block_kills_at_once_and_cleans_up(tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    with WorkerPool(1) as pool:
+        (litter,) = [r.value for r in pool.map_ordered(leave_litter, [0], 30)]
+        assert litter is not None
+        assert Path(litter).exists()
+        results = pool.map_ordered(hang, [str(file)], 100)
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 1.5)
+        with pytest.raises(KeyboardInterrupt):
+            next(results)
+        interrupted = time.monotonic()
+    assert time.monotonic() - interrupted < 2
+    worker, child = map(int, file.read_text().split())
+    assert gone(worker)
+    assert wait_for(lambda: dead(child), 1)
+    assert not Path(litter).parent.exists()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_closing_the_generator_cancels_what_is_outstanding(tmp_path: Path) -> None:
+    with WorkerPool(1) as pool:
+        files = [str(tmp_path / str(number)) for number in range(4)]
+        results = pool.map_ordered(touch_and_sleep, files, 100)
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 1.5)
+        with pytest.raises(KeyboardInterrupt):  # leaves the generator, hence closes it
+            next(results)
+        start = time.monotonic()
+        assert [r.value for r in pool.map_ordered(double, [5], 30)] == [10]
+        assert time.monotonic() - start < 10
+
+
+PARENT = """
+    import sys
+    from autotune.worker import WorkerPool
+    from tests.test_worker import hang
+    if __name__ == "__main__":
+        try:
+            with WorkerPool(1) as pool:
+                list(pool.map_ordered(hang, [sys.argv[1]], 100))
+        except KeyboardInterrupt:
+            sys.exit(130)
+"""
+
+
+def start_parent(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int, int]:
+    """A program in its own group whose only worker hangs: it, the worker, the worker's child."""
+    script, file = tmp_path / "parent.py", tmp_path / "pids"
+    script.write_text(textwrap.dedent(PARENT))
+    root = str(Path(__file__).parents[1])
+    parent = subprocess.Popen(
+        [sys.executable, str(script), str(file)],
+        env={**os.environ, "PYTHONPATH": root},
+        start_new_session=True,
+    )
+    assert wait_for(lambda: file.exists() and len(file.read_text().split()) == 2, 30)
+    worker, child = map(int, file.read_text().split())
+    return parent, worker, child
+
+
+def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    parent, worker, child = start_parent(tmp_path)
+    try:
+        assert not dead(worker)
+        parent.kill()
+        parent.wait()
+        assert wait_for(lambda: dead(worker), 2)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_ctrl_c_ends_parent_and_workers(tmp_path: Path) -> None:
+    parent, worker, child = start_parent(tmp_path)
+    os.kill(worker, signal.SIGINT)  # a worker does not mind
+    time.sleep(0.3)
+    assert not dead(worker)
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(timeout=3) == 130
+    assert wait_for(lambda: dead(worker) and dead(child), 1)

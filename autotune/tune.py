@@ -6,12 +6,13 @@ seed and on what is stored. Killed at any instruction and started again, it goes
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from autotune.core import Candidate, Measurement, Measurer, Phase, Proposer, Trial, Workload
+from autotune.core import Candidate, Measurer, Phase, Proposer, Trial, Workload
 
 BATCH = 8
 """Candidates asked for at once. Constant: a batch is told as a whole, so it shapes the search."""
@@ -51,15 +52,17 @@ def _measure_batch(
     workload: Workload,
     phase: Phase,
     start: int,
-    known: dict[Candidate, Measurement],
+    known: dict[Candidate, Trial],
     measurer: Measurer,
 ) -> Iterator[tuple[Trial, bool]]:
     """Trials of a batch in its order; what is known is reused, the rest measured together."""
     fresh = measurer.measure([c for c in batch if c not in known], workload)
-    for offset, candidate in enumerate(batch):
-        reused = candidate in known
-        measurement = known[candidate] if reused else next(fresh)
-        yield Trial(candidate, workload.key, phase, start + offset, measurement), reused
+    sequences = itertools.count(start)
+    for candidate in batch:
+        if candidate in known:
+            yield known[candidate], True
+        else:
+            yield Trial(candidate, workload.key, phase, next(sequences), next(fresh)), False
 
 
 def measure_all(
@@ -71,14 +74,11 @@ def measure_all(
 ) -> Iterator[Progress]:
     """Measure given candidates in order (baselines, confirmations), reusing what is stored."""
     stored = log.load(workload, phase)
-    known = {trial.candidate: trial.measurement for trial in stored}
-    done = {trial.candidate for trial in stored}
-    todo = [c for c in dict.fromkeys(candidates) if c not in done]
-    for trial in stored:
-        if trial.candidate in candidates:
-            yield Progress(workload, trial, reused=True)
-    for trial, reused in _measure_batch(todo, workload, phase, len(stored), known, measurer):
-        log.append(workload, trial)
+    known = {trial.candidate: trial for trial in stored}
+    wanted = list(dict.fromkeys(candidates))
+    for trial, reused in _measure_batch(wanted, workload, phase, len(stored), known, measurer):
+        if not reused:
+            log.append(workload, trial)
         yield Progress(workload, trial, reused)
 
 
@@ -99,17 +99,18 @@ def search(
     for trial in stored[:whole]:
         proposer.tell(trial)
         yield Progress(workload, trial, reused=True)
-    known = {trial.candidate: trial.measurement for trial in stored[whole:]}
-    sequence = whole
-    while sequence < limits.trials and limits.clock() < limits.deadline:
-        batch = proposer.ask(min(BATCH, limits.trials - sequence))
+    known = {trial.candidate: trial for trial in stored[whole:]}
+    searched, sequence = whole, len(stored)
+    while searched < limits.trials and limits.clock() < limits.deadline:
+        batch = proposer.ask(min(BATCH, limits.trials - searched))
         if not batch:
             return
         for trial, reused in _measure_batch(
             batch, workload, Phase.SEARCH, sequence, known, measurer
         ):
-            if trial.sequence >= len(stored):
+            if not reused:
                 log.append(workload, trial)
+                sequence += 1
             proposer.tell(trial)
             yield Progress(workload, trial, reused)
-        sequence += len(batch)
+        searched += len(batch)

@@ -1,0 +1,173 @@
+"""The measurer of the predicted mode: compile the real kernel for the device, then the cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from autotune.core import Basis, Cache, Candidate, Measurement, Outcome, Workload
+from autotune.devices import Device
+from autotune.moe.compile import (
+    Compiled,
+    CompileJob,
+    KernelInfo,
+    compile_many,
+    fp16_fallback,
+    specialise,
+)
+from autotune.moe.feasibility import effective_block_k, shared_memory_bytes
+from autotune.moe.predict import Resources, Tile, predict
+from autotune.moe.shape import MoeShape, MoeWorkload
+from autotune.worker import WorkerPool
+
+COMPILE_TIMEOUT_S = 120.0
+"""Per GEMM. The slowest of the stock grid took 33 s (kernel.md), on a slower machine."""
+
+
+def tile_of(candidate: Candidate, shape: MoeShape) -> Tile:
+    """The launch parameters of a candidate, with the launcher's clamp of BLOCK_SIZE_K."""
+    return Tile(
+        block_m=candidate.int("BLOCK_SIZE_M"),
+        block_n=candidate.int("BLOCK_SIZE_N"),
+        block_k=effective_block_k(candidate.int("BLOCK_SIZE_K"), shape),
+        group_m=candidate.int("GROUP_SIZE_M"),
+        num_warps=candidate.int("num_warps"),
+        num_stages=candidate.int("num_stages"),
+    )
+
+
+def _mma_key(family: str, shape: MoeShape) -> str:
+    if family == "HMMA":
+        return "hmma_bf16"
+    if family == "HGMMA":
+        return "hgmma_bf16"
+    dtype = "int8" if family.startswith("I") else "fp8"
+    return f"{family.lower()}_{dtype}"
+
+
+def resources_of(compiled: Compiled, shape: MoeShape) -> Resources:
+    """What the cost model needs of a compiled GEMM.
+
+    Raises:
+        ValueError: if no tensor-core instruction was found.
+    """
+    family = compiled.mma_family
+    if family is None:
+        raise ValueError("no tensor-core instruction in the compiled kernel")
+    return Resources(
+        compiled.registers, compiled.spill_bytes, compiled.shared_bytes, _mma_key(family, shape)
+    )
+
+
+def estimated_resources(candidate: Candidate, shape: MoeShape, device: Device) -> Resources:
+    """Resources before compiling, to order candidates: accumulators, fragments and addresses.
+
+    Registers per thread: BM·BN/(32·warps) accumulators and about as many again for addresses and
+    fragments as a small tile shows (48); what passes the limit of a thread is taken as spilled.
+    """
+    tile = tile_of(candidate, shape)
+    needed = tile.block_m * tile.block_n // (32 * tile.num_warps) + 48
+    wide = {"fp8": "fp8", "int8": "int8"}.get(shape.weight_dtype, "bf16")
+    families = {"fp8": ("qgmma_fp8", "qmma_fp8"), "int8": ("igmma_int8", "imma_int8")}
+    wgmma, mma = families.get(wide, ("hgmma_bf16", "hmma_bf16"))
+    mma = wgmma if device.arch == 90 and wgmma in device.tensor_flops_per_sm_per_clock else mma
+    if mma not in device.tensor_flops_per_sm_per_clock:
+        mma = "hmma_bf16"
+    return Resources(
+        registers=min(needed, device.max_registers_per_thread),
+        spill_bytes=4 * max(0, needed - device.max_registers_per_thread),
+        shared_bytes=shared_memory_bytes(candidate.params, shape, device.arch),
+        mma=mma,
+    )
+
+
+class PredictingMeasurer:
+    """Predicts: compiles both GEMMs offline for ``device`` and applies the cost model."""
+
+    def __init__(
+        self, device: Device, kernel: KernelInfo, cache: Cache | None, pool: WorkerPool
+    ) -> None:
+        """Take what the predictions need; the pool is the caller's to close."""
+        self._device, self._kernel, self._cache, self._pool = device, kernel, cache, pool
+
+    @property
+    def basis(self) -> Basis:
+        """Always predicted."""
+        return Basis.PREDICTED
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to release: the pool belongs to the caller."""
+
+    def jobs(self, candidate: Candidate, workload: MoeWorkload) -> list[CompileJob]:
+        """The two compilations that a candidate needs at this M."""
+        specialisation = specialise(workload.shape, workload.m)
+        return [
+            CompileJob(
+                shape=workload.shape,
+                arch=self._device.arch,
+                block_m=candidate.int("BLOCK_SIZE_M"),
+                block_n=candidate.int("BLOCK_SIZE_N"),
+                block_k=candidate.int("BLOCK_SIZE_K"),
+                num_warps=candidate.int("num_warps"),
+                num_stages=candidate.int("num_stages"),
+                gemm=gemm,
+                specialisation=specialisation,
+            )
+            for gemm in (1, 2)
+        ]
+
+    def measure(self, candidates: Sequence[Candidate], workload: Workload) -> Iterator[Measurement]:
+        """Yield one prediction per candidate, in order."""
+        if not isinstance(workload, MoeWorkload):
+            raise TypeError(f"not a MoE workload: {workload!r}")
+        jobs = [job for c in candidates for job in self.jobs(c, workload)]
+        results = compile_many(
+            self._pool, jobs, self._kernel, self._cache, timeout_s=COMPILE_TIMEOUT_S
+        )
+        for candidate in candidates:
+            yield self._measurement(candidate, workload, (next(results), next(results)))
+
+    def _measurement(
+        self, candidate: Candidate, workload: MoeWorkload, gemms: tuple[Compiled, Compiled]
+    ) -> Measurement:
+        details = {"compiled": [gemm.summary() for gemm in gemms]}
+        seconds = sum(gemm.seconds for gemm in gemms)
+        for number, gemm in enumerate(gemms, start=1):
+            outcome, message = gemm.outcome, gemm.message
+            if outcome is Outcome.OK and gemm.shared_bytes > self._device.shared_memory_per_block:
+                outcome = Outcome.OUT_OF_RESOURCES
+                message = (
+                    f"{gemm.shared_bytes} bytes of shared memory; {self._device.name} gives a "
+                    f"block {self._device.shared_memory_per_block}"
+                )
+            if outcome is Outcome.OK and gemm.mma_family is None:
+                outcome, message = Outcome.COMPILE_ERROR, "no tensor-core instruction found"
+            if outcome is not Outcome.OK:
+                return Measurement(
+                    outcome,
+                    Basis.PREDICTED,
+                    message=f"GEMM {number}: {message}",
+                    details=details,
+                    seconds=seconds,
+                )
+        shape = workload.shape
+        first, second = (resources_of(gemm, shape) for gemm in gemms)
+        prediction = predict(workload, tile_of(candidate, shape), (first, second), self._device)
+        return Measurement(
+            Outcome.OK,
+            Basis.PREDICTED,
+            value=prediction.us,
+            details=details
+            | prediction.as_json()
+            | {"fp16_fallback": any(fp16_fallback(gemm, shape) for gemm in gemms)},
+            seconds=seconds,
+        )

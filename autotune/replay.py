@@ -1,0 +1,89 @@
+"""Replay: a recorded landscape as a Measurer, so that a search can be run and judged without a GPU.
+
+A landscape is a table (CSV or Parquet) with one row per (workload, candidate): the column
+``workload`` (its label, such as ``M=64``), one column per parameter, ``outcome``, ``value`` (empty
+unless the outcome is ok) and ``basis`` (``measured``, or ``synthetic`` for one made by a formula).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pandas as pd
+
+from autotune.core import BadInputError, Basis, Candidate, Measurement, Outcome, Workload
+
+_FIXED = {"workload", "outcome", "value", "basis"}
+
+
+class Landscape:
+    """A Measurer that looks values up in a recorded landscape."""
+
+    def __init__(self, table: dict[tuple[str, Candidate], Measurement], basis: Basis) -> None:
+        """Take the measurements by workload label and candidate."""
+        self.table = table
+        self._basis = basis
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a landscape.
+
+        Raises:
+            BadInputError: if the file cannot be read, lacks a column, or mixes bases.
+        """
+        try:
+            frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        except (OSError, ValueError) as error:
+            raise BadInputError(f"{path}: not a landscape: {error}") from None
+        missing = sorted(_FIXED - set(frame.columns))
+        if missing:
+            raise BadInputError(f"{path}: a landscape needs the column {missing[0]!r}")
+        bases = sorted(set(frame["basis"]))
+        if len(bases) != 1 or bases[0] not in {b.value for b in Basis}:
+            raise BadInputError(f"{path}: column 'basis' must hold one known basis, not {bases}")
+        basis = Basis(bases[0])
+        names = [name for name in frame.columns if name not in _FIXED]
+        table: dict[tuple[str, Candidate], Measurement] = {}
+        for row in frame.to_dict("records"):
+            candidate = Candidate.of({str(name): row[name] for name in names})
+            try:
+                outcome = Outcome(row["outcome"])
+                value = float(row["value"]) if outcome is Outcome.OK else None
+                measurement = Measurement(outcome, basis, value)
+            except ValueError as error:
+                raise BadInputError(f"{path}: {row['workload']}: {error}") from None
+            table[str(row["workload"]), candidate] = measurement
+        return cls(table, basis)
+
+    @property
+    def basis(self) -> Basis:
+        """What the recorded values are."""
+        return self._basis
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to release."""
+
+    def measure(self, candidates: Sequence[Candidate], workload: Workload) -> Iterator[Measurement]:
+        """Yield the recorded measurements, in order.
+
+        Raises:
+            BadInputError: if the landscape does not hold a candidate.
+        """
+        for candidate in candidates:
+            found = self.table.get((workload.label, candidate))
+            if found is None:
+                raise BadInputError(
+                    f"the landscape has no {workload.label} {candidate.params}; record it first"
+                )
+            yield found

@@ -194,7 +194,7 @@ class Session:
 
 def _check_writable(path: Path) -> None:
     """Ask the system first: SQLite would find out later, and say less."""
-    for place in (path.parent, path):
+    for place in (path, path.parent):
         if place.exists() and not os.access(place, os.W_OK):
             raise MissingEnvironmentError(
                 f"{place}: cannot be written; make it writable, or use a database elsewhere"

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -148,7 +148,7 @@ class WorkerPool:
 
     def map_ordered(
         self, function: Callable[[Item], Value], items: Iterable[Item], timeout_s: float
-    ) -> Iterator[TaskResult[Value]]:
+    ) -> Generator[TaskResult[Value], None, None]:
         """Run ``function(item)`` for each item; yield results in input order, as soon as known.
 
         Nothing that a task does raises here. ``items`` is read lazily, a few ahead of the results.

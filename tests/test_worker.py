@@ -123,7 +123,7 @@ def test_items_are_read_a_few_ahead_only(pool: WorkerPool) -> None:
     results = pool.map_ordered(double, items(), 30)
     assert next(results).value == 0
     assert len(read) <= 4 * pool.workers
-    results.close()  # type: ignore[attr-defined]
+    results.close()
 
 
 def test_a_hanging_task_times_out_and_its_processes_are_gone(

@@ -1,0 +1,257 @@
+"""Compile vLLM's fused-MoE kernel for a device that need not be there, and read the result.
+
+A job runs vLLM's own launcher on meta tensors, so that the signature, the compile-time constants
+and the divisibility hints are those of a real launch. Jobs run in worker processes, since some
+candidates crash the compiler; only those import torch and Triton.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from autotune.core import Cache, MissingEnvironmentError, Outcome, digest
+from autotune.moe.compile_worker import compile_in_worker, set_up_worker
+from autotune.moe.kernel_source import KernelInfo, kernel_info
+from autotune.worker import TaskResult, TaskStatus, WorkerPool
+
+if TYPE_CHECKING:
+    from autotune.moe.shape import MoeShape
+
+__all__ = [
+    "CompileJob",
+    "Compiled",
+    "KernelInfo",
+    "Specialisation",
+    "compile_many",
+    "compile_pool",
+    "fp16_fallback",
+    "kernel_info",
+    "representative_m",
+    "specialise",
+]
+
+_TASKS_PER_WORKER = 400
+_CACHE_FORMAT = 1  # raise it when what a job does or a result holds changes
+_FP8_FAMILIES = ("QMMA", "QGMMA")
+_FAILURES = {
+    TaskStatus.TIMEOUT: Outcome.TIMEOUT,
+    TaskStatus.CRASH: Outcome.CRASH,
+    TaskStatus.ERROR: Outcome.COMPILE_ERROR,
+}
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """What of M the compiled code depends on.
+
+    Triton compiles anew when an integer argument is 1 or is (not) divisible by 16; M reaches the
+    kernel through ``num_valid_tokens`` and ``EM`` only.
+
+    Attributes:
+        naive: no sorted token ids; each block takes one token.
+        one_token: M * topk is 1.
+        tokens_divisible_by_16: whether M * topk is.
+        padded_divisible_by_16: whether ``EM``, the padded number of rows, is.
+    """
+
+    naive: bool
+    one_token: bool
+    tokens_divisible_by_16: bool
+    padded_divisible_by_16: bool
+
+
+def specialise(shape: MoeShape, m: int, block_m: int) -> Specialisation:
+    """The specialisation that a launch with ``m`` tokens takes.
+
+    Source: ``_prepare_expert_assignment`` and ``invoke_fused_moe_triton_kernel`` in vLLM's
+    ``fused_moe.py``, ``moe_align_block_size`` in ``moe_align_block_size.py``.
+    """
+    tokens = m * shape.topk
+    naive = shape.global_experts == shape.experts and tokens * 4 <= shape.global_experts
+    if naive:
+        padded = tokens * block_m
+    else:
+        padded = tokens + shape.global_experts * (block_m - 1)
+        if tokens < shape.global_experts:
+            padded = min(padded, tokens * block_m)
+    return Specialisation(
+        naive=naive,
+        one_token=tokens == 1,
+        tokens_divisible_by_16=tokens % 16 == 0,
+        padded_divisible_by_16=_rows_divisible_by_16(padded, m, shape.topk, block_m),
+    )
+
+
+def _rows_divisible_by_16(padded: int, m: int, topk: int, block_m: int) -> bool:
+    """Both GEMMs see the same: the launcher's own bound is M * topk * block_m in either."""
+    rows = min(padded, m * topk * block_m) if m < block_m else padded
+    return rows % 16 == 0
+
+
+def representative_m(shape: MoeShape, specialisation: Specialisation, block_m: int) -> int:
+    """The smallest M with this specialisation.
+
+    Raises:
+        ValueError: if no M of this shape has it.
+    """
+    for m in range(1, 8 * shape.global_experts + 64):
+        if specialise(shape, m, block_m) == specialisation:
+            return m
+    raise ValueError(f"no M gives {specialisation} with BLOCK_SIZE_M={block_m}")
+
+
+@dataclass(frozen=True)
+class CompileJob:
+    """One kernel to compile. GROUP_SIZE_M is left out: registers and shared memory ignore it.
+
+    Attributes:
+        shape: the problem without M.
+        arch: compute capability as an integer, such as 121.
+        block_m: rows of a tile; ``block_n`` columns, ``block_k`` contraction, as in the file.
+        gemm: 1 for gate and up, 2 for down.
+        specialisation: what the code depends on of M.
+    """
+
+    shape: MoeShape
+    arch: int
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    gemm: Literal[1, 2]
+    specialisation: Specialisation
+
+    def key(self, kernel: KernelInfo) -> str:
+        """Identity of the result in a cache: the job, the kernel file and the compiler."""
+        return digest(
+            {
+                "format": _CACHE_FORMAT,
+                "kernel": kernel.sha256,
+                "triton": kernel.triton_version,
+                "job": asdict(self),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What came of a job.
+
+    Attributes:
+        outcome: OK, COMPILE_ERROR, OUT_OF_RESOURCES, TIMEOUT or CRASH; the last two may be due to a
+            busy machine, so ``compile_many`` can retry them.
+        registers: per thread.
+        spill_bytes: local memory per thread.
+        shared_bytes: shared memory per block.
+        instructions: static counts in the machine code: ``total``, ``LDGSTS``, ``STL``, ``LDL``
+            and each tensor-core family found (QMMA, HMMA, IMMA, QGMMA, HGMMA, IGMMA, ...); empty
+            if it was not disassembled.
+        message: why it failed, or why something is missing.
+        seconds: wall time of the job.
+    """
+
+    outcome: Outcome
+    registers: int = 0
+    spill_bytes: int = 0
+    shared_bytes: int = 0
+    instructions: Mapping[str, int] = field(default_factory=dict)
+    message: str = ""
+    seconds: float = 0.0
+
+    @property
+    def retryable(self) -> bool:
+        """Whether another try could end otherwise."""
+        return self.outcome in (Outcome.TIMEOUT, Outcome.CRASH)
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Back from :meth:`as_json`."""
+        return cls(**{**values, "outcome": Outcome(values["outcome"])})
+
+
+def compile_pool(workers: int, kernel: KernelInfo) -> WorkerPool:
+    """A pool whose workers have loaded the kernel; they are replaced now and then for memory."""
+    return WorkerPool(workers, set_up_worker, (kernel.path,), tasks_per_worker=_TASKS_PER_WORKER)
+
+
+def compile_many(
+    pool: WorkerPool,
+    jobs: Iterable[CompileJob],
+    kernel: KernelInfo,
+    cache: Cache | None,
+    timeout_s: float = 120,
+    *,
+    retry_failed: bool = False,
+    disassemble: bool = True,
+) -> Iterator[Compiled]:
+    """Compile jobs in the pool; yield results in their order.
+
+    Args:
+        pool: from :func:`compile_pool`.
+        jobs: what to compile; read lazily.
+        kernel: from :func:`kernel_info`.
+        cache: what it holds is not compiled again; each result is stored as soon as it is known.
+        timeout_s: wall seconds per job.
+        retry_failed: compile again what the cache holds as TIMEOUT or CRASH.
+        disassemble: count instructions (about 0.3 s each); results without are not cached.
+
+    Raises:
+        MissingEnvironmentError: if the workers cannot load the kernel.
+    """
+    order: deque[tuple[CompileJob, Compiled | None]] = deque()
+    store = cache if disassemble else None
+
+    def missing() -> Iterator[CompileJob]:
+        for job in jobs:
+            held = _look_up(cache, job.key(kernel), retry_failed)
+            order.append((job, held))
+            if held is None:
+                yield job
+
+    run = partial(compile_in_worker, disassemble=disassemble)
+    with closing(pool.map_ordered(run, missing(), timeout_s)) as results:
+        for result in results:
+            while (held := order[0][1]) is not None:
+                order.popleft()
+                yield held
+            job, _ = order.popleft()
+            compiled = _compiled(result)
+            if store is not None:
+                store.put(job.key(kernel), compiled.as_json())
+            yield compiled
+    yield from (held for _, held in order if held is not None)
+
+
+def _look_up(cache: Cache | None, key: str, retry_failed: bool) -> Compiled | None:
+    values = cache.get(key) if cache is not None else None
+    if values is None:
+        return None
+    compiled = Compiled.from_json(values)
+    return None if retry_failed and compiled.retryable else compiled
+
+
+def _compiled(result: TaskResult[dict[str, Any]]) -> Compiled:
+    if result.value is not None:
+        return replace(Compiled.from_json(result.value), seconds=result.seconds)
+    if result.message.startswith(MissingEnvironmentError.__name__):
+        raise MissingEnvironmentError(result.message.partition(": ")[2])
+    return Compiled(_FAILURES[result.status], message=result.message, seconds=result.seconds)
+
+
+def fp16_fallback(compiled: Compiled, shape: MoeShape) -> bool:
+    """Whether fp8 operands are widened and multiplied as fp16 (Triton before 3.8 on sm_121)."""
+    return (
+        shape.dtype == "fp8_w8a8"
+        and any(family in compiled.instructions for family in ("HMMA", "HGMMA"))
+        and not any(family in compiled.instructions for family in _FP8_FAMILIES)
+    )

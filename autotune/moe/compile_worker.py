@@ -1,0 +1,289 @@
+"""The body of a compile job, run in a worker process: the launcher, Triton, the disassembler.
+
+The only module of the compile half that imports torch and Triton, and only inside functions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from autotune.core import MissingEnvironmentError, Outcome
+from autotune.moe.kernel_source import load_kernel, swap_ab_rule
+
+if TYPE_CHECKING:
+    from autotune.moe.compile import CompileJob
+
+_OPCODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE)
+_COUNTED = ("LDGSTS", "STL", "LDL")
+_TOOL_TIMEOUT_S = 60
+
+
+@dataclass
+class _Worker:
+    """What a worker process keeps between jobs."""
+
+    path: Path
+    module: ModuleType
+    stderr: Path
+
+
+_worker: list[_Worker] = []
+
+
+def set_up_worker(path: Path) -> None:
+    """Load the kernel once per worker process; keep the compiler's chatter off the terminal.
+
+    Raises:
+        MissingEnvironmentError: if torch or Triton cannot be imported.
+    """
+    module = load_kernel(path)
+    descriptor, name = tempfile.mkstemp(prefix="stderr-")
+    sys.stderr.flush()
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    _worker.append(_Worker(path, module, Path(name)))
+
+
+def compile_in_worker(job: CompileJob, *, disassemble: bool) -> dict[str, Any]:
+    """Compile one job.
+
+    Args:
+        job: what to compile.
+        disassemble: count instructions too.
+
+    Returns:
+        The fields of :class:`autotune.moe.compile.Compiled`.
+    """
+    from triton.runtime.errors import OutOfResources  # noqa: PLC0415
+
+    worker = _worker[0]
+    os.truncate(worker.stderr, 0)
+    cache = tempfile.mkdtemp(prefix="triton-")
+    os.environ["TRITON_CACHE_DIR"] = cache
+    try:
+        kernel = _launch(worker, job)
+        return {
+            "outcome": Outcome.OK,
+            "shared_bytes": kernel.metadata.shared,
+            **_read_cubin(kernel.asm["cubin"], Path(cache), disassemble),
+        }
+    except OutOfResources as error:
+        return {"outcome": Outcome.OUT_OF_RESOURCES, "message": str(error)}
+    except MissingEnvironmentError:
+        raise
+    # The compiler raises whatever it likes (RuntimeError, CompilationError, PTXASError, IndexError,
+    # AssertionError, ...), and each means the same: this candidate does not compile.
+    except Exception as error:  # noqa: BLE001
+        return {"outcome": Outcome.COMPILE_ERROR, "message": _explain(error, worker.stderr)}
+    finally:
+        worker.module.fused_moe_kernel.device_caches.clear()
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def _explain(error: Exception, stderr: Path) -> str:
+    """The last line of the exception, and the first errors that MLIR or ptxas printed."""
+    text = stderr.read_text(errors="replace")
+    printed = [line.strip() for line in text.splitlines() if "error:" in line][:2]
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return " | ".join([f"{type(error).__name__}: {lines[-1].strip()}", *printed])[:1000]
+
+
+# ------------------------------------------------------------------------------------------
+# The launch.
+
+
+class _Driver:
+    """All that Triton's compiler asks of a driver."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget  # noqa: PLC0415
+
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return self.arch
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return device
+
+
+class _Compiling:
+    """Stands in for the kernel: a launch compiles and keeps the result."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.compiled: Any = None
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        def launch(*args: Any, **options: Any) -> None:
+            self.compiled = self.kernel.warmup(*args, grid=(1,), **options)
+
+        return launch
+
+
+def _launch(worker: _Worker, job: CompileJob) -> Any:
+    """Run vLLM's launcher; gives Triton's compiled kernel."""
+    from triton.runtime.driver import driver  # noqa: PLC0415
+
+    driver.set_active(_Driver(job.arch))
+    module = worker.module
+    module.enable_swap_ab = swap_ab_rule(worker.path, job.arch)  # type: ignore[attr-defined]
+    launcher = getattr(module, "invoke_fused_moe_triton_kernel", None)
+    if launcher is None:
+        raise MissingEnvironmentError(f"{worker.path} has no invoke_fused_moe_triton_kernel")
+    kernel = module.fused_moe_kernel
+    stand_in = _Compiling(kernel)
+    module.fused_moe_kernel = stand_in  # type: ignore[attr-defined]
+    try:
+        launcher(**_matching(launcher, launch_arguments(job)))
+    finally:
+        module.fused_moe_kernel = kernel  # type: ignore[attr-defined]
+    return stand_in.compiled
+
+
+def _matching(launcher: Callable[..., object], known: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that this version's launcher takes; what it alone knows is off."""
+    return {
+        name: known.get(name, False)
+        for name, parameter in inspect.signature(launcher).parameters.items()
+        if name in known or parameter.default is inspect.Parameter.empty
+    }
+
+
+def launch_arguments(job: CompileJob) -> dict[str, Any]:
+    """Arguments of vLLM's ``invoke_fused_moe_triton_kernel`` as vLLM itself gives them."""
+    import torch  # noqa: PLC0415
+    import triton.language as tl  # noqa: PLC0415
+
+    from autotune.moe.compile import representative_m  # noqa: PLC0415
+
+    def meta(*size: int, dtype: Any) -> Any:
+        return torch.empty(size, dtype=dtype, device="meta")
+
+    shape = job.shape
+    m = representative_m(shape, job.specialisation, job.block_m)
+    up = 2 * shape.intermediate if shape.gated else shape.intermediate
+    depth, columns = (shape.hidden, up) if job.gemm == 1 else (shape.intermediate, shape.hidden)
+    rows, topk = (m, shape.topk) if job.gemm == 1 else (m * shape.topk, 1)
+    flags = _quantisation_flags(shape.dtype, shape.weight_dtype)
+    weight = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}.get(
+        shape.weight_dtype, torch.bfloat16
+    )
+    activation = torch.bfloat16 if flags["use_int8_w8a16"] else weight
+    a_scale, b_scale = _scale_sizes(job, rows, depth, columns)
+    tokens = m * shape.topk
+    padded = tokens + shape.global_experts * (job.block_m - 1)
+    if tokens < shape.global_experts:
+        padded = min(padded, tokens * job.block_m)
+    naive = job.specialisation.naive
+    blocks = tokens if naive else -(-padded // job.block_m)
+    return {
+        "A": meta(rows, depth, dtype=activation),
+        "B": meta(shape.experts, columns, depth, dtype=weight),
+        "C": meta(m, shape.topk, columns, dtype=torch.bfloat16),
+        "A_scale": None if a_scale is None else meta(*a_scale, dtype=torch.float32),
+        "B_scale": None if b_scale is None else meta(*b_scale, dtype=torch.float32),
+        "topk_weights": meta(m, shape.topk, dtype=torch.float32) if job.gemm == 2 else None,
+        "sorted_token_ids": None if naive else meta(padded, dtype=torch.int32),
+        "expert_ids": meta(blocks, dtype=torch.int32),
+        "num_tokens_post_padded": meta(1, dtype=torch.int32),
+        "mul_routed_weight": job.gemm == 2,
+        "top_k": topk,
+        "config": {
+            "BLOCK_SIZE_M": job.block_m,
+            "BLOCK_SIZE_N": job.block_n,
+            "BLOCK_SIZE_K": job.block_k,
+            "GROUP_SIZE_M": 1,
+            "num_warps": job.num_warps,
+            "num_stages": job.num_stages,
+        },
+        "compute_type": tl.bfloat16,
+        "per_channel_quant": shape.scheme == "channel",
+        "block_shape": None if shape.block_shape is None else list(shape.block_shape),
+        "B_bias": None,
+        **flags,
+    }
+
+
+def _quantisation_flags(dtype: str | None, weight_dtype: str) -> dict[str, bool]:
+    """The launcher's switches. W8A8 in int8 has no dtype in the file name of vLLM 0.32."""
+    w8a16 = dtype == "int8_w8a16"
+    return {
+        "use_fp8_w8a8": dtype == "fp8_w8a8",
+        "use_int8_w8a8": weight_dtype == "int8" and not w8a16,
+        "use_int8_w8a16": w8a16,
+        "use_int4_w4a16": False,
+    }
+
+
+def _scale_sizes(
+    job: CompileJob, rows: int, depth: int, columns: int
+) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    """Sizes of the scales of activations and weights (``moe_kernel_quantize_input``)."""
+    experts = job.shape.experts
+    a_scale: tuple[int, ...] | None
+    if job.shape.block_shape is not None:
+        block_n, block_k = job.shape.block_shape
+        groups = -(-depth // block_k)
+        a_scale, b_scale = (rows, groups), (experts, -(-columns // block_n), groups)
+    elif job.shape.scheme == "channel":
+        a_scale, b_scale = (rows, 1), (experts, columns, 1)
+    elif job.shape.scheme == "tensor":
+        return (1,), (experts,)
+    else:
+        return None, None
+    return (None if job.shape.dtype == "int8_w8a16" else a_scale), b_scale
+
+
+# ------------------------------------------------------------------------------------------
+# The machine code.
+
+
+def _read_cubin(cubin: bytes, folder: Path, disassemble: bool) -> dict[str, Any]:
+    """Registers, spills and instruction counts, with the tools in Triton's wheel."""
+    from triton import knobs  # noqa: PLC0415
+
+    file = folder / "kernel.cubin"
+    file.write_bytes(cubin)
+    flags = ["-sass", "-res-usage"] if disassemble else ["-res-usage"]
+    try:
+        run = subprocess.run(  # noqa: S603 - a tool of the installed Triton
+            [knobs.nvidia.cuobjdump.path, *flags, str(file)],
+            capture_output=True,
+            text=True,
+            timeout=_TOOL_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+        return {"message": f"the machine code was not read: {error}"}
+    usage = {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", run.stdout)}
+    if "REG" not in usage:
+        last = (run.stderr or run.stdout).strip().splitlines()[-1:]
+        return {"message": f"cuobjdump could not read the machine code: {' '.join(last)}"}
+    return {
+        "registers": usage["REG"],
+        "spill_bytes": max(usage.get("STACK", 0), usage.get("LOCAL", 0)),
+        "instructions": count_instructions(run.stdout) if disassemble else {},
+    }
+
+
+def count_instructions(sass: str) -> dict[str, int]:
+    """Opcodes in the output of ``cuobjdump -sass``: tensor-core families, memory traffic, all."""
+    opcodes = Counter(_OPCODE.findall(sass))
+    kept = {name: n for name, n in opcodes.items() if "MMA" in name or name in _COUNTED}
+    return {"total": opcodes.total(), **dict.fromkeys(_COUNTED, 0), **kept}

@@ -1,0 +1,155 @@
+"""GPUs: what their files in ``search_spaces/devices`` say, and which ones this machine has."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+
+from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.resources import data_root
+from autotune.yamlfile import load_yaml
+
+
+class Device(BaseModel):
+    """A GPU model. Sizes in bytes, bandwidths in GB/s (1e9), clocks in MHz.
+
+    ``memory_bandwidth_gbs`` is what can be reached, ``…_peak_gbs`` what the vendor states;
+    ``tensor_flops_per_sm_per_clock`` is dense, by instruction family (``qmma_fp8``: mma.sync on fp8,
+    ``hgmma_bf16``: wgmma on bf16, …). ``sources`` says of every figure where it comes from.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    title: str
+    vllm_name: str
+    gpu_names: list[str]
+    compute_capability: str
+    sm_count: PositiveInt
+    shared_memory_per_block: PositiveInt
+    shared_memory_per_sm: PositiveInt
+    shared_memory_reserved_per_block: PositiveInt
+    registers_per_sm: PositiveInt
+    max_registers_per_thread: PositiveInt
+    max_threads_per_sm: PositiveInt
+    max_blocks_per_sm: PositiveInt
+    l2_bytes: PositiveInt
+    memory_bandwidth_gbs: PositiveFloat
+    memory_bandwidth_peak_gbs: PositiveFloat
+    boost_clock_mhz: PositiveFloat
+    tensor_flops_per_sm_per_clock: dict[str, PositiveFloat]
+    sources: dict[str, str]
+
+    @model_validator(mode="after")
+    def _every_figure_has_a_source(self) -> Device:
+        words = {"name", "title", "vllm_name", "gpu_names", "sources"}
+        missing = sorted(set(type(self).model_fields) - words - set(self.sources))
+        if missing:
+            raise ValueError(f"no source given for {missing[0]}")
+        major, _, minor = self.compute_capability.partition(".")
+        if not (major.isdigit() and minor.isdigit()):
+            raise ValueError(f"compute_capability {self.compute_capability!r} is not like '12.1'")
+        return self
+
+    @property
+    def arch(self) -> int:
+        """Compute capability as Triton writes it: 121 for 12.1."""
+        return int(self.compute_capability.replace(".", ""))
+
+
+@dataclass(frozen=True)
+class GpuInfo:
+    """A GPU of this machine, as nvidia-smi names it."""
+
+    name: str
+    uuid: str
+    driver: str
+    memory_mib: str
+    compute_capability: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+def detect_gpus() -> list[GpuInfo]:
+    """The GPUs that nvidia-smi shows; none when it is absent, fails or hangs."""
+    query = "name,uuid,driver_version,memory.total,compute_cap"
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    try:
+        shown = subprocess.run(  # noqa: S603 - fixed arguments
+            command, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = csv.reader(shown.stdout.splitlines(), skipinitialspace=True)
+    return [GpuInfo(*row) for row in rows if len(row) == 5]
+
+
+def load_devices() -> dict[str, Device]:
+    """Every device that comes with the project, by name."""
+    folder = data_root() / "search_spaces" / "devices"
+    devices = (load_yaml(path, Device) for path in sorted(folder.glob("*.yaml")))
+    return {device.name: device for device in devices}
+
+
+def _matching(devices: dict[str, Device], name: str) -> Device | None:
+    wanted = name.casefold().replace("_", " ")
+    for device in devices.values():
+        names = [device.name, device.vllm_name, device.title, *device.gpu_names]
+        if wanted in (n.casefold().replace("_", " ") for n in names):
+            return device
+    return None
+
+
+def get_device(ref: str) -> Device:
+    """A device by its name, vLLM's name for it, its GPU name, or the path of a YAML file.
+
+    Raises:
+        BadInputError: unknown, with what is known; or a malformed file.
+    """
+    if ref.endswith((".yaml", ".yml")):
+        return load_yaml(Path(ref), Device)
+    devices = load_devices()
+    found = _matching(devices, ref)
+    if found is not None:
+        return found
+    close = difflib.get_close_matches(ref.casefold(), devices, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise BadInputError(
+        f"no device {ref!r}; {hint}known: {', '.join(devices)}, or the path of a .yaml file"
+    )
+
+
+def resolve_device(ref: str) -> Device:
+    """Like :func:`get_device`, where ``auto`` is the first GPU of this machine.
+
+    Raises:
+        BadInputError: unknown name, or a GPU that no file describes.
+        MissingEnvironmentError: ``auto`` on a machine without a GPU.
+    """
+    if ref != "auto":
+        return get_device(ref)
+    gpus = detect_gpus()
+    if not gpus:
+        raise MissingEnvironmentError(
+            "--device auto: nvidia-smi shows no GPU here; name one, such as --device gb10"
+        )
+    found = _matching(load_devices(), gpus[0].name)
+    if found is None:
+        raise BadInputError(
+            f"--device auto: no file describes {gpus[0].name!r}; copy one of search_spaces/devices, "
+            "fill in its figures and give its path with --device"
+        )
+    return found
+
+
+def is_present(device: Device) -> bool:
+    """Whether a GPU of this machine is the device."""
+    known = {device.name: device}
+    return any(_matching(known, gpu.name) is not None for gpu in detect_gpus())

@@ -1,0 +1,56 @@
+"""Writing result files: whole or not at all, and errors in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from autotune.core import AutotuneError, BadInputError, MissingEnvironmentError
+
+
+def _translated(error: OSError, path: Path) -> AutotuneError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return MissingEnvironmentError(f"{path}: {reason}; free some and run the command again")
+    return BadInputError(f"{path}: cannot be written: {reason}; name another folder with --out")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``: a reader or a crash sees the old file or the new one.
+
+    Raises:
+        BadInputError: the place cannot be written.
+        MissingEnvironmentError: no space is left.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}-")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise _translated(error, path) from None
+
+
+def check_writable(folder: Path) -> None:
+    """Fail before the work rather than after it.
+
+    Raises:
+        BadInputError: ``folder`` is not a folder that files can be made in.
+        MissingEnvironmentError: no space is left.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe:
+            probe.write(b"x" * 4096)
+            probe.flush()
+    except OSError as error:
+        raise _translated(error, folder) from None

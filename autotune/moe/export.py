@@ -1,0 +1,175 @@
+"""What a finished job leaves behind: vLLM's file, its provenance, a report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from autotune.core import Basis, Trial
+from autotune.files import write_whole
+from autotune.moe.config_file import FIELDS, render
+from autotune.moe.job import Result
+
+FP16_WARNING = (
+    "fp8 operands end up in fp16 tensor-core instructions (HMMA) on this target with Triton "
+    "{triton}: half the rate. Triton 3.8.0 or newer uses QMMA on sm_121. Tune with the Triton that "
+    "will serve: a tuned file is for one Triton generation."
+)
+PREDICTED_NOTE = (
+    "PREDICTED, not measured: the real kernel was compiled for the device, its time was computed by "
+    "a cost model (docs/prediction.md). Measure before you rely on it, and do not send it upstream."
+)
+
+
+def folder_of(out: Path, study: str) -> Path:
+    """Where the files of a predicted study go."""
+    return out / study / Basis.PREDICTED.value
+
+
+def table(result: Result) -> list[dict[str, Any]]:
+    """One row per M, for the terminal, the report and ``--json``. Times in µs, memory in bytes."""
+    rows = []
+    for m, selection in sorted(result.selections.items()):
+        winner = selection.winner
+        details = winner.measurement.details
+        gemms = details["compiled"]
+        rows.append(
+            {
+                "m": m,
+                "config": {name: winner.candidate.int(name) for name in FIELDS},
+                "is_default": selection.kept_incumbent,
+                "predicted_us": winner.measurement.value,
+                "default_predicted_us": _value(selection.incumbent),
+                "predicted_speedup": selection.speedup,
+                "limit": details["limit"],
+                "registers": [gemm["registers"] for gemm in gemms],
+                "spill_bytes": [gemm["spill_bytes"] for gemm in gemms],
+                "shared_bytes": [gemm["shared_bytes"] for gemm in gemms],
+                "tensor_cores": [gemm["mma"] for gemm in gemms],
+            }
+        )
+    return rows
+
+
+def _value(trial: Trial | None) -> float | None:
+    return None if trial is None else trial.measurement.value
+
+
+def provenance(result: Result) -> dict[str, Any]:
+    """Everything needed to know what the file is worth and to make it again."""
+    plan = result.plan
+    return {
+        "basis": Basis.PREDICTED.value,
+        "note": PREDICTED_NOTE,
+        "warnings": warnings(result),
+        "command": plan.command,
+        "study": plan.study,
+        "model": plan.model,
+        "device": plan.device.name,
+        "device_present": False,
+        "shape": plan.shape.as_json(),
+        "batch_sizes": list(plan.ms),
+        "effort": plan.effort,
+        "budget_s": plan.budget_s,
+        "min_gain": plan.min_gain,
+        "feasible": len(plan.feasible),
+        "space_size": plan.space.size,
+        "setup": result.setup,
+        "environment": result.environment,
+        "counts": result.counts,
+        "rows": table(result),
+    }
+
+
+def warnings(result: Result) -> list[str]:
+    """What a user must know beside the numbers."""
+    said = []
+    if result.fp16_fallback:
+        said.append(FP16_WARNING.format(triton=result.plan.kernel.triton_version))
+    if result.out_of_budget:
+        keys = ", ".join(map(str, result.out_of_budget))
+        said.append(f"the budget ended before the search did at M={keys}; run again to go on")
+    return said
+
+
+def report(result: Result) -> str:
+    """The Markdown report."""
+    plan = result.plan
+    lines = [
+        f"# {plan.study}: predicted",
+        "",
+        f"> {PREDICTED_NOTE}",
+        "",
+        *(f"> **Warning:** {text}\n" for text in warnings(result)),
+        f"- Model: {plan.model}; E={plan.shape.experts}, N={plan.shape.intermediate}, "
+        f"K={plan.shape.hidden}, topk={plan.shape.topk}, {plan.shape.weight_dtype} "
+        f"({plan.shape.scheme.value})",
+        f"- Device: {plan.device.title} (sm_{plan.device.arch}); none was used",
+        f"- Kernel: vLLM {plan.kernel.vllm_version}, fused_moe.py sha256 "
+        f"{plan.kernel.sha256[:16]}, Triton {plan.kernel.triton_version}",
+        f"- Search: space {plan.space.name}, {len(plan.feasible)} of {plan.space.size} feasible, "
+        f"effort {plan.effort}, sampler {result.setup['sampler']}, seed {plan.seed}",
+        f"- Trials: {', '.join(f'{n} {name}' for name, n in result.counts.items())}",
+        f"- Command: `{plan.command}`",
+        "",
+        "A row stays vLLM's own default unless the prediction gains more than "
+        f"{plan.min_gain:.1%}.",
+        "",
+        "| M | BM/BN/BK/G/warps/stages | predicted µs | default µs (predicted) | speed-up "
+        "| limited by | registers | spilled B | shared B | tensor cores |",
+        "|--:|:--|--:|--:|--:|:--|--:|--:|--:|:--|",
+    ]
+    for row in table(result):
+        lines.append("| " + " | ".join(cells(row)) + " |")
+    lines += [
+        "",
+        "Two figures in a cell are GEMM 1 (gate and up) and GEMM 2 (down).",
+        "",
+        "Try it: `VLLM_TUNED_CONFIG_FOLDER=<this folder> vllm serve …`; vLLM then logs "
+        "«Using configuration from …».",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of :func:`table` as text."""
+    default = row["default_predicted_us"]
+    config = "/".join(str(value) for value in row["config"].values())
+    return [
+        str(row["m"]),
+        config + (" (default)" if row["is_default"] else ""),
+        f"{row['predicted_us']:.1f}",
+        "not feasible" if default is None else f"{default:.1f}",
+        "" if row["predicted_speedup"] is None else f"{row['predicted_speedup']:.3f}×",
+        row["limit"],
+        *(_pair(row[name]) for name in ("registers", "spill_bytes", "shared_bytes")),
+        _pair(row["tensor_cores"]),
+    ]
+
+
+def _pair(values: list[Any]) -> str:
+    first, second = values
+    return str(first) if first == second else f"{first}, {second}"
+
+
+def write(result: Result, out: Path) -> list[Path]:
+    """Write the three files, each whole; the configuration file last.
+
+    Raises:
+        BadInputError: the folder cannot be written.
+        MissingEnvironmentError: no space is left.
+    """
+    plan = result.plan
+    folder = folder_of(out, plan.study)
+    rows = {m: s.winner.candidate for m, s in result.selections.items()}
+    config = render(rows, plan.kernel.triton_version)
+    document = json.dumps(provenance(result), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    files = {
+        folder / "provenance.json": document.encode(),
+        folder / "report.md": report(result).encode(),
+        folder / plan.shape.config_file_name(plan.device.vllm_name): config,
+    }
+    for path, data in files.items():
+        write_whole(path, data)
+    return list(files)

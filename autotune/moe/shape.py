@@ -1,0 +1,143 @@
+"""The fused-MoE problem: its shape on one rank, and a workload (a shape at M tokens)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, Self
+
+from autotune.core import BadInputError, digest
+
+
+class Scheme(StrEnum):
+    """How weights and activations are scaled.
+
+    ``CHANNEL``: per-channel weights with per-token activations. ``BLOCK``: weights by blocks,
+    activations by groups of the same width. ``NONE``: not quantised.
+    """
+
+    NONE = "none"
+    TENSOR = "tensor"
+    CHANNEL = "channel"
+    BLOCK = "block"
+
+
+DTYPES: dict[str, tuple[str | None, str]] = {
+    "fp8_w8a8": ("fp8_w8a8", "fp8"),
+    "int8_w8a8": (None, "int8"),
+    "bf16": (None, "bf16"),
+}
+"""``--dtype`` to (vLLM's config dtype, weight dtype).
+
+Source: vLLM fused_moe/config.py, ``_get_config_dtype_str``: int8_w8a8 and bf16 have no selector.
+"""
+
+
+@dataclass(frozen=True)
+class MoeShape:
+    """One MoE layer on one rank.
+
+    Attributes:
+        experts: E, experts held by this rank (w2.shape[0]).
+        intermediate: N, width after the gate on this rank (w2.shape[2]).
+        hidden: K, the model's hidden size.
+        topk: experts per token.
+        dtype: vLLM's config dtype, part of the file name; None for bf16 and int8_w8a8.
+        weight_dtype: ``fp8``, ``int8`` or ``bf16``.
+        scheme: how it is scaled.
+        block_shape: (n, k) of block quantisation, else None.
+        global_experts: experts that the router chooses from (more than E under EP).
+        gated: whether w1 holds gate and up (2N columns) or N alone.
+    """
+
+    experts: int
+    intermediate: int
+    hidden: int
+    topk: int
+    dtype: str | None
+    weight_dtype: str
+    scheme: Scheme
+    block_shape: tuple[int, int] | None
+    global_experts: int
+    gated: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("experts", "intermediate", "hidden", "topk"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.topk > self.global_experts:
+            raise BadInputError(f"topk {self.topk} is more than {self.global_experts} experts")
+        if self.block_shape is not None:
+            for name, size, block in (
+                ("intermediate size", self.intermediate, self.block_shape[0]),
+                ("hidden size", self.hidden, self.block_shape[1]),
+            ):
+                if size % block:
+                    raise BadInputError(
+                        f"{name} {size} on this rank is not divisible by the quantisation block "
+                        f"{block}; vLLM refuses that too: use a smaller --tp"
+                    )
+
+    def config_file_name(self, vllm_name: str) -> str:
+        """vLLM's name of the configuration file on device ``vllm_name``.
+
+        Source: vLLM fused_moe.py, ``get_config_file_name``.
+        """
+        dtype = f",dtype={self.dtype}" if self.dtype else ""
+        block = (
+            f",block_shape=[{self.block_shape[0]},{self.block_shape[1]}]"
+            if self.block_shape
+            else ""
+        )
+        return f"E={self.experts},N={self.intermediate},device_name={vllm_name}{dtype}{block}.json"
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        values = asdict(self)
+        values["block_shape"] = list(self.block_shape) if self.block_shape else None
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Back from :meth:`as_json`."""
+        block = values["block_shape"]
+        return cls(
+            **{
+                **values,
+                "scheme": Scheme(values["scheme"]),
+                "block_shape": tuple(block) if block else None,
+            }
+        )
+
+    @cached_property
+    def key(self) -> str:
+        """Identity of the shape."""
+        return digest(self.as_json())
+
+
+@dataclass(frozen=True)
+class MoeWorkload:
+    """A shape at ``m`` tokens; a :class:`autotune.core.Workload`."""
+
+    shape: MoeShape
+    m: int
+
+    def __post_init__(self) -> None:
+        if self.m < 1:
+            raise BadInputError(f"a batch size must be at least 1, not {self.m}")
+
+    @cached_property
+    def key(self) -> str:
+        """Identity used in the database."""
+        return digest(self.as_json())
+
+    @property
+    def label(self) -> str:
+        """Such as ``M=64``."""
+        return f"M={self.m}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Shape and M as JSON values."""
+        return {"m": self.m, "shape": self.shape.as_json()}

@@ -87,7 +87,7 @@ class OptunaProposer:
         """Up to ``n`` candidates not proposed or told before; empty when all are tried."""
         batch_seed = int(digest([self._seed, self._told]), 16) % 2**32
         self._study.sampler = self._make_sampler(batch_seed)
-        batch = []
+        batch: list[Candidate] = []
         while len(batch) < n and self._untried:
             candidate = self._next_first() or self._sampled()
             if candidate not in self._running:

@@ -27,8 +27,10 @@ def _answer(question: _Question) -> dict[int, dict[str, int]]:
     module = load_kernel(question.path)
     # The stubs are mocks, and a mock is true: say what holds on any CUDA device without the
     # batch-invariant mode (which ignores configuration files altogether).
-    module.envs = SimpleNamespace(VLLM_BATCH_INVARIANT=False)
-    module.current_platform = SimpleNamespace(is_rocm=lambda: False)
+    vars(module).update(
+        envs=SimpleNamespace(VLLM_BATCH_INVARIANT=False),
+        current_platform=SimpleNamespace(is_rocm=lambda: False),
+    )
     shape = question.shape
     block = list(shape.block_shape) if shape.block_shape else None
     rows = {}

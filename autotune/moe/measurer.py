@@ -37,26 +37,39 @@ def tile_of(candidate: Candidate, shape: MoeShape) -> Tile:
     )
 
 
-def _mma_key(family: str, shape: MoeShape) -> str:
-    if family == "HMMA":
-        return "hmma_bf16"
-    if family == "HGMMA":
-        return "hgmma_bf16"
-    dtype = "int8" if family.startswith("I") else "fp8"
-    return f"{family.lower()}_{dtype}"
+def _mma_key(family: str) -> str:
+    """``QMMA`` to ``qmma_fp8``: the letter before MMA or GMMA says what is multiplied."""
+    letter = family.removeprefix("UTC")[0]
+    return f"{family.lower()}_{ {'Q': 'fp8', 'I': 'int8'}.get(letter, 'bf16') }".replace(" ", "")
 
 
-def resources_of(compiled: Compiled, shape: MoeShape) -> Resources:
+def mma_family(compiled: Compiled) -> str | None:
+    """The tensor-core instruction that a compiled kernel uses most, such as ``QMMA``."""
+    counts = {n: c for n, c in compiled.instructions.items() if n.endswith("MMA") and c}
+    return max(counts, key=lambda name: counts[name]) if counts else None
+
+
+def _summary(compiled: Compiled) -> dict[str, object]:
+    return {
+        "registers": compiled.registers,
+        "spill_bytes": compiled.spill_bytes,
+        "shared_bytes": compiled.shared_bytes,
+        "mma": mma_family(compiled),
+        "instructions": dict(compiled.instructions),
+    }
+
+
+def resources_of(compiled: Compiled) -> Resources:
     """What the cost model needs of a compiled GEMM.
 
     Raises:
         ValueError: if no tensor-core instruction was found.
     """
-    family = compiled.mma_family
+    family = mma_family(compiled)
     if family is None:
         raise ValueError("no tensor-core instruction in the compiled kernel")
     return Resources(
-        compiled.registers, compiled.spill_bytes, compiled.shared_bytes, _mma_key(family, shape)
+        compiled.registers, compiled.spill_bytes, compiled.shared_bytes, _mma_key(family)
     )
 
 
@@ -109,7 +122,7 @@ class PredictingMeasurer:
 
     def jobs(self, candidate: Candidate, workload: MoeWorkload) -> list[CompileJob]:
         """The two compilations that a candidate needs at this M."""
-        specialisation = specialise(workload.shape, workload.m)
+        specialisation = specialise(workload.shape, workload.m, candidate.int("BLOCK_SIZE_M"))
         return [
             CompileJob(
                 shape=workload.shape,
@@ -139,7 +152,7 @@ class PredictingMeasurer:
     def _measurement(
         self, candidate: Candidate, workload: MoeWorkload, gemms: tuple[Compiled, Compiled]
     ) -> Measurement:
-        details = {"compiled": [gemm.summary() for gemm in gemms]}
+        details = {"compiled": [_summary(gemm) for gemm in gemms]}
         seconds = sum(gemm.seconds for gemm in gemms)
         for number, gemm in enumerate(gemms, start=1):
             outcome, message = gemm.outcome, gemm.message
@@ -149,7 +162,7 @@ class PredictingMeasurer:
                     f"{gemm.shared_bytes} bytes of shared memory; {self._device.name} gives a "
                     f"block {self._device.shared_memory_per_block}"
                 )
-            if outcome is Outcome.OK and gemm.mma_family is None:
+            if outcome is Outcome.OK and mma_family(gemm) is None:
                 outcome, message = Outcome.COMPILE_ERROR, "no tensor-core instruction found"
             if outcome is not Outcome.OK:
                 return Measurement(
@@ -160,7 +173,7 @@ class PredictingMeasurer:
                     seconds=seconds,
                 )
         shape = workload.shape
-        first, second = (resources_of(gemm, shape) for gemm in gemms)
+        first, second = (resources_of(gemm) for gemm in gemms)
         prediction = predict(workload, tile_of(candidate, shape), (first, second), self._device)
         return Measurement(
             Outcome.OK,

@@ -286,16 +286,14 @@ def _compressed_tensors(raw: Config) -> _Quantisation:
     weights = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(weights, dict):
         raise BadInputError("config.json: quantization_config.config_groups: no weights described")
-    kind = (weights.get("type"), weights.get("num_bits"))
-    if not isinstance(group.get("input_activations"), dict) or kind not in {
-        ("float", 8),
-        ("int", 8),
-    }:
+    kind, bits = weights.get("type"), weights.get("num_bits")
+    activations = group.get("input_activations") if isinstance(group, dict) else None
+    if not isinstance(activations, dict) or bits != 8 or kind not in {"float", "int"}:
         raise BadInputError(
-            f"quantization compressed-tensors with {kind[1]}-bit {kind[0]} weights is not served by "
+            f"quantization compressed-tensors with {bits}-bit {kind} weights is not served by "
             "this kernel's configuration file; --dtype says what vLLM will run instead"
         )
-    if kind[0] == "int":
+    if kind == "int":
         return "int8_w8a8", Scheme.CHANNEL, None
     strategy = str(weights.get("strategy", "tensor"))
     if strategy not in {"tensor", "channel", "block"}:

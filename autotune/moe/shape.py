@@ -81,7 +81,7 @@ class MoeShape:
                     )
 
     def config_file_name(self, vllm_name: str) -> str:
-        """vLLM's name of the configuration file on device ``vllm_name``.
+        """The name in vLLM of the configuration file on device ``vllm_name``.
 
         Source: vLLM fused_moe.py, ``get_config_file_name``.
         """

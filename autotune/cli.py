@@ -1,0 +1,474 @@
+"""The command line: parse, wire, print. No logic."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from autotune import __version__
+from autotune.core import AutotuneError, BadInputError, ExitCode, MissingEnvironmentError
+from autotune.devices import detect_gpus, is_present, load_devices, resolve_device
+from autotune.environment import usable_cpus
+
+app = typer.Typer(
+    name="autotune",
+    help="Tune vLLM's fused-MoE Triton kernels. Start with: autotune moe --device gb10",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+DEFAULT_DB = "sqlite:///outputs/autotune.db"
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+Db = Annotated[str, typer.Option(help="Database with every trial, as an SQLAlchemy URL.")]
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _seconds(text: str | None) -> float | None:
+    """``90``, ``90s``, ``10m`` or ``2h`` to seconds."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if found is None:
+        raise BadInputError(f"--budget {text}: expected a time such as 90s, 10m or 2h")
+    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+    if seconds <= 0:
+        raise BadInputError(f"--budget {text}: must be more than nothing")
+    return seconds
+
+
+def _batch_sizes(text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
+    if text is None:
+        return default
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInputError(f"--batch-sizes {text}: expected numbers such as 1,8,64") from None
+    for size in sizes:
+        if not 1 <= size <= 1_048_576:
+            raise BadInputError(f"--batch-sizes: {size} is not between 1 and 1048576")
+        if sizes.count(size) > 1:
+            raise BadInputError(f"--batch-sizes: {size} is given twice")
+    return tuple(sorted(sizes))
+
+
+def _fraction(text: str, flag: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+    value = float(found[1]) / (100 if found[2] else 1) if found else -1.0
+    if not 0 <= value < 1:
+        raise BadInputError(
+            f"{flag} {text}: expected a share from 0 to below 1, such as 1% or 0.01"
+        )
+    return value
+
+
+@contextmanager
+def _progress(total: int, first: str, quiet: bool) -> Iterator[Callable[[Any], None]]:
+    """A bar on stderr; with ``quiet`` or without a terminal, nothing."""
+    if quiet or not err.is_terminal:
+        yield lambda _: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(first, total=total)
+
+        def update(step: Any) -> None:
+            bar.update(task, advance=1, description=step.workload.label)
+
+        yield update
+
+
+@app.command()
+def moe(
+    device: Annotated[str, typer.Option(help="Device to tune for; auto looks at this machine.")],
+    model: Annotated[
+        str | None, typer.Option(help="Preset, folder with config.json, or hub id.")
+    ] = None,
+    experts: Annotated[int | None, typer.Option(help="E, instead of a model.")] = None,
+    intermediate: Annotated[int | None, typer.Option(help="N, width after the gate.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="K, hidden size.")] = None,
+    topk: Annotated[int | None, typer.Option(help="Experts per token.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="fp8_w8a8, int8_w8a8, bf16; auto: the model's.")
+    ] = "auto",
+    scheme: Annotated[
+        str | None, typer.Option(help="Scaling: tensor, channel, block; default: the model's.")
+    ] = None,
+    tp: Annotated[int, typer.Option(help="Tensor-parallel size; divides N.")] = 1,
+    ep: Annotated[int, typer.Option(help="Expert-parallel size; divides E.")] = 1,
+    batch_sizes: Annotated[
+        str | None, typer.Option(help="Values of M, such as 1,8,64; default: vLLM's 18.")
+    ] = None,
+    space: Annotated[str, typer.Option(help="stock, wide, or the path of a .yaml file.")] = "stock",
+    effort: Annotated[str, typer.Option(help="quick, standard or exhaustive.")] = "standard",
+    budget: Annotated[str | None, typer.Option(help="Stop searching after, such as 10m.")] = None,
+    sampler: Annotated[str, typer.Option(help="tpe, random or qmc.")] = "tpe",
+    study: Annotated[str | None, typer.Option(help="Name; default from device and shape.")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Where result files go.")] = Path("outputs"),
+    db: Db = DEFAULT_DB,
+    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
+    min_gain: Annotated[
+        str, typer.Option(help="A row that gains less stays vLLM's default.")
+    ] = "1%",
+    workers: Annotated[int | None, typer.Option(help="Compile processes; default: CPUs.")] = None,
+    json_: Json = False,
+) -> None:
+    """Tune the fused-MoE kernel and write the JSON file that vLLM looks for."""
+    from autotune.files import check_writable  # noqa: PLC0415 - keeps `--help` fast
+    from autotune.moe import export  # noqa: PLC0415
+    from autotune.moe.compile import kernel_info  # noqa: PLC0415
+    from autotune.moe.job import (  # noqa: PLC0415
+        EFFORTS,
+        STANDARD_LADDER,
+        Plan,
+        default_study,
+        run_prediction,
+    )
+    from autotune.moe.model import explicit_shape, load_config, shape_from_config  # noqa: PLC0415
+    from autotune.propose import SAMPLERS  # noqa: PLC0415
+    from autotune.space import load_space  # noqa: PLC0415
+    from autotune.store import Store  # noqa: PLC0415
+
+    ms = _batch_sizes(batch_sizes, STANDARD_LADDER)
+    seconds, gain = _seconds(budget), _fraction(min_gain, "--min-gain")
+    for flag, value, known in (("--effort", effort, EFFORTS), ("--sampler", sampler, SAMPLERS)):
+        if value not in known:
+            raise BadInputError(f"{flag} {value}: not one of {', '.join(known)}")
+    if workers is not None and not 1 <= workers <= 1024:
+        raise BadInputError(f"--workers {workers}: expected 1 to 1024")
+    if not 0 <= seed < 2**32:
+        raise BadInputError(f"--seed {seed}: expected 0 to {2**32 - 1}")
+    target = resolve_device(device)
+    sizes = {"experts": experts, "intermediate": intermediate, "hidden": hidden, "topk": topk}
+    if any(value is not None for value in sizes.values()):
+        if model is not None:
+            raise BadInputError(
+                "--model and --experts/--intermediate/--hidden/--topk exclude each other"
+            )
+        shape = explicit_shape(**sizes, dtype=dtype, scheme=scheme, tp=tp, ep=ep)
+    else:
+        model = model or "gemma-4-26b-a4b"
+        shape = shape_from_config(load_config(model), dtype=dtype, tp=tp, ep=ep, scheme=scheme)
+    plan = Plan(
+        study=study or default_study(target, shape),
+        device=target,
+        model=model or "given by its sizes",
+        shape=shape,
+        ms=ms,
+        space=load_space(space, "moe"),
+        effort=effort,
+        budget_s=seconds,
+        sampler=sampler,
+        seed=seed,
+        min_gain=gain,
+        workers=workers or usable_cpus(),
+        kernel=kernel_info(),
+        command=shlex.join(["autotune", *sys.argv[1:]]),
+    )
+    destination = export.folder_of(folder, plan.study)
+    check_writable(destination)
+    with Store.open(db) as store:
+        if not json_:
+            _show_plan(plan, is_present(target))
+        total = len(ms) * (plan.trials_per_m + 1)
+        with _progress(total, "starting", json_) as update:
+            result = run_prediction(plan, store, update)
+    files = export.write(result, folder)
+    if json_:
+        document = export.provenance(result) | {"files": [str(path) for path in files]}
+        _print_json(document | {"compiled": result.compiled, "cached": result.cached})
+        return
+    _show_result(result, files)
+
+
+def _show_plan(plan: Any, present: bool) -> None:
+    shape = plan.shape
+    if present:
+        err.print(
+            f"[yellow]A {plan.device.title} is in this machine, but this version only predicts: "
+            "timing the kernel on it is not built yet.[/yellow]"
+        )
+    else:
+        err.print(
+            f"No {plan.device.title} in this machine: [bold]predicted mode[/bold]. The real kernel is "
+            "compiled for it, its time comes from a cost model. Nothing is measured."
+        )
+    err.print(
+        f"Plan   {plan.model}: E={shape.experts} N={shape.intermediate} K={shape.hidden} "
+        f"topk={shape.topk} {shape.weight_dtype} per {shape.scheme.value}\n"
+        f"       vLLM {plan.kernel.vllm_version}, Triton {plan.kernel.triton_version}, "
+        f"sm_{plan.device.arch}, {plan.workers} compile processes\n"
+        f"       {len(plan.ms)} batch sizes × {plan.trials_per_m} of {len(plan.feasible)} feasible "
+        f"candidates (space {plan.space.name}), study {plan.study}\n"
+        f"       at most {plan.compiles_at_most} compilations, about "
+        f"{max(1, round(plan.estimated_seconds / 60))} min from an empty cache; "
+        "Ctrl-C keeps what is done"
+    )
+
+
+def _show_result(result: Any, files: list[Path]) -> None:
+    from autotune.moe.export import cells, table, warnings  # noqa: PLC0415
+
+    shown = Table(title=f"{result.plan.study}: PREDICTED, not measured", title_justify="left")
+    for name in (
+        "M",
+        "BM/BN/BK/G/warps/stages",
+        "pred. µs",
+        "default µs",
+        "speed-up",
+        "limit",
+        "regs",
+        "spill B",
+        "smem B",
+        "mma",
+    ):
+        shown.add_column(
+            name, justify="left" if name in {"limit", "mma"} or "/" in name else "right"
+        )
+    for row in table(result):
+        shown.add_row(*cells(row))
+    out.print(shown)
+    for text in warnings(result):
+        err.print(f"[yellow]Warning: {text}[/yellow]")
+    out.print(
+        f"{sum(result.counts.values())} trials, {result.compiled} compiled, {result.cached} from the "
+        f"cache, {result.seconds:.0f} s"
+    )
+    for path in files:
+        out.print(str(path), soft_wrap=True)
+    out.print(
+        f"Try it:  VLLM_TUNED_CONFIG_FOLDER={shlex.quote(str(files[-1].parent))} vllm serve …",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def studies(db: Db = DEFAULT_DB, json_: Json = False) -> None:
+    """List the studies of a database."""
+    from autotune.store import Store  # noqa: PLC0415
+
+    with Store.open(db, create=False) as store:
+        found = store.list_studies()
+    if json_:
+        _print_json([{**summary.as_json(), "trials": summary.trials} for summary in found])
+        return
+    shown = Table("study", "kind", "trials", "basis", "runs", "last run", box=None)
+    for summary in found:
+        last = summary.last_run
+        bases = ", ".join(sorted({count.basis.value for count in summary.counts}))
+        when = f"{last.status.value} {last.started_at:%Y-%m-%d %H:%M} UTC" if last else "none"
+        shown.add_row(
+            summary.study.name,
+            summary.study.kind,
+            str(summary.trials),
+            bases,
+            str(summary.runs),
+            when,
+        )
+    out.print(shown if found else f"no studies in {db}; start one with: autotune moe --device gb10")
+
+
+@app.command()
+def show(
+    study: Annotated[str, typer.Argument(help="Name, as `autotune studies` lists it.")],
+    db: Db = DEFAULT_DB,
+    json_: Json = False,
+) -> None:
+    """Show a study: what it is about, its searches, the best trials so far."""
+    from autotune.core import Phase  # noqa: PLC0415
+    from autotune.store import Store  # noqa: PLC0415
+
+    with Store.open(db, create=False) as store:
+        detail = store.get_study(study)
+        trials = {record.id: store.trials(record) for record in detail.searches}
+    labels = {workload.key: workload.label for workload in detail.workloads}
+    best: dict[tuple[int, str], Any] = {}
+    default: dict[tuple[int, str], float | None] = {}
+    for search_id, found in trials.items():
+        for trial in found:
+            key = (search_id, trial.workload_key)
+            value = trial.measurement.value
+            if trial.phase is Phase.BASELINE:
+                default[key] = value
+            if value is not None and (key not in best or value < best[key].measurement.value):
+                best[key] = trial
+    rows = [
+        {
+            "search": search_id,
+            "workload": labels[workload],
+            "basis": trial.measurement.basis.value,
+            "best_us": trial.measurement.value,
+            "default_us": default.get((search_id, workload)),
+            "config": trial.candidate.params,
+        }
+        for (search_id, workload), trial in best.items()
+    ]
+    if json_:
+        _print_json({**detail.as_json(), "trials": detail.trials, "best": rows})
+        return
+    out.print(
+        f"[bold]{detail.study.name}[/bold] ({detail.study.kind}), {detail.trials} trials, "
+        f"{detail.runs} runs"
+    )
+    for record in detail.searches:
+        counts = [c for c in detail.counts if c.search_id == record.id]
+        said = ", ".join(f"{c.count} {c.basis.value} {c.outcome.value}" for c in counts)
+        out.print(
+            f"search {record.id}: {said or 'no trials yet'}; setup {json.dumps(record.setup)}",
+            soft_wrap=True,
+        )
+    shown = Table("search", "workload", "basis", "best µs", "default µs", "candidate", box=None)
+    for row in rows:
+        config = "/".join(str(v) for v in row["config"].values())
+        before = row["default_us"]
+        shown.add_row(
+            str(row["search"]),
+            row["workload"],
+            row["basis"],
+            f"{row['best_us']:.1f}",
+            "" if before is None else f"{before:.1f}",
+            config,
+        )
+    out.print(shown)
+
+
+@app.command()
+def devices(json_: Json = False) -> None:
+    """List the devices that can be tuned for, and what this machine has."""
+    known, here = load_devices(), detect_gpus()
+    if json_:
+        _print_json(
+            {
+                "known": [d.model_dump(mode="json") for d in known.values()],
+                "here": [gpu.as_json() for gpu in here],
+            }
+        )
+        return
+    shown = Table(
+        "name", "title", "sm", "SMs", "GB/s", "smem/block", "L2 MB", "name in vLLM", box=None
+    )
+    for d in known.values():
+        shown.add_row(
+            d.name,
+            d.title,
+            str(d.arch),
+            str(d.sm_count),
+            f"{d.memory_bandwidth_gbs:g}",
+            str(d.shared_memory_per_block),
+            f"{d.l2_bytes / 2**20:g}",
+            d.vllm_name,
+        )
+    out.print(shown)
+    names = ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in here)
+    out.print(f"In this machine: {names or 'no GPU that nvidia-smi shows'}")
+    out.print("Every figure's source stands in search_spaces/devices/*.yaml.")
+
+
+@app.command()
+def doctor(
+    device: Annotated[str, typer.Option(help="Device to check for.")] = "gb10",
+    json_: Json = False,
+) -> None:
+    """Check that everything needed is here, and that fp8 runs on fp8 tensor cores."""
+    from autotune.moe.doctor import diagnose  # noqa: PLC0415
+
+    findings = diagnose(resolve_device(device))
+    if json_:
+        _print_json([finding.as_json() for finding in findings])
+    else:
+        marks = {
+            "ok": "[green]ok  [/green]",
+            "warning": "[yellow]warn[/yellow]",
+            "error": "[red]fail[/red]",
+        }
+        for finding in findings:
+            out.print(f"{marks[finding.level]} {finding.text}", soft_wrap=True)
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(ExitCode.MISSING_ENVIRONMENT)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"autotune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: every failure is one line on stderr and a documented exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(standalone_mode=False)
+    except AutotuneError as error:
+        code = _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _fail(
+            "interrupted; every finished trial is saved, the same command goes on from there",
+            ExitCode.INTERRUPTED,
+        )
+    except BrokenPipeError:
+        # The reader went away (`autotune … | head`); keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = ExitCode.DONE
+    except OSError as error:
+        code = _fail(
+            f"{error.filename or 'I/O'}: {error.strerror or error}",
+            MissingEnvironmentError.exit_code,
+        )
+    except Exception as error:
+        # Typer's usage errors carry a message and an exit code of 2; anything else is a bug, and
+        # then the traceback is what we need.
+        if not hasattr(error, "format_message"):
+            raise
+        code = _fail(" ".join(error.format_message().split()), ExitCode.BAD_INPUT)
+    sys.exit(code or ExitCode.DONE)
+
+
+def _fail(message: str, code: ExitCode) -> ExitCode:
+    err.print(f"autotune: {message}", soft_wrap=True, markup=False)
+    return code

@@ -1,0 +1,66 @@
+"""``autotune doctor``: is everything here, and does fp8 reach the fp8 tensor cores?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from autotune.core import MissingEnvironmentError, Outcome
+from autotune.devices import Device, detect_gpus, is_present
+from autotune.moe.compile import (
+    CompileJob,
+    KernelInfo,
+    compile_many,
+    compile_pool,
+    fp16_fallback,
+    kernel_info,
+    specialise,
+)
+from autotune.moe.export import FP16_WARNING
+from autotune.moe.measurer import mma_family
+from autotune.moe.shape import MoeShape, Scheme
+
+PROBE = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
+"""Gemma 4 26B-A4B, compiled once with a small tile."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis."""
+
+    level: Literal["ok", "warning", "error"]
+    text: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+def diagnose(device: Device) -> list[Finding]:
+    """Look at the machine and compile one kernel for ``device``."""
+    gpus = ", ".join(f"{gpu.name}, driver {gpu.driver}" for gpu in detect_gpus())
+    findings = [Finding("ok", f"GPUs: {gpus or 'none that nvidia-smi shows'}")]
+    if not is_present(device):
+        findings.append(Finding("ok", f"{device.title} is not in this machine: predicted mode"))
+    try:
+        kernel = kernel_info()
+    except MissingEnvironmentError as error:
+        return [*findings, Finding("error", str(error))]
+    findings.append(
+        Finding("ok", f"vLLM {kernel.vllm_version}, Triton {kernel.triton_version}: {kernel.path}")
+    )
+    return [*findings, _probe(device, kernel)]
+
+
+def _probe(device: Device, kernel: KernelInfo) -> Finding:
+    job = CompileJob(PROBE, device.arch, 16, 64, 128, 4, 3, 1, specialise(PROBE, 64, 16))
+    with compile_pool(1, kernel) as pool:
+        compiled = next(compile_many(pool, [job], kernel, None))
+    target = f"sm_{device.arch}"
+    if compiled.outcome is not Outcome.OK:
+        return Finding("error", f"the kernel does not compile for {target}: {compiled.message}")
+    if fp16_fallback(compiled, PROBE):
+        return Finding("warning", f"{target}: {FP16_WARNING.format(triton=kernel.triton_version)}")
+    return Finding(
+        "ok", f"the fused-MoE kernel compiles for {target}; fp8 uses {mma_family(compiled)}"
+    )

@@ -119,6 +119,15 @@ class Candidate:
     def __getitem__(self, name: str) -> Scalar:
         return self.params[name]
 
+    @cached_property
+    def ints(self) -> dict[str, int]:
+        """The parameters where all are integers (do not change it).
+
+        Raises:
+            TypeError: if one is not.
+        """
+        return {name: self.int(name) for name, _ in self.items}
+
     def int(self, name: str) -> int:
         """The integer parameter ``name``.
 

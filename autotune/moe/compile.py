@@ -12,15 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from autotune.core import Cache, MissingEnvironmentError, Outcome, digest
 from autotune.moe.compile_worker import compile_in_worker, set_up_worker
 from autotune.moe.kernel_source import KernelInfo, kernel_info
+from autotune.moe.shape import MoeShape
 from autotune.worker import TaskResult, TaskStatus, WorkerPool
-
-if TYPE_CHECKING:
-    from autotune.moe.shape import MoeShape
 
 __all__ = [
     "CompileJob",
@@ -65,44 +63,34 @@ class Specialisation:
     padded_divisible_by_16: bool
 
 
-def specialise(shape: MoeShape, m: int, block_m: int) -> Specialisation:
+def specialise(shape: MoeShape, m: int) -> Specialisation:
     """The specialisation that a launch with ``m`` tokens takes.
+
+    ``EM`` is M * topk * BLOCK_SIZE_M while the tokens are fewer than the experts, else M * topk +
+    E * (BLOCK_SIZE_M - 1); for a BLOCK_SIZE_M divisible by 16 its hint does not depend on it.
 
     Source: ``_prepare_expert_assignment`` and ``invoke_fused_moe_triton_kernel`` in vLLM's
     ``fused_moe.py``, ``moe_align_block_size`` in ``moe_align_block_size.py``.
     """
-    tokens = m * shape.topk
-    naive = shape.global_experts == shape.experts and tokens * 4 <= shape.global_experts
-    if naive:
-        padded = tokens * block_m
-    else:
-        padded = tokens + shape.global_experts * (block_m - 1)
-        if tokens < shape.global_experts:
-            padded = min(padded, tokens * block_m)
+    tokens, experts = m * shape.topk, shape.global_experts
     return Specialisation(
-        naive=naive,
+        naive=experts == shape.experts and tokens * 4 <= experts,
         one_token=tokens == 1,
         tokens_divisible_by_16=tokens % 16 == 0,
-        padded_divisible_by_16=_rows_divisible_by_16(padded, m, shape.topk, block_m),
+        padded_divisible_by_16=tokens < experts or (tokens - experts) % 16 == 0,
     )
 
 
-def _rows_divisible_by_16(padded: int, m: int, topk: int, block_m: int) -> bool:
-    """Both GEMMs see the same: the launcher's own bound is M * topk * block_m in either."""
-    rows = min(padded, m * topk * block_m) if m < block_m else padded
-    return rows % 16 == 0
-
-
-def representative_m(shape: MoeShape, specialisation: Specialisation, block_m: int) -> int:
+def representative_m(shape: MoeShape, specialisation: Specialisation) -> int:
     """The smallest M with this specialisation.
 
     Raises:
         ValueError: if no M of this shape has it.
     """
-    for m in range(1, 8 * shape.global_experts + 64):
-        if specialise(shape, m, block_m) == specialisation:
+    for m in range(1, shape.global_experts + 33):
+        if specialise(shape, m) == specialisation:
             return m
-    raise ValueError(f"no M gives {specialisation} with BLOCK_SIZE_M={block_m}")
+    raise ValueError(f"no M gives {specialisation} with {shape}")
 
 
 @dataclass(frozen=True)
@@ -168,6 +156,22 @@ class Compiled:
     def retryable(self) -> bool:
         """Whether another try could end otherwise."""
         return self.outcome in (Outcome.TIMEOUT, Outcome.CRASH)
+
+    @property
+    def mma_family(self) -> str | None:
+        """The tensor-core instruction used most, such as QMMA; None if there is none."""
+        families = {name: n for name, n in self.instructions.items() if "MMA" in name}
+        return max(families, key=lambda name: families[name]) if families else None
+
+    def summary(self) -> dict[str, Any]:
+        """What is worth keeping with a measurement."""
+        return {
+            "outcome": self.outcome.value,
+            "registers": self.registers,
+            "spill_bytes": self.spill_bytes,
+            "shared_bytes": self.shared_bytes,
+            "mma": self.mma_family,
+        }
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values."""

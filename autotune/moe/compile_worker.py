@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.core import MissingEnvironmentError, Outcome
 from autotune.moe.kernel_source import load_kernel, swap_ab_rule
+from autotune.moe.shape import Scheme
 
 if TYPE_CHECKING:
     from autotune.moe.compile import CompileJob
@@ -165,8 +166,13 @@ def _matching(launcher: Callable[..., object], known: dict[str, Any]) -> dict[st
     }
 
 
-def launch_arguments(job: CompileJob) -> dict[str, Any]:
-    """Arguments of vLLM's ``invoke_fused_moe_triton_kernel`` as vLLM itself gives them."""
+def launch_arguments(job: CompileJob, m: int | None = None) -> dict[str, Any]:
+    """Arguments of vLLM's ``invoke_fused_moe_triton_kernel`` as vLLM itself gives them.
+
+    Args:
+        job: what to compile.
+        m: the tokens; by default the fewest with the job's specialisation.
+    """
     import torch  # noqa: PLC0415
     import triton.language as tl  # noqa: PLC0415
 
@@ -176,15 +182,13 @@ def launch_arguments(job: CompileJob) -> dict[str, Any]:
         return torch.empty(size, dtype=dtype, device="meta")
 
     shape = job.shape
-    m = representative_m(shape, job.specialisation, job.block_m)
+    m = representative_m(shape, job.specialisation) if m is None else m
     up = 2 * shape.intermediate if shape.gated else shape.intermediate
     depth, columns = (shape.hidden, up) if job.gemm == 1 else (shape.intermediate, shape.hidden)
     rows, topk = (m, shape.topk) if job.gemm == 1 else (m * shape.topk, 1)
-    flags = _quantisation_flags(shape.dtype, shape.weight_dtype)
-    weight = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}.get(
-        shape.weight_dtype, torch.bfloat16
-    )
-    activation = torch.bfloat16 if flags["use_int8_w8a16"] else weight
+    operand = {"fp8": torch.float8_e4m3fn, "int8": torch.int8, "bf16": torch.bfloat16}[
+        shape.weight_dtype
+    ]
     a_scale, b_scale = _scale_sizes(job, rows, depth, columns)
     tokens = m * shape.topk
     padded = tokens + shape.global_experts * (job.block_m - 1)
@@ -193,8 +197,8 @@ def launch_arguments(job: CompileJob) -> dict[str, Any]:
     naive = job.specialisation.naive
     blocks = tokens if naive else -(-padded // job.block_m)
     return {
-        "A": meta(rows, depth, dtype=activation),
-        "B": meta(shape.experts, columns, depth, dtype=weight),
+        "A": meta(rows, depth, dtype=operand),
+        "B": meta(shape.experts, columns, depth, dtype=operand),
         "C": meta(m, shape.topk, columns, dtype=torch.bfloat16),
         "A_scale": None if a_scale is None else meta(*a_scale, dtype=torch.float32),
         "B_scale": None if b_scale is None else meta(*b_scale, dtype=torch.float32),
@@ -213,21 +217,13 @@ def launch_arguments(job: CompileJob) -> dict[str, Any]:
             "num_stages": job.num_stages,
         },
         "compute_type": tl.bfloat16,
-        "per_channel_quant": shape.scheme == "channel",
+        "use_fp8_w8a8": shape.weight_dtype == "fp8",
+        "use_int8_w8a8": shape.weight_dtype == "int8",
+        "use_int8_w8a16": False,
+        "use_int4_w4a16": False,
+        "per_channel_quant": shape.scheme is Scheme.CHANNEL,
         "block_shape": None if shape.block_shape is None else list(shape.block_shape),
         "B_bias": None,
-        **flags,
-    }
-
-
-def _quantisation_flags(dtype: str | None, weight_dtype: str) -> dict[str, bool]:
-    """The launcher's switches. W8A8 in int8 has no dtype in the file name of vLLM 0.32."""
-    w8a16 = dtype == "int8_w8a16"
-    return {
-        "use_fp8_w8a8": dtype == "fp8_w8a8",
-        "use_int8_w8a8": weight_dtype == "int8" and not w8a16,
-        "use_int8_w8a16": w8a16,
-        "use_int4_w4a16": False,
     }
 
 
@@ -236,18 +232,15 @@ def _scale_sizes(
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
     """Sizes of the scales of activations and weights (``moe_kernel_quantize_input``)."""
     experts = job.shape.experts
-    a_scale: tuple[int, ...] | None
     if job.shape.block_shape is not None:
         block_n, block_k = job.shape.block_shape
         groups = -(-depth // block_k)
-        a_scale, b_scale = (rows, groups), (experts, -(-columns // block_n), groups)
-    elif job.shape.scheme == "channel":
-        a_scale, b_scale = (rows, 1), (experts, columns, 1)
-    elif job.shape.scheme == "tensor":
+        return (rows, groups), (experts, -(-columns // block_n), groups)
+    if job.shape.scheme is Scheme.CHANNEL:
+        return (rows, 1), (experts, columns, 1)
+    if job.shape.scheme is Scheme.TENSOR:
         return (1,), (experts,)
-    else:
-        return None, None
-    return (None if job.shape.dtype == "int8_w8a16" else a_scale), b_scale
+    return None, None
 
 
 # ------------------------------------------------------------------------------------------

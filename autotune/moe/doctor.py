@@ -17,7 +17,6 @@ from autotune.moe.compile import (
     specialise,
 )
 from autotune.moe.export import FP16_WARNING
-from autotune.moe.measurer import mma_family
 from autotune.moe.shape import MoeShape, Scheme
 
 PROBE = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
@@ -53,7 +52,7 @@ def diagnose(device: Device) -> list[Finding]:
 
 
 def _probe(device: Device, kernel: KernelInfo) -> Finding:
-    job = CompileJob(PROBE, device.arch, 16, 64, 128, 4, 3, 1, specialise(PROBE, 64, 16))
+    job = CompileJob(PROBE, device.arch, 16, 64, 128, 4, 3, 1, specialise(PROBE, 64))
     with compile_pool(1, kernel) as pool:
         compiled = next(compile_many(pool, [job], kernel, None))
     target = f"sm_{device.arch}"
@@ -62,5 +61,5 @@ def _probe(device: Device, kernel: KernelInfo) -> Finding:
     if fp16_fallback(compiled, PROBE):
         return Finding("warning", f"{target}: {FP16_WARNING.format(triton=kernel.triton_version)}")
     return Finding(
-        "ok", f"the fused-MoE kernel compiles for {target}; fp8 uses {mma_family(compiled)}"
+        "ok", f"the fused-MoE kernel compiles for {target}; fp8 uses {compiled.mma_family}"
     )

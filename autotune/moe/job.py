@@ -142,7 +142,7 @@ def checks(shape: MoeShape, device: Device) -> dict[str, Check]:
     """The named constraints of the MoE half, bound to a shape and a device."""
 
     def bind(name: str) -> Check:
-        return lambda candidate: CONSTRAINTS[name](candidate.params, shape, device)
+        return lambda candidate: CONSTRAINTS[name](candidate.ints, shape, device)
 
     return {name: bind(name) for name in CONSTRAINTS}
 

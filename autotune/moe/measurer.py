@@ -43,29 +43,13 @@ def _mma_key(family: str) -> str:
     return f"{family.lower()}_{ {'Q': 'fp8', 'I': 'int8'}.get(letter, 'bf16') }".replace(" ", "")
 
 
-def mma_family(compiled: Compiled) -> str | None:
-    """The tensor-core instruction that a compiled kernel uses most, such as ``QMMA``."""
-    counts = {n: c for n, c in compiled.instructions.items() if n.endswith("MMA") and c}
-    return max(counts, key=lambda name: counts[name]) if counts else None
-
-
-def _summary(compiled: Compiled) -> dict[str, object]:
-    return {
-        "registers": compiled.registers,
-        "spill_bytes": compiled.spill_bytes,
-        "shared_bytes": compiled.shared_bytes,
-        "mma": mma_family(compiled),
-        "instructions": dict(compiled.instructions),
-    }
-
-
 def resources_of(compiled: Compiled) -> Resources:
     """What the cost model needs of a compiled GEMM.
 
     Raises:
         ValueError: if no tensor-core instruction was found.
     """
-    family = mma_family(compiled)
+    family = compiled.mma_family
     if family is None:
         raise ValueError("no tensor-core instruction in the compiled kernel")
     return Resources(
@@ -90,7 +74,7 @@ def estimated_resources(candidate: Candidate, shape: MoeShape, device: Device) -
     return Resources(
         registers=min(needed, device.max_registers_per_thread),
         spill_bytes=4 * max(0, needed - device.max_registers_per_thread),
-        shared_bytes=shared_memory_bytes(candidate.params, shape, device.arch),
+        shared_bytes=shared_memory_bytes(candidate.ints, shape, device.arch),
         mma=mma,
     )
 
@@ -122,7 +106,7 @@ class PredictingMeasurer:
 
     def jobs(self, candidate: Candidate, workload: MoeWorkload) -> list[CompileJob]:
         """The two compilations that a candidate needs at this M."""
-        specialisation = specialise(workload.shape, workload.m, candidate.int("BLOCK_SIZE_M"))
+        specialisation = specialise(workload.shape, workload.m)
         return [
             CompileJob(
                 shape=workload.shape,
@@ -152,7 +136,7 @@ class PredictingMeasurer:
     def _measurement(
         self, candidate: Candidate, workload: MoeWorkload, gemms: tuple[Compiled, Compiled]
     ) -> Measurement:
-        details = {"compiled": [_summary(gemm) for gemm in gemms]}
+        details = {"compiled": [gemm.summary() for gemm in gemms]}
         seconds = sum(gemm.seconds for gemm in gemms)
         for number, gemm in enumerate(gemms, start=1):
             outcome, message = gemm.outcome, gemm.message
@@ -162,7 +146,7 @@ class PredictingMeasurer:
                     f"{gemm.shared_bytes} bytes of shared memory; {self._device.name} gives a "
                     f"block {self._device.shared_memory_per_block}"
                 )
-            if outcome is Outcome.OK and mma_family(gemm) is None:
+            if outcome is Outcome.OK and gemm.mma_family is None:
                 outcome, message = Outcome.COMPILE_ERROR, "no tensor-core instruction found"
             if outcome is not Outcome.OK:
                 return Measurement(

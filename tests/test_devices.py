@@ -1,0 +1,136 @@
+"""Device files: complete, consistent with the vendors' totals, found by every name."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.devices import detect_gpus, get_device, is_present, load_devices, resolve_device
+from autotune.resources import data_root
+
+DEVICES = load_devices()
+FOLDER = data_root() / "search_spaces" / "devices"
+WORDS = {"name", "title", "vllm_name", "gpu_names", "sources"}
+
+# Dense TFLOP/s of the data sheets (sparse figures halved; GB10: a quarter of 1 PFLOP sparse FP4).
+DENSE = [
+    ("gb10", "qmma_fp8", 250),
+    ("h200", "qgmma_fp8", 1979),
+    ("h200", "hgmma_bf16", 989.4),
+    ("h100", "qgmma_fp8", 1979),
+    ("h100", "hgmma_bf16", 989.4),
+    ("rtx-pro-6000", "qmma_fp8", 1007),
+    ("rtx-pro-6000", "hmma_bf16", 503.8),
+]
+# Bytes and counts of the CUDA programming guide, typed in here a second time:
+# shared memory per SM, per block; threads and blocks per SM.
+GUIDE = {90: (233472, 232448, 2048, 32), 100: (233472, 232448, 2048, 32)} | dict.fromkeys(
+    (120, 121), (102400, 101376, 1536, 24)
+)
+
+
+@pytest.fixture
+def smi(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let nvidia-smi print a text or fail."""
+
+    def install(answer: str | Exception) -> None:
+        def run(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+            assert command[0] == "nvidia-smi"
+            assert kwargs["timeout"]
+            if isinstance(answer, Exception):
+                raise answer
+            return subprocess.CompletedProcess(command, 0, answer, "")
+
+        monkeypatch.setattr(subprocess, "run", run)
+
+    return install
+
+
+def test_files_are_named_after_their_device() -> None:
+    assert {"gb10", "h200", "h100", "rtx-pro-6000", "b200"} <= set(DEVICES)
+    assert set(DEVICES) == {path.stem for path in FOLDER.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_figures(name: str) -> None:
+    device = DEVICES[name]
+    shared = (
+        device.shared_memory_per_sm,
+        device.shared_memory_per_block,
+        device.max_threads_per_sm,
+        device.max_blocks_per_sm,
+    )
+    assert shared == GUIDE[device.arch]
+    assert device.memory_bandwidth_gbs < device.memory_bandwidth_peak_gbs
+    assert set(device.sources) == set(type(device).model_fields) - WORDS
+
+
+@pytest.mark.parametrize(("name", "family", "teraflops"), DENSE)
+def test_rates_agree_with_the_data_sheet(name: str, family: str, teraflops: float) -> None:
+    device = DEVICES[name]
+    rate = device.tensor_flops_per_sm_per_clock[family]
+    # 10 %: the sheets do not say at which clock they count.
+    total = rate * device.sm_count * device.boost_clock_mhz * 1e6
+    assert total / (teraflops * 1e12) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_every_figure_needs_a_source(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    path.write_text("\n".join(line for line in lines if not line.startswith("  l2_bytes:")))
+    with pytest.raises(BadInputError, match="no source given for l2_bytes"):
+        get_device(str(path))
+
+
+def test_found_by_every_name(tmp_path: Path) -> None:
+    for name in ("gb10", "GB10", "NVIDIA_GB10", "nvidia gb10", str(FOLDER / "gb10.yaml")):
+        assert get_device(name) == DEVICES["gb10"]
+
+
+def test_an_unknown_name_gets_a_hint() -> None:
+    with pytest.raises(BadInputError, match=r"did you mean gb10\? known: .*h200"):
+        get_device("gb-10")
+    with pytest.raises(BadInputError, match=r"'abacus'; known: "):
+        get_device("abacus")
+
+
+def test_auto_takes_the_gpu_of_this_machine(smi: Any) -> None:
+    smi("NVIDIA H200, GPU-1, 580.1, 143771, 9.0\nNVIDIA H200, GPU-2, 580.1, 143771, 9.0\n")
+    assert [gpu.uuid for gpu in detect_gpus()] == ["GPU-1", "GPU-2"]
+    assert resolve_device("auto") == DEVICES["h200"]
+    assert resolve_device("gb10") == DEVICES["gb10"]
+    assert is_present(DEVICES["h200"])
+    assert not is_present(DEVICES["gb10"])
+
+
+def test_auto_reads_unified_memory(smi: Any) -> None:
+    smi("NVIDIA GB10, GPU-1, 580.1, [N/A], 12.1\n")
+    assert resolve_device("auto") == DEVICES["gb10"]
+
+
+def test_auto_with_a_gpu_nobody_described(smi: Any) -> None:
+    smi("NVIDIA T4, GPU-1, 580.1, 15360, 7.5\n")
+    with pytest.raises(BadInputError, match="no file describes 'NVIDIA T4'"):
+        resolve_device("auto")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "No devices were found\n",
+        FileNotFoundError("nvidia-smi"),
+        subprocess.TimeoutExpired("nvidia-smi", 20),
+        subprocess.CalledProcessError(9, "nvidia-smi"),
+    ],
+)
+def test_auto_without_a_gpu(smi: Any, answer: str | Exception) -> None:
+    smi(answer)
+    assert detect_gpus() == []
+    with pytest.raises(MissingEnvironmentError, match="--device gb10"):
+        resolve_device("auto")

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -38,8 +39,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 DEFAULT_DB = "sqlite:///outputs/autotune.db"
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
@@ -58,8 +59,8 @@ def _seconds(text: str | None) -> float | None:
     if found is None:
         raise BadInputError(f"--budget {text}: expected a time such as 90s, 10m or 2h")
     seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
-    if seconds <= 0:
-        raise BadInputError(f"--budget {text}: must be more than nothing")
+    if not 0 < seconds < float("inf"):
+        raise BadInputError(f"--budget {text}: must be more than nothing, and a time")
     return seconds
 
 
@@ -76,6 +77,15 @@ def _batch_sizes(text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
         if sizes.count(size) > 1:
             raise BadInputError(f"--batch-sizes: {size} is given twice")
     return tuple(sorted(sizes))
+
+
+def _study_name(text: str | None) -> str | None:
+    """The name is part of paths: it must not lead out of ``--out``."""
+    if text is not None and re.fullmatch(r"\w[\w.+ -]{0,99}", text) is None:
+        raise BadInputError(
+            f"--study {text!r}: expected up to 100 letters, digits and any of ._+- after the first"
+        )
+    return text
 
 
 def _fraction(text: str, flag: str) -> float:
@@ -150,6 +160,7 @@ def moe(
     from autotune.files import check_writable  # noqa: PLC0415 - keeps `--help` fast
     from autotune.moe import export  # noqa: PLC0415
     from autotune.moe.compile import kernel_info  # noqa: PLC0415
+    from autotune.moe.config_file import FIELDS  # noqa: PLC0415
     from autotune.moe.job import (  # noqa: PLC0415
         EFFORTS,
         STANDARD_LADDER,
@@ -162,7 +173,7 @@ def moe(
     from autotune.space import load_space  # noqa: PLC0415
     from autotune.store import Store  # noqa: PLC0415
 
-    ms = _batch_sizes(batch_sizes, STANDARD_LADDER)
+    ms, study = _batch_sizes(batch_sizes, STANDARD_LADDER), _study_name(study)
     seconds, gain = _seconds(budget), _fraction(min_gain, "--min-gain")
     for flag, value, known in (("--effort", effort, EFFORTS), ("--sampler", sampler, SAMPLERS)):
         if value not in known:
@@ -180,7 +191,7 @@ def moe(
             )
         shape = explicit_shape(**sizes, dtype=dtype, scheme=scheme, tp=tp, ep=ep)
     else:
-        model = model or "gemma-4-26b-a4b"
+        model = "gemma-4-26b-a4b" if model is None else model
         shape = shape_from_config(load_config(model), dtype=dtype, tp=tp, ep=ep, scheme=scheme)
     plan = Plan(
         study=study or default_study(target, shape),
@@ -188,7 +199,7 @@ def moe(
         model=model or "given by its sizes",
         shape=shape,
         ms=ms,
-        space=load_space(space, "moe"),
+        space=load_space(space, "moe", whole=FIELDS),
         effort=effort,
         budget_s=seconds,
         sampler=sampler,
@@ -198,12 +209,16 @@ def moe(
         kernel=kernel_info(),
         command=shlex.join(["autotune", *sys.argv[1:]]),
     )
-    destination = export.folder_of(folder, plan.study)
-    check_writable(destination)
+    trials_per_m = plan.trials_per_m  # before anything is written: is any candidate feasible?
+    check_writable(export.folder_of(folder, plan.study))
     with Store.open(db) as store:
+        # Another shape under this name, or another process on it, is told before the plan.
+        store.study(plan.study, "moe", plan.identity())
+        with store.lock_study(plan.study):
+            pass
         if not json_:
             _show_plan(plan, is_present(target))
-        total = len(ms) * (plan.trials_per_m + 1)
+        total = len(ms) * (trials_per_m + 1)
         with _progress(total, "starting", json_) as update:
             result = run_prediction(plan, store, update)
     files = export.write(result, folder)
@@ -223,11 +238,11 @@ def _show_plan(plan: Any, present: bool) -> None:
         )
     else:
         err.print(
-            f"No {plan.device.title} in this machine: [bold]predicted mode[/bold]. The real kernel is "
-            "compiled for it, its time comes from a cost model. Nothing is measured."
+            f"No {plan.device.title} in this machine: [bold]predicted mode[/bold]. The real kernel "
+            "is compiled for it, its time comes from a cost model. Nothing is measured."
         )
     err.print(
-        f"Plan   {plan.model}: E={shape.experts} N={shape.intermediate} K={shape.hidden} "
+        f"Plan   {escape(plan.model)}: E={shape.experts} N={shape.intermediate} K={shape.hidden} "
         f"topk={shape.topk} {shape.weight_dtype} per {shape.scheme.value}\n"
         f"       vLLM {plan.kernel.vllm_version}, Triton {plan.kernel.triton_version}, "
         f"sm_{plan.device.arch}, {plan.workers} compile processes\n"
@@ -264,15 +279,13 @@ def _show_result(result: Any, files: list[Path]) -> None:
     for text in warnings(result):
         err.print(f"[yellow]Warning: {text}[/yellow]")
     out.print(
-        f"{sum(result.counts.values())} trials, {result.compiled} compiled, {result.cached} from the "
-        f"cache, {result.seconds:.0f} s"
+        f"{sum(result.counts.values())} trials, {result.compiled} compiled, {result.cached} from "
+        f"the cache, {result.seconds:.0f} s"
     )
     for path in files:
-        out.print(str(path), soft_wrap=True)
-    out.print(
-        f"Try it:  VLLM_TUNED_CONFIG_FOLDER={shlex.quote(str(files[-1].parent))} vllm serve …",
-        soft_wrap=True,
-    )
+        typer.echo(path)
+    parent = shlex.quote(str(files[-1].parent))
+    typer.echo(f"Try it:  VLLM_TUNED_CONFIG_FOLDER={parent} vllm serve …")
 
 
 @app.command()
@@ -298,7 +311,10 @@ def studies(db: Db = DEFAULT_DB, json_: Json = False) -> None:
             str(summary.runs),
             when,
         )
-    out.print(shown if found else f"no studies in {db}; start one with: autotune moe --device gb10")
+    if found:
+        out.print(shown)
+    else:
+        typer.echo(f"no studies in {db}; start one with: autotune moe --device gb10")
 
 
 @app.command()
@@ -349,6 +365,7 @@ def show(
         out.print(
             f"search {record.id}: {said or 'no trials yet'}; setup {json.dumps(record.setup)}",
             soft_wrap=True,
+            markup=False,
         )
     shown = Table("search", "workload", "basis", "best µs", "default µs", "candidate", box=None)
     for row in rows:
@@ -465,10 +482,12 @@ def main() -> None:
         # then the traceback is what we need.
         if not hasattr(error, "format_message"):
             raise
-        code = _fail(" ".join(error.format_message().split()), ExitCode.BAD_INPUT)
+        code = _fail(error.format_message() or "name a command", ExitCode.BAD_INPUT)
     sys.exit(code or ExitCode.DONE)
 
 
 def _fail(message: str, code: ExitCode) -> ExitCode:
-    err.print(f"autotune: {message}", soft_wrap=True, markup=False)
+    """One line, whatever a path or a message of the system holds."""
+    line = " ".join(message.split())
+    typer.echo(f"autotune: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
     return code

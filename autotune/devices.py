@@ -7,27 +7,30 @@ import difflib
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.resources import data_root
 from autotune.yamlfile import load_yaml
+
+_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,99}$")]
+"""Becomes part of file names."""
 
 
 class Device(BaseModel):
     """A GPU model. Sizes in bytes, bandwidths in GB/s (1e9), clocks in MHz.
 
     ``memory_bandwidth_gbs`` is what can be reached, ``…_peak_gbs`` what the vendor states;
-    ``tensor_flops_per_sm_per_clock`` is dense, by instruction family (``qmma_fp8``: mma.sync on fp8,
-    ``hgmma_bf16``: wgmma on bf16, …). ``sources`` says of every figure where it comes from.
+    ``tensor_flops_per_sm_per_clock`` is dense, by instruction family (``qmma_fp8``: mma.sync on
+    fp8, ``hgmma_bf16``: wgmma on bf16, …). ``sources`` says of every figure where it comes from.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    name: _FileName
     title: str
-    vllm_name: str
+    vllm_name: _FileName
     gpu_names: list[str]
     compute_capability: str
     sm_count: PositiveInt
@@ -52,7 +55,7 @@ class Device(BaseModel):
         if missing:
             raise ValueError(f"no source given for {missing[0]}")
         major, _, minor = self.compute_capability.partition(".")
-        if not (major.isdigit() and minor.isdigit()):
+        if not (major.isdecimal() and minor.isdecimal()):
             raise ValueError(f"compute_capability {self.compute_capability!r} is not like '12.1'")
         return self
 
@@ -143,8 +146,8 @@ def resolve_device(ref: str) -> Device:
     found = _matching(load_devices(), gpus[0].name)
     if found is None:
         raise BadInputError(
-            f"--device auto: no file describes {gpus[0].name!r}; copy one of search_spaces/devices, "
-            "fill in its figures and give its path with --device"
+            f"--device auto: no file describes {gpus[0].name!r}; copy one of "
+            "search_spaces/devices, fill in its figures and give its path with --device"
         )
     return found
 

@@ -1,20 +1,30 @@
 """Search spaces: ``search_spaces/**/*.yaml`` read into values, named constraints and enumeration.
 
-A constraint is the name of a Python function that the tuned half registers (never an expression that
-is evaluated): the file says which apply, the code says what they mean.
+A constraint is the name of a Python function that the tuned half registers (never an expression
+that is evaluated): the file says which apply, the code says what they mean.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationInfo,
+    field_validator,
+)
 
 from autotune.core import BadInputError, Candidate, NoFeasibleCandidateError, Scalar, digest
 from autotune.resources import data_root
@@ -23,7 +33,22 @@ from autotune.yamlfile import load_yaml
 Check = Callable[[Candidate], str | None]
 """A constraint bound to its problem: the reason why a candidate is refused, or None."""
 
-_Values = Annotated[list[StrictBool | StrictInt | StrictStr], Field(min_length=1)]
+_MOST_CANDIDATES = 1_000_000
+_MOST_WHOLE = 1_048_576
+
+
+def _distinct(values: list[Scalar]) -> list[Scalar]:
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} is listed twice")
+    return values
+
+
+_Values = Annotated[
+    list[StrictBool | StrictInt | StrictStr],
+    Field(min_length=1, max_length=1000),
+    AfterValidator(_distinct),
+]
 
 
 class _Parameter(BaseModel):
@@ -39,6 +64,28 @@ class _SpaceFile(BaseModel):
     source: StrictStr
     parameters: Annotated[dict[str, _Parameter], Field(min_length=1)]
     constraints: list[StrictStr] = []
+
+    @field_validator("parameters")
+    @classmethod
+    def _those_of_the_kernel(
+        cls, parameters: dict[str, _Parameter], info: ValidationInfo
+    ) -> dict[str, _Parameter]:
+        """The names and values that the context, see :func:`load_space`, asks for."""
+        whole: Sequence[str] | None = info.context
+        if whole is None:
+            return parameters
+        for name, parameter in parameters.items():
+            if name not in whole:
+                raise ValueError(f"unknown parameter {name!r}; the kernel has {', '.join(whole)}")
+            for value in parameter.values:
+                if type(value) is not int or not 1 <= value <= _MOST_WHOLE:
+                    raise ValueError(
+                        f"{name}: {value!r} is not a whole number from 1 to {_MOST_WHOLE}"
+                    )
+        missing = [name for name in whole if name not in parameters]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing; the kernel has {', '.join(whole)}")
+        return parameters
 
 
 @dataclass(frozen=True)
@@ -81,7 +128,8 @@ class Space:
         unknown = sorted(set(self.constraints) - set(checks))
         if unknown:
             raise BadInputError(
-                f"space {self.name}: unknown constraint {unknown[0]!r}; known: {', '.join(sorted(checks))}"
+                f"space {self.name}: unknown constraint {unknown[0]!r}; known: "
+                + ", ".join(sorted(checks))
             )
         refused = dict.fromkeys(self.constraints, 0)
         passed = []
@@ -105,8 +153,14 @@ def space_names(half: str) -> list[str]:
     return sorted(path.stem for path in (data_root() / "search_spaces" / half).glob("*.yaml"))
 
 
-def load_space(ref: str, half: str) -> Space:
+def load_space(ref: str, half: str, whole: Sequence[str] | None = None) -> Space:
     """Read a space by its name, or by the path of a YAML file.
+
+    Args:
+        ref: the name or the path.
+        half: ``moe`` or ``spec``.
+        whole: the parameters that the file must have, whole numbers from 1, and no others; None
+            accepts any.
 
     Raises:
         BadInputError: unknown name, or a file that is malformed (with its line and key).
@@ -116,14 +170,17 @@ def load_space(ref: str, half: str) -> Space:
         path = data_root() / "search_spaces" / half / f"{ref}.yaml"
         if ref not in space_names(half):
             raise BadInputError(
-                f"no space {ref!r}; known: {', '.join(space_names(half))}, or the path of a .yaml file"
+                f"no space {ref!r}; known: {', '.join(space_names(half))}, or the path of a .yaml "
+                "file"
             )
-    file = load_yaml(path, _SpaceFile)
-    for name, parameter in file.parameters.items():
-        if len(set(parameter.values)) != len(parameter.values):
-            raise BadInputError(f"{path}: parameters.{name}.values: a value is listed twice")
-    return Space(
+    file = load_yaml(path, _SpaceFile, context=whole)
+    space = Space(
         name=file.name,
         parameters=tuple((n, tuple(p.values)) for n, p in file.parameters.items()),
         constraints=tuple(file.constraints),
     )
+    if space.size > _MOST_CANDIDATES:
+        raise BadInputError(
+            f"{path}: parameters: {space.size} candidates are more than {_MOST_CANDIDATES}"
+        )
+    return space

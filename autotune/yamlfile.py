@@ -13,20 +13,23 @@ from autotune.core import BadInputError
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def _duplicates(node: yaml.Node, path: Path) -> None:
+def _duplicates(node: yaml.Node, path: Path, visited: set[int]) -> None:
     """PyYAML keeps the last of two equal keys in silence; a search space must not."""
+    if id(node) in visited:  # an alias
+        return
+    visited.add(id(node))
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
-            if key.value in seen:
+            if str(key.value) in seen:
                 raise BadInputError(
                     f"{path}:{key.start_mark.line + 1}: {key.value}: key given twice"
                 )
-            seen.add(key.value)
-            _duplicates(value, path)
+            seen.add(str(key.value))
+            _duplicates(value, path, visited)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _duplicates(item, path)
+            _duplicates(item, path, visited)
 
 
 def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
@@ -46,8 +49,8 @@ def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
     return line
 
 
-def load_yaml(path: Path, model: type[Model]) -> Model:
-    """Read ``path`` and check it against ``model``.
+def load_yaml(path: Path, model: type[Model], context: Any = None) -> Model:
+    """Read ``path`` and check it against ``model``; its validators are given ``context``.
 
     Raises:
         BadInputError: one line ``PATH:LINE: key.path: what is wrong``.
@@ -61,26 +64,34 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
-            _duplicates(node, path)
+            _duplicates(node, path, set())
         data: Any = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BadInputError(f"{path}:{line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: the date 2024-13-45, for one
         raise BadInputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise BadInputError(f"{path}: not YAML: nested too deep") from None
     if not isinstance(data, dict):
         raise BadInputError(f"{path}:1: expected a mapping of keys, found {type(data).__name__}")
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context=context)
     except ValidationError as error:
-        first = error.errors()[0]
-        # A union reports its branches as steps of the path: only what the file has is shown.
-        steps = [s for s in first["loc"] if isinstance(s, int) or not _is_branch(s)]
+        found = [(_steps(e["loc"]), _sentence(e["msg"])) for e in error.errors()]
+        steps = found[0][0]
         where = ".".join(map(str, steps)) or "file"
-        raise BadInputError(
-            f"{path}:{_line(node, tuple(steps))}: {where}: {first['msg'].lower()}"
-        ) from None
+        wrong = " or ".join(dict.fromkeys(text for place, text in found if place == steps))
+        raise BadInputError(f"{path}:{_line(node, steps)}: {where}: {wrong}") from None
 
 
-def _is_branch(step: str) -> bool:
-    return step in {"int", "str", "bool", "float"}
+def _steps(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """What the file has of ``location``: a union reports its branches as steps of the path."""
+    branches = {"int", "str", "bool", "float"}
+    return tuple(s for s in location if isinstance(s, int) or s not in branches)
+
+
+def _sentence(message: str) -> str:
+    """Pydantic's message without its prefix, to go on after a colon."""
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]

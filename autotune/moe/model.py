@@ -7,6 +7,7 @@ Covers the architectures of vLLM's own tuner (benchmarks/kernels/benchmark_moe.p
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -69,16 +70,16 @@ def load_config(ref: str) -> dict[str, Any]:
     if ref in model_names():
         path = data_root() / "search_spaces" / "models" / f"{ref}.yaml"
         return load_yaml(path, _Preset).config
-    path = Path(ref).expanduser()
-    if path.is_dir():
-        path /= "config.json"
-    if not path.is_file():
-        path = _from_hub(ref)
+    path = Path(os.path.expanduser(ref))  # noqa: PTH111 - the other raises for an unknown ~user
     try:
+        if path.is_dir():
+            path /= "config.json"
+        if not path.is_file():
+            path = _from_hub(ref)
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInputError(f"{path}: not JSON: {error}") from None
     if not isinstance(config, dict):
         raise BadInputError(f"{path}: expected a JSON object, found {type(config).__name__}")
@@ -188,6 +189,7 @@ def shape_from_config(
     weights, scaling, block = _quantisation(config, text, dtype)
     if scheme is not None:
         scaling, block = _scheme(scheme, block)
+        _check_scheme(scaling, weights)
     shape = _sharded(shape, tp, ep)
     return replace(
         shape,
@@ -206,6 +208,13 @@ def _scheme(scheme: str, block: tuple[int, int] | None) -> tuple[Scheme, tuple[i
             f"--scheme {scheme}: not one of {', '.join(s.value for s in Scheme)}"
         ) from None
     return scaling, (block or (128, 128)) if scaling is Scheme.BLOCK else None
+
+
+def _check_scheme(scaling: Scheme, dtype: str) -> None:
+    if (dtype == "bf16") != (scaling is Scheme.NONE) or (
+        dtype == "int8_w8a8" and scaling is not Scheme.CHANNEL
+    ):
+        raise BadInputError(f"--scheme {scaling.value} does not go with --dtype {dtype}")
 
 
 def _sharded(shape: MoeShape, tp: int, ep: int) -> MoeShape:
@@ -328,10 +337,7 @@ def explicit_shape(
     if dtype not in DTYPES:
         raise BadInputError(f"--dtype {dtype}: not one of {', '.join(DTYPES)}")
     scaling, block = _scheme(scheme or ("none" if dtype == "bf16" else "channel"), None)
-    if (dtype == "bf16") != (scaling is Scheme.NONE) or (
-        dtype == "int8_w8a8" and scaling is not Scheme.CHANNEL
-    ):
-        raise BadInputError(f"--scheme {scaling.value} does not go with --dtype {dtype}")
+    _check_scheme(scaling, dtype)
     assert experts is not None and intermediate is not None  # noqa: S101, PT018 - checked above
     assert hidden is not None and topk is not None  # noqa: S101, PT018
     plain = MoeShape(

@@ -35,6 +35,9 @@ Source: vLLM fused_moe/config.py, ``_get_config_dtype_str``: int8_w8a8 and bf16 
 """
 
 
+_MOST = 1_048_576  # far above every model, and the tensors' elements still count in 64 bits
+
+
 @dataclass(frozen=True)
 class MoeShape:
     """One MoE layer on one rank.
@@ -67,6 +70,8 @@ class MoeShape:
         for name in ("experts", "intermediate", "hidden", "topk"):
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if getattr(self, name) > _MOST:
+                raise BadInputError(f"{name} must be at most {_MOST}, not {getattr(self, name)}")
         if self.topk > self.global_experts:
             raise BadInputError(f"topk {self.topk} is more than {self.global_experts} experts")
         if self.block_shape is not None:

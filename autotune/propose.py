@@ -1,9 +1,9 @@
 """Proposers: what to try next. The only module that imports Optuna.
 
-Optuna runs in memory; our own tables are the truth (docs/adr/0001). Before every ``ask`` the sampler
-is made anew with a seed derived from the number of trials told, so that what is proposed depends on
-the seed and the history alone: a search that was killed and read back goes on exactly as if it had
-not been.
+Optuna runs in memory; our own tables are the truth (docs/adr/0001). Before every ``ask`` the
+sampler is made anew with a seed derived from the number of trials told, so that what is proposed
+depends on the seed and the history alone: a search that was killed and read back goes on exactly as
+if it had not been.
 """
 
 from __future__ import annotations

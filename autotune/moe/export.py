@@ -17,8 +17,9 @@ FP16_WARNING = (
     "will serve: a tuned file is for one Triton generation."
 )
 PREDICTED_NOTE = (
-    "PREDICTED, not measured: the real kernel was compiled for the device, its time was computed by "
-    "a cost model (docs/prediction.md). Measure before you rely on it, and do not send it upstream."
+    "PREDICTED, not measured: the real kernel was compiled for the device, its time was computed "
+    "by a cost model (docs/prediction.md). Measure before you rely on it, and do not send it "
+    "upstream."
 )
 
 
@@ -120,8 +121,7 @@ def report(result: Result) -> str:
         "| limited by | registers | spilled B | shared B | tensor cores |",
         "|--:|:--|--:|--:|--:|:--|--:|--:|--:|:--|",
     ]
-    for row in table(result):
-        lines.append("| " + " | ".join(cells(row)) + " |")
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in table(result)]
     lines += [
         "",
         "Two figures in a cell are GEMM 1 (gate and up) and GEMM 2 (down).",

@@ -1,4 +1,4 @@
-"""The measurer of the predicted mode: compile the real kernel for the device, then the cost model."""
+"""The measurer of the predicted mode: compile the real kernel, then apply the cost model."""
 
 from __future__ import annotations
 

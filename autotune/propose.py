@@ -32,15 +32,15 @@ SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed, scramble=True),
 }
-"""Samplers by name. TPE (Bergstra et al. 2011), multivariate with constant liar, is the standard."""
+"""Samplers by name; the standard is TPE (Bergstra et al. 2011), multivariate, constant liar."""
 
 
 class OptunaProposer:
     """Ask/tell over the feasible points of a space; implements :class:`autotune.core.Proposer`.
 
     Parameters are given to Optuna as ordinal indices, because their values (powers of two, stages)
-    are ordered. A proposal that is infeasible or known is replaced by the nearest feasible point not
-    yet tried, so that the search never stalls and never repeats itself.
+    are ordered. A proposal that is infeasible or known is replaced by the nearest feasible point
+    not yet tried, so that the search never stalls and never repeats itself.
     """
 
     def __init__(

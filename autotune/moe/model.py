@@ -38,10 +38,12 @@ _TOPK = (
 _WIDTH = (
     "moe_intermediate_size",
     "expert_intermediate_size",
+    "expert_ffn_hidden_size",
     "ffn_hidden_size",
     "intermediate_size",
 )
-_HIDDEN = ("hidden_size", "d_model", "n_embd")
+# NemotronH with latent experts feeds them a narrower vector than the hidden state.
+_HIDDEN = ("moe_latent_size", "hidden_size", "d_model", "n_embd")
 _UNGATED = {"NemotronHForCausalLM"}
 
 
@@ -94,20 +96,32 @@ def _from_hub(ref: str) -> Path:
         )
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 - slow to import
     from huggingface_hub.errors import (  # noqa: PLC0415
+        EntryNotFoundError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
 
     try:
         return Path(hf_hub_download(ref, "config.json"))
+    except HFValidationError:
+        raise BadInputError(f"--model {ref}: not a valid hub id") from None
     except RepositoryNotFoundError:
         raise BadInputError(f"--model {ref}: the hub has no such model, or it is gated") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise MissingEnvironmentError(
-            f"--model {ref}: the hub cannot be reached ({type(error).__name__}); download its "
-            "config.json and give the folder"
-        ) from None
+    except EntryNotFoundError as error:
+        if not isinstance(error, LocalEntryNotFoundError):
+            raise BadInputError(f"--model {ref}: the repository has no config.json") from None
+        raise _unreachable(ref, error) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise _unreachable(ref, error) from None
+
+
+def _unreachable(ref: str, error: Exception) -> MissingEnvironmentError:
+    return MissingEnvironmentError(
+        f"--model {ref}: the hub cannot be reached ({type(error).__name__}); download its "
+        "config.json and give the folder"
+    )
 
 
 def _text_config(config: Config) -> Config:
@@ -143,7 +157,8 @@ def shape_from_config(
 ) -> MoeShape:
     """The MoE shape of a model on one rank.
 
-    Tensor parallelism divides N, expert parallelism divides E (vLLM fused_moe/layer.py).
+    Tensor parallelism divides N. Expert parallelism divides E and leaves N whole, whatever ``tp``
+    is: the ranks are the same ones (vLLM fused_moe/layer.py, benchmark_moe.py).
 
     Args:
         config: the content of ``config.json``.
@@ -219,7 +234,7 @@ def _check_scheme(scaling: Scheme, dtype: str) -> None:
 
 def _sharded(shape: MoeShape, tp: int, ep: int) -> MoeShape:
     for flag, parts, what, size in (
-        ("--tp", tp, "intermediate size", shape.intermediate),
+        ("--tp", tp if ep == 1 else 1, "intermediate size", shape.intermediate),
         ("--ep", ep, "experts", shape.experts),
     ):
         if parts < 1:
@@ -230,7 +245,9 @@ def _sharded(shape: MoeShape, tp: int, ep: int) -> MoeShape:
                 f"{flag} {parts} does not divide the {what} {size}; these do: "
                 + ", ".join(map(str, fitting))
             )
-    return replace(shape, intermediate=shape.intermediate // tp, experts=shape.experts // ep)
+    if ep > 1:
+        return replace(shape, experts=shape.experts // ep)
+    return replace(shape, intermediate=shape.intermediate // tp)
 
 
 _Quantisation = tuple[str, Scheme, tuple[int, int] | None]
@@ -292,6 +309,9 @@ def _compressed_tensors(raw: Config) -> _Quantisation:
     """Source: compressed-tensors' ``QuantizationScheme`` (weights, input_activations)."""
     groups = raw.get("config_groups")
     group = next(iter(groups.values()), None) if isinstance(groups, dict) else None
+    ignored = raw.get("ignore")
+    if isinstance(ignored, list) and any("experts" in str(name) for name in ignored):
+        return "bf16", Scheme.NONE, None  # the experts themselves are left unquantised
     weights = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(weights, dict):
         raise BadInputError("config.json: quantization_config.config_groups: no weights described")

@@ -74,16 +74,11 @@ class MoeShape:
                 raise BadInputError(f"{name} must be at most {_MOST}, not {getattr(self, name)}")
         if self.topk > self.global_experts:
             raise BadInputError(f"topk {self.topk} is more than {self.global_experts} experts")
-        if self.block_shape is not None:
-            for name, size, block in (
-                ("intermediate size", self.intermediate, self.block_shape[0]),
-                ("hidden size", self.hidden, self.block_shape[1]),
-            ):
-                if size % block:
-                    raise BadInputError(
-                        f"{name} {size} on this rank is not divisible by the quantisation block "
-                        f"{block}; vLLM refuses that too: use a smaller --tp"
-                    )
+        if self.block_shape is not None and self.intermediate % self.block_shape[0]:
+            raise BadInputError(
+                f"intermediate size {self.intermediate} on this rank is not divisible by the "
+                f"quantisation block {self.block_shape[0]}; use a smaller --tp, or --ep"
+            )
 
     def config_file_name(self, vllm_name: str) -> str:
         """The name in vLLM of the configuration file on device ``vllm_name``.

@@ -322,3 +322,8 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(MissingEnvironmentError, match=r"--model org/name: .*cannot be reached"):
         load_config("org/name")
+
+
+def test_expert_parallelism_leaves_the_width_whole() -> None:
+    shape = shape_from_config(load_config("deepseek-v3"), tp=8, ep=8)
+    assert (shape.experts, shape.intermediate, shape.global_experts) == (32, 2048, 256)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from autotune.core import BadInputError, Candidate
+from autotune.core import BadInputError, Candidate, Scalar
 from autotune.moe.shape import MoeShape
 
 T = TypeVar("T")
@@ -58,11 +58,18 @@ def parse(data: bytes, where: str) -> dict[int, Candidate]:
     try:
         document = json.loads(data)
         document.pop("triton_version", None)
-        return {
-            int(m): Candidate.of({n: int(v) for n, v in r.items()}) for m, r in document.items()
-        }
+        return {int(m): Candidate.of(_row(row)) for m, row in document.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise BadInputError(f"{where}: not a fused-MoE configuration file: {error}") from None
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, Scalar]:
+    """A row checked; files for other vendors' GPUs have fields of their own, even texts."""
+    for name, value in row.items():
+        allowed = int if name in FIELDS else int | str
+        if not isinstance(value, allowed) or isinstance(value, bool):
+            raise TypeError(f"{name}: {value!r}")
+    return dict(row)
 
 
 def look_up(rows: Mapping[int, T], m: int) -> T:

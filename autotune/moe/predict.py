@@ -17,7 +17,7 @@ import numpy as np
 from autotune.devices import Device
 from autotune.moe.shape import MoeShape, MoeWorkload
 
-MODEL_VERSION = "1"
+MODEL_VERSION = "2"
 """Raised whenever a prediction can change: old predictions are then not mixed with new ones."""
 
 DRAM_LATENCY_CYCLES = 600
@@ -259,7 +259,9 @@ def _cta_cycles(
         warps_m, warps_n = warps_per_tile(tile)
         read = chunk * (tile.block_m * warps_n + tile.block_n * warps_m)
     spilled = 2 * res.spill_bytes * 32 * tile.num_warps
-    chain = STEP_CYCLES + MMA_LATENCY_CYCLES * max(1.0, chunk / MMA_K_BYTES)
+    # A block waits for its products before the next step; only other blocks of the SM overlap.
+    products = flops / steps / rate
+    chain = STEP_CYCLES + max(products, MMA_LATENCY_CYCLES * chunk / MMA_K_BYTES)
     step = max(chain, DRAM_LATENCY_CYCLES / max(1, tile.num_stages - 1))
     return {
         "tensor": flops / rate,

@@ -54,6 +54,8 @@ class Device(BaseModel):
         missing = sorted(set(type(self).model_fields) - words - set(self.sources))
         if missing:
             raise ValueError(f"no source given for {missing[0]}")
+        if "hmma_bf16" not in self.tensor_flops_per_sm_per_clock:
+            raise ValueError("tensor_flops_per_sm_per_clock needs hmma_bf16, which every GPU has")
         major, _, minor = self.compute_capability.partition(".")
         if not (major.isdecimal() and minor.isdecimal()):
             raise ValueError(f"compute_capability {self.compute_capability!r} is not like '12.1'")

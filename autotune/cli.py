@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -459,8 +460,14 @@ def _interrupt(*_: object) -> NoReturn:
 def main() -> None:
     """Entry point: every failure is one line on stderr and a documented exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that has no µ is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
+        _check_text(sys.argv)
         code = app(standalone_mode=False)
+        if code == ExitCode.INTERRUPTED:  # Typer makes this of Ctrl-C, without a word
+            raise KeyboardInterrupt
     except AutotuneError as error:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -468,8 +475,9 @@ def main() -> None:
             "interrupted; every finished trial is saved, the same command goes on from there",
             ExitCode.INTERRUPTED,
         )
-    except BrokenPipeError:
-        # The reader went away (`autotune … | head`); keep Python from complaining at exit.
+    except SystemExit:
+        # Typer and rich end so when the reader went away (`autotune … | head`); keep Python from
+        # complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = ExitCode.DONE
     except OSError as error:
@@ -486,8 +494,17 @@ def main() -> None:
     sys.exit(code or ExitCode.DONE)
 
 
+def _check_text(arguments: list[str]) -> None:
+    """The command goes into the database and into files, which hold text only."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise BadInputError(f"argument {argument!a} is not UTF-8 text") from None
+
+
 def _fail(message: str, code: ExitCode) -> ExitCode:
     """One line, whatever a path or a message of the system holds."""
-    line = " ".join(message.split())
+    line = " ".join(part.strip() for part in message.splitlines())
     typer.echo(f"autotune: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
     return code

@@ -73,7 +73,7 @@ def test_the_kernel_is_found_with_its_versions(kernel: KernelInfo) -> None:
 
 
 def test_without_vllm_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_source.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingEnvironmentError, match=r"vLLM is not installed; install it"):
         kernel_info()
 

@@ -124,7 +124,7 @@ def test_the_extremes_that_the_compiler_accepts_and_refuses(arch: int) -> None:
         it = shape(kind)
         jobs = [
             CompileJob(it, arch, *c, gemm=1, specialisation=specialise(it, 64)) for c in candidates
-        ]  # type: ignore[arg-type]
+        ]
         with compile_pool(2, kernel) as pool:
             results = list(compile_many(pool, jobs, kernel, None, 60, disassemble=False))
         for candidate, compiled in zip(candidates, results, strict=True):

@@ -27,10 +27,15 @@ def _tpe(seed: int) -> optuna.samplers.BaseSampler:
     )
 
 
+def _qmc(seed: int) -> optuna.samplers.BaseSampler:
+    with warnings.catch_warnings(action="ignore"):  # it is marked experimental
+        return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+
+
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": _tpe,
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed, scramble=True),
+    "qmc": _qmc,
 }
 """Samplers by name; the standard is TPE (Bergstra et al. 2011), multivariate, constant liar."""
 
@@ -125,7 +130,7 @@ class OptunaProposer:
         ok = trial.measurement.outcome is Outcome.OK
         # TPE ranks a pruned trial without intermediate values behind every completed one.
         state = optuna.trial.TrialState.COMPLETE if ok else optuna.trial.TrialState.PRUNED
-        value = math.log(trial.measurement.value) if trial.measurement.value else None
+        value = trial.measurement.value  # TPE only ranks values, so no scaling is needed
         asked = self._running.pop(trial.candidate, None)
         if asked is not None:
             self._study.tell(asked, value, state=state)

@@ -7,16 +7,33 @@ unless the outcome is ok) and ``basis`` (``measured``, or ``synthetic`` for one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pandas as pd
 
 from autotune.core import BadInputError, Basis, Candidate, Measurement, Outcome, Workload
 
 _FIXED = {"workload", "outcome", "value", "basis"}
+
+
+def _given(name: str, value: Any) -> Any:
+    if pd.isna(value):
+        raise ValueError(f"{name} is empty")
+    return value
+
+
+def _measurement(row: Mapping[Any, Any], basis: Basis) -> Measurement:
+    outcome = Outcome(row["outcome"])
+    if outcome is not Outcome.OK:
+        return Measurement(outcome, basis)
+    value = float(row["value"])
+    if not 0 < value < math.inf:
+        raise ValueError(f"value {value} is not a positive number")
+    return Measurement(outcome, basis, value)
 
 
 class Landscape:
@@ -41,21 +58,22 @@ class Landscape:
         missing = sorted(_FIXED - set(frame.columns))
         if missing:
             raise BadInputError(f"{path}: a landscape needs the column {missing[0]!r}")
-        bases = sorted(set(frame["basis"]))
+        bases = sorted(set(map(str, frame["basis"])))
         if len(bases) != 1 or bases[0] not in {b.value for b in Basis}:
             raise BadInputError(f"{path}: column 'basis' must hold one known basis, not {bases}")
         basis = Basis(bases[0])
-        names = [name for name in frame.columns if name not in _FIXED]
+        names = [str(name) for name in frame.columns if name not in _FIXED]
         table: dict[tuple[str, Candidate], Measurement] = {}
         for row in frame.to_dict("records"):
-            candidate = Candidate.of({str(name): row[name] for name in names})
+            label = str(row["workload"])
             try:
-                outcome = Outcome(row["outcome"])
-                value = float(row["value"]) if outcome is Outcome.OK else None
-                measurement = Measurement(outcome, basis, value)
-            except ValueError as error:
-                raise BadInputError(f"{path}: {row['workload']}: {error}") from None
-            table[str(row["workload"]), candidate] = measurement
+                candidate = Candidate.of({name: _given(name, row[name]) for name in names})
+                measurement = _measurement(row, basis)
+                if (label, candidate) in table:
+                    raise ValueError(f"{candidate.params} is listed twice")
+            except (TypeError, ValueError) as error:
+                raise BadInputError(f"{path}: {label}: {error}") from None
+            table[label, candidate] = measurement
         return cls(table, basis)
 
     @property

@@ -1,0 +1,214 @@
+"""The command line as it is used: help, one tiny real run, and what `--json` prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune import __version__
+from autotune.moe.config_file import FIELDS, parse
+
+pytestmark = pytest.mark.vllm
+
+BINARY = Path(sys.executable).with_name("autotune")
+COMMANDS = ("moe", "studies", "show", "devices", "doctor")
+STUDY = "moe-gb10-e128-n704-fp8_w8a8"
+FILE = "E=128,N=704,device_name=NVIDIA_GB10,dtype=fp8_w8a8.json"
+SPACE = """\
+name: tiny
+title: Two candidates
+source: made up for a test
+parameters:
+  BLOCK_SIZE_M: {values: [16], why: w}
+  BLOCK_SIZE_N: {values: [32, 64], why: w}
+  BLOCK_SIZE_K: {values: [128], why: w}
+  GROUP_SIZE_M: {values: [1], why: w}
+  num_warps: {values: [4], why: w}
+  num_stages: {values: [3], why: w}
+constraints: [fits_shared_memory]
+"""
+TUNE = (
+    *("moe", "--device", "gb10", "--dtype", "fp8_w8a8", "--scheme", "channel"),
+    *("--batch-sizes", "1,64", "--space", "tiny.yaml", "--workers", "2"),
+)
+PROVENANCE = {
+    *("basis", "note", "warnings", "command", "study", "model", "device", "device_present"),
+    *("shape", "batch_sizes", "effort", "budget_s", "min_gain", "feasible", "space_size"),
+    *("setup", "environment", "counts", "rows"),
+}
+ROW = {
+    *("m", "config", "is_default", "predicted_us", "default_predicted_us", "predicted_speedup"),
+    *("limit", "registers", "spill_bytes", "shared_bytes", "tensor_cores"),
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one document on stdout; fails where anything else is printed."""
+        assert (self.code, self.err) == (0, "")
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class Place:
+    folder: Path
+    first: Ended
+
+
+def autotune(folder: Path, *args: str, env: Mapping[str, str] | None = None) -> Ended:
+    done = subprocess.run(
+        [BINARY, *args],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "COLUMNS": "200", **(env or {})},
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A folder in which the defaults have tuned once."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.yaml").write_text(SPACE)
+    return Place(folder, autotune(folder, *TUNE))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, tmp_path: Path) -> None:
+    shown = autotune(tmp_path, name, "--help")
+    assert (shown.code, shown.err) == (0, "")
+    assert f"Usage: autotune {name}" in shown.out
+    listed = autotune(tmp_path, "--help").out
+    assert f" {name} " in listed
+    assert "--json" in shown.out
+    if name == "moe":
+        from autotune.cli import app  # every flag of it says what it is for
+
+        (command,) = (
+            c for c in app.registered_commands if c.callback and c.callback.__name__ == name
+        )
+        assert command.callback is not None
+        for flag in command.callback.__annotations__:
+            assert flag.rstrip("_").replace("_", "-") in shown.out or flag in {"folder", "return"}
+
+
+def test_version(tmp_path: Path) -> None:
+    assert autotune(tmp_path, "--version").out == f"autotune {__version__}\n"
+
+
+def test_a_run_says_what_it_does_and_leaves_files(place: Place) -> None:
+    run = place.first
+    assert run.code == 0, run.err
+    assert "\x1b" not in run.out + run.err  # no bar, no colours: this is a pipe
+    assert "\r" not in run.out + run.err
+    assert "predicted mode" in run.err
+    assert "2 batch sizes × 2 of 2 feasible candidates" in run.err
+    assert "PREDICTED, not measured" in run.out
+    assert f"VLLM_TUNED_CONFIG_FOLDER=outputs/{STUDY}/predicted vllm serve" in run.out
+    results = place.folder / "outputs" / STUDY / "predicted"
+    assert {path.name for path in results.iterdir()} == {FILE, "provenance.json", "report.md"}
+    for path in results.iterdir():
+        assert str(path.relative_to(place.folder)) in run.out
+    rows = parse((results / FILE).read_bytes(), FILE)
+    assert list(rows) == [1, 64]
+    assert all(set(row.params) == set(FIELDS) for row in rows.values())
+    assert "PREDICTED" in (results / "report.md").read_text()
+    assert (place.folder / "outputs" / "autotune.db").is_file()
+
+
+def test_a_second_run_compiles_nothing_and_repeats_itself(place: Place) -> None:
+    results = place.folder / "outputs" / STUDY / "predicted"
+    before = (results / FILE).read_bytes()
+    document = autotune(place.folder, *TUNE, "--json").json
+    assert document.keys() == PROVENANCE | {"files", "compiled", "cached"}
+    assert document["compiled"] == 0
+    assert (results / FILE).read_bytes() == before
+    assert document["study"] == STUDY
+    assert document["basis"] == "predicted"
+    assert document["device_present"] is False
+    assert document["batch_sizes"] == [1, 64]
+    assert document["feasible"] == document["space_size"] == 2
+    assert sum(document["counts"].values()) == 4
+    assert [row.keys() for row in document["rows"]] == [ROW, ROW]
+    assert [Path(path).name for path in document["files"]] == ["provenance.json", "report.md", FILE]
+    stored = json.loads((results / "provenance.json").read_text())
+    assert stored.keys() == PROVENANCE
+    assert stored["rows"] == document["rows"]
+
+
+def test_studies(place: Place) -> None:
+    (study,) = autotune(place.folder, "studies", "--json").json
+    assert study["study"]["name"] == STUDY
+    assert study["trials"] == 6  # two M: the default and two candidates
+    text = autotune(place.folder, "studies")
+    assert (text.code, text.err) == (0, "")
+    assert STUDY in text.out
+    assert "predicted" in text.out
+    assert "done" in text.out
+
+
+def test_show(place: Place) -> None:
+    detail = autotune(place.folder, "show", STUDY, "--json").json
+    assert detail["study"]["name"] == STUDY
+    assert detail["trials"] == 6
+    assert [row["workload"] for row in detail["best"]] == ["M=1", "M=64"]
+    for row in detail["best"]:
+        assert row.keys() == {"search", "workload", "basis", "best_us", "default_us", "config"}
+        assert row["basis"] == "predicted"
+        assert 0 < row["best_us"] <= row["default_us"]
+        assert row["config"].keys() == set(FIELDS)
+    text = autotune(place.folder, "show", STUDY)
+    assert (text.code, text.err) == (0, "")
+    assert "M=64" in text.out
+
+
+def test_devices(tmp_path: Path) -> None:
+    shown = autotune(tmp_path, "devices", "--json").json
+    assert shown.keys() == {"known", "here"}
+    known = {device["name"]: device for device in shown["known"]}
+    assert known["gb10"]["vllm_name"] == "NVIDIA_GB10"
+    assert known["gb10"]["sources"]["sm_count"]
+    text = autotune(tmp_path, "devices")
+    assert (text.code, text.err) == (0, "")
+    assert all(name in text.out for name in known)
+
+
+def test_doctor(tmp_path: Path) -> None:
+    findings = autotune(tmp_path, "doctor", "--json").json
+    assert all(finding.keys() == {"level", "text"} for finding in findings)
+    assert any("the fused-MoE kernel compiles for sm_121" in f["text"] for f in findings)
+
+
+def test_no_studies_yet(tmp_path: Path) -> None:
+    from autotune.store import Store
+
+    with Store.open(f"sqlite:///{tmp_path}/outputs/autotune.db"):
+        pass
+    assert autotune(tmp_path, "studies", "--json").json == []
+    assert "no studies in" in autotune(tmp_path, "studies").out
+
+
+@pytest.mark.parametrize("args", [("studies",), ("show", STUDY), ("devices",), TUNE])
+def test_a_terminal_that_knows_ascii_only(place: Place, args: tuple[str, ...]) -> None:
+    shown = autotune(place.folder, *args, env={"PYTHONIOENCODING": "ascii"})
+    assert shown.code == 0, shown.err
+    assert shown.out
+    assert "Traceback" not in shown.err

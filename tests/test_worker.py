@@ -240,7 +240,7 @@ def start_parent(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int, int]:
     root = str(Path(__file__).parents[1])
     parent = subprocess.Popen(
         [sys.executable, str(script), str(file)],
-        env={**os.environ, "PYTHONPATH": root},
+        env={**os.environ, "PYTHONPATH": root, "TMPDIR": str(tmp_path)},
         start_new_session=True,
     )
     assert wait_for(lambda: file.exists() and len(file.read_text().split()) == 2, 30)

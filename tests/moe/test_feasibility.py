@@ -122,9 +122,7 @@ def test_the_extremes_that_the_compiler_accepts_and_refuses(arch: int) -> None:
     kernel = kernel_info()
     for kind in ("channel", "bf16"):
         it = shape(kind)
-        jobs = [
-            CompileJob(it, arch, *c, gemm=1, specialisation=specialise(it, 64)) for c in candidates
-        ]
+        jobs = [job(kind, arch, candidate) for candidate in candidates]
         with compile_pool(2, kernel) as pool:
             results = list(compile_many(pool, jobs, kernel, None, 60, disassemble=False))
         for candidate, compiled in zip(candidates, results, strict=True):

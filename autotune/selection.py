@@ -40,7 +40,10 @@ def select(
         )
     if incumbent is None:
         return Selection(workload.key, best, None, None, kept_incumbent=False)
-    if _value(best) > _value(incumbent) * (1 - min_gain):
+    limit = _value(incumbent) * (1 - min_gain)
+    beaten = _value(best) <= limit and _value(best) < _value(incumbent)
+    # The default searched again and a little faster by chance has gained nothing over itself.
+    if not beaten or best.candidate == incumbent.candidate:
         return Selection(workload.key, incumbent, incumbent, 1.0, kept_incumbent=True)
     speedup = _value(incumbent) / _value(best)
     return Selection(workload.key, best, incumbent, speedup, kept_incumbent=False)

@@ -92,7 +92,8 @@ def search(
     """Search one workload until its limits, or until the proposer has nothing left.
 
     Whole batches that are stored are told to the proposer as history. A batch that was cut off is
-    asked for again, which gives the same candidates, and only what is missing of it is measured.
+    asked for again, which gives the same candidates, and only what is missing of it is measured,
+    past the deadline too: no stored trial is left out.
     """
     stored = log.load(workload, Phase.SEARCH)
     whole = min(len(stored), limits.trials) // BATCH * BATCH
@@ -101,7 +102,7 @@ def search(
         yield Progress(workload, trial, reused=True)
     known = {trial.candidate: trial for trial in stored[whole:]}
     searched, sequence = whole, len(stored)
-    while searched < limits.trials and limits.clock() < limits.deadline:
+    while searched < limits.trials and (searched < len(stored) or limits.clock() < limits.deadline):
         batch = proposer.ask(min(BATCH, limits.trials - searched))
         if not batch:
             return

@@ -20,6 +20,9 @@ from autotune.space import Space
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
+OPTUNA_VERSION: str = optuna.__version__
+"""Another version may propose other candidates: part of what a search is stored under."""
+
 
 def _tpe(seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(

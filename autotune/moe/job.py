@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import optuna
-
 from autotune.core import (
     Basis,
     Candidate,
@@ -31,7 +29,7 @@ from autotune.moe.feasibility import CONSTRAINTS
 from autotune.moe.measurer import PredictingMeasurer, estimated_resources, tile_of
 from autotune.moe.predict import MODEL_VERSION, predict
 from autotune.moe.shape import MoeShape, MoeWorkload
-from autotune.propose import OptunaProposer, OrderedProposer
+from autotune.propose import OPTUNA_VERSION, OptunaProposer, OrderedProposer
 from autotune.records import RunRecord, RunStatus, SearchRecord
 from autotune.selection import select
 from autotune.space import Check, Space
@@ -104,7 +102,7 @@ class Plan:
             "cost_model": MODEL_VERSION,
             "device": digest(self.device.model_dump(mode="json")),
             "kernel_sha256": self.kernel.sha256,
-            "optuna": optuna.__version__,
+            "optuna": OPTUNA_VERSION,
             "sampler": "ordered" if self.effort == "exhaustive" else self.sampler,
             "seed": self.seed,
             "space": {"name": self.space.name, "digest": self.space.digest},

@@ -44,6 +44,7 @@ _WIDTH = (
 )
 # NemotronH with latent experts feeds them a narrower vector than the hidden state.
 _HIDDEN = ("moe_latent_size", "hidden_size", "d_model", "n_embd")
+_ROUTED_EXPERTS = re.compile(r"(?<!shared_)experts")
 _UNGATED = {"NemotronHForCausalLM"}
 
 
@@ -310,7 +311,7 @@ def _compressed_tensors(raw: Config) -> _Quantisation:
     groups = raw.get("config_groups")
     group = next(iter(groups.values()), None) if isinstance(groups, dict) else None
     ignored = raw.get("ignore")
-    if isinstance(ignored, list) and any("experts" in str(name) for name in ignored):
+    if isinstance(ignored, list) and any(_ROUTED_EXPERTS.search(str(n)) for n in ignored):
         return "bf16", Scheme.NONE, None  # the experts themselves are left unquantised
     weights = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(weights, dict):

@@ -173,8 +173,28 @@ def test_block_quantisation() -> None:
 
 
 @pytest.mark.parametrize(
+    ("ignored", "dtype"),
+    [
+        ("re:.*mlp.experts.*", None),
+        ("model.layers.0.mlp.experts.0.up_proj", None),
+        ("re:.*shared_experts.*", "fp8_w8a8"),
+        ("model.layers.3.mlp.shared_experts.up_proj", "fp8_w8a8"),
+        ("re:.*shared_expert_gate$", "fp8_w8a8"),
+        ("lm_head", "fp8_w8a8"),
+    ],
+)
+def test_layers_left_unquantised(ignored: str, dtype: str | None) -> None:
+    """Only the routed experts run in this kernel."""
+    config = compressed(FLOAT | {"strategy": "channel"}, FLOAT | {"strategy": "token"})
+    config["quantization_config"]["ignore"] = ["lm_head", ignored]
+    assert shape_from_config(config).dtype == dtype
+
+
+@pytest.mark.parametrize(
     "quant",
     [
+        {"quant_method": "awq", "bits": 4},
+        {"quant_method": "gptq", "bits": 4},
         {"quant_method": "mxfp4"},
         {"quant_method": "modelopt", "quant_algo": "NVFP4"},
         {"quant_method": "bitsandbytes"},

@@ -18,6 +18,9 @@ STORE = {"store", "models", "database", "catalogue", "compile_cache", "records",
 WORKER = {"moe.compile_worker", "moe.kernel_source"}
 """Modules of which functions run in worker processes, and import torch and Triton there."""
 
+TERMINAL = {"cli", "consoles", "flags", "overview", "moe.terminal", "spec.terminal"}
+"""Modules that talk to a person; nothing else imports them."""
+
 
 @dataclass(frozen=True)
 class Import:
@@ -104,8 +107,8 @@ def test_core_needs_the_standard_library_alone() -> None:
         ("pebble", {"worker"}),
         ("pandas", {"replay"}),
         ("yaml", {"yamlfile"}),
-        ("typer", {"cli"}),
-        ("rich", {"cli"}),
+        ("typer", TERMINAL),
+        ("rich", TERMINAL),
         ("torch", WORKER),
         ("triton", WORKER),
         ("vllm", WORKER),
@@ -123,6 +126,7 @@ def test_workers_import_only_inside_functions(package: str) -> None:
 
 def test_nobody_imports_the_command_line() -> None:
     assert {m for m in MODULES if "cli" in ours(m)} <= {"__main__"}
+    assert {m for m in MODULES if ours(m) & TERMINAL} <= TERMINAL | {"__main__"}
 
 
 def test_the_halves_do_not_know_each_other() -> None:
@@ -135,7 +139,7 @@ def test_the_halves_do_not_know_each_other() -> None:
 def test_what_is_shared_knows_neither_half() -> None:
     halves = {"moe", "spec", "serve"}
     for module in MODULES:
-        if module.split(".")[0] not in halves | {"cli", "__main__"}:
+        if module.split(".")[0] not in halves | TERMINAL | {"__main__"}:
             assert not {m for m in ours(module) if m.split(".")[0] in halves}, module
 
 

@@ -5,29 +5,17 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from autotune import __version__
+from autotune import __version__, flags
+from autotune.consoles import out
 from autotune.core import AutotuneError, BadInputError, ExitCode, MissingEnvironmentError
 from autotune.devices import detect_gpus, is_present, load_devices, resolve_device
 from autotune.environment import usable_cpus
@@ -40,9 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-out = Console(highlight=False, emoji=False)
-err = Console(stderr=True, highlight=False, emoji=False)
-
 DEFAULT_DB = "sqlite:///outputs/autotune.db"
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 Db = Annotated[str, typer.Option(help="Database with every trial, as an SQLAlchemy URL.")]
@@ -50,76 +35,6 @@ Db = Annotated[str, typer.Option(help="Database with every trial, as an SQLAlche
 
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _seconds(text: str | None) -> float | None:
-    """``90``, ``90s``, ``10m`` or ``2h`` to seconds."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    if found is None:
-        raise BadInputError(f"--budget {text}: expected a time such as 90s, 10m or 2h")
-    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
-    if not 0 < seconds < float("inf"):
-        raise BadInputError(f"--budget {text}: must be more than nothing, and a time")
-    return seconds
-
-
-def _batch_sizes(text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
-    if text is None:
-        return default
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise BadInputError(f"--batch-sizes {text}: expected numbers such as 1,8,64") from None
-    for size in sizes:
-        if not 1 <= size <= 1_048_576:
-            raise BadInputError(f"--batch-sizes: {size} is not between 1 and 1048576")
-        if sizes.count(size) > 1:
-            raise BadInputError(f"--batch-sizes: {size} is given twice")
-    return tuple(sorted(sizes))
-
-
-def _study_name(text: str | None) -> str | None:
-    """The name is part of paths: it must not lead out of ``--out``."""
-    if text is not None and re.fullmatch(r"\w[\w.+ -]{0,99}", text) is None:
-        raise BadInputError(
-            f"--study {text!r}: expected up to 100 letters, digits and any of ._+- after the first"
-        )
-    return text
-
-
-def _fraction(text: str, flag: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
-    value = float(found[1]) / (100 if found[2] else 1) if found else -1.0
-    if not 0 <= value < 1:
-        raise BadInputError(
-            f"{flag} {text}: expected a share from 0 to below 1, such as 1% or 0.01"
-        )
-    return value
-
-
-@contextmanager
-def _progress(total: int, first: str, quiet: bool) -> Iterator[Callable[[Any], None]]:
-    """A bar on stderr; with ``quiet`` or without a terminal, nothing."""
-    if quiet or not err.is_terminal:
-        yield lambda _: None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task(first, total=total)
-
-        def update(step: Any) -> None:
-            bar.update(task, advance=1, description=step.workload.label)
-
-        yield update
 
 
 @app.command()
@@ -170,12 +85,13 @@ def moe(
         run_prediction,
     )
     from autotune.moe.model import explicit_shape, load_config, shape_from_config  # noqa: PLC0415
+    from autotune.moe.terminal import progress, show_plan, show_result  # noqa: PLC0415
     from autotune.propose import SAMPLERS  # noqa: PLC0415
     from autotune.space import load_space  # noqa: PLC0415
     from autotune.store import Store  # noqa: PLC0415
 
-    ms, study = _batch_sizes(batch_sizes, STANDARD_LADDER), _study_name(study)
-    seconds, gain = _seconds(budget), _fraction(min_gain, "--min-gain")
+    ms, study = flags.batch_sizes(batch_sizes, STANDARD_LADDER), flags.study_name(study)
+    seconds, gain = flags.seconds(budget), flags.fraction(min_gain, "--min-gain")
     for flag, value, known in (("--effort", effort, EFFORTS), ("--sampler", sampler, SAMPLERS)):
         if value not in known:
             raise BadInputError(f"{flag} {value}: not one of {', '.join(known)}")
@@ -218,75 +134,16 @@ def moe(
         with store.lock_study(plan.study):
             pass
         if not json_:
-            _show_plan(plan, is_present(target))
+            show_plan(plan, is_present(target))
         total = len(ms) * (trials_per_m + 1)
-        with _progress(total, "starting", json_) as update:
+        with progress(total, json_) as update:
             result = run_prediction(plan, store, update)
     files = export.write(result, folder)
     if json_:
         document = export.provenance(result) | {"files": [str(path) for path in files]}
         _print_json(document | {"compiled": result.compiled, "cached": result.cached})
         return
-    _show_result(result, files)
-
-
-def _show_plan(plan: Any, present: bool) -> None:
-    shape = plan.shape
-    if present:
-        err.print(
-            f"[yellow]A {plan.device.title} is in this machine, but this version only predicts: "
-            "timing the kernel on it is not built yet.[/yellow]"
-        )
-    else:
-        err.print(
-            f"No {plan.device.title} in this machine: [bold]predicted mode[/bold]. The real kernel "
-            "is compiled for it, its time comes from a cost model. Nothing is measured."
-        )
-    err.print(
-        f"Plan   {escape(plan.model)}: E={shape.experts} N={shape.intermediate} K={shape.hidden} "
-        f"topk={shape.topk} {shape.weight_dtype} per {shape.scheme.value}\n"
-        f"       vLLM {plan.kernel.vllm_version}, Triton {plan.kernel.triton_version}, "
-        f"sm_{plan.device.arch}, {plan.workers} compile processes\n"
-        f"       {len(plan.ms)} batch sizes × {plan.trials_per_m} of {len(plan.feasible)} feasible "
-        f"candidates (space {plan.space.name}), study {plan.study}\n"
-        f"       at most {plan.compiles_at_most} compilations, about "
-        f"{max(1, round(plan.estimated_seconds / 60))} min from an empty cache; "
-        "Ctrl-C keeps what is done"
-    )
-
-
-def _show_result(result: Any, files: list[Path]) -> None:
-    from autotune.moe.export import cells, table, warnings  # noqa: PLC0415
-
-    shown = Table(title=f"{result.plan.study}: PREDICTED, not measured", title_justify="left")
-    for name in (
-        "M",
-        "BM/BN/BK/G/warps/stages",
-        "pred. µs",
-        "default µs",
-        "speed-up",
-        "limit",
-        "regs",
-        "spill B",
-        "smem B",
-        "mma",
-    ):
-        shown.add_column(
-            name, justify="left" if name in {"limit", "mma"} or "/" in name else "right"
-        )
-    for row in table(result):
-        shown.add_row(*cells(row))
-    out.print(shown)
-    for text in warnings(result):
-        err.print(f"[yellow]Warning: {text}[/yellow]")
-    out.print(
-        f"{sum(result.counts.values())} trials, {result.compiled} compiled, {result.cached} from "
-        f"the cache, {result.seconds:.0f} s"
-    )
-    for path in files:
-        typer.echo(path)
-    parent = shlex.quote(str(files[-1].parent))
-    typer.echo(f"Try it:  VLLM_TUNED_CONFIG_FOLDER={parent} vllm serve …")
+    show_result(result, files)
 
 
 @app.command()
@@ -325,34 +182,13 @@ def show(
     json_: Json = False,
 ) -> None:
     """Show a study: what it is about, its searches, the best trials so far."""
-    from autotune.core import Phase  # noqa: PLC0415
+    from autotune.overview import best_rows  # noqa: PLC0415
     from autotune.store import Store  # noqa: PLC0415
 
     with Store.open(db, create=False) as store:
         detail = store.get_study(study)
         trials = {record.id: store.trials(record) for record in detail.searches}
-    labels = {workload.key: workload.label for workload in detail.workloads}
-    best: dict[tuple[int, str], Any] = {}
-    default: dict[tuple[int, str], float | None] = {}
-    for search_id, found in trials.items():
-        for trial in found:
-            key = (search_id, trial.workload_key)
-            value = trial.measurement.value
-            if trial.phase is Phase.BASELINE:
-                default[key] = value
-            if value is not None and (key not in best or value < best[key].measurement.value):
-                best[key] = trial
-    rows = [
-        {
-            "search": search_id,
-            "workload": labels[workload],
-            "basis": trial.measurement.basis.value,
-            "best_us": trial.measurement.value,
-            "default_us": default.get((search_id, workload)),
-            "config": trial.candidate.params,
-        }
-        for (search_id, workload), trial in best.items()
-    ]
+    rows = best_rows(detail, trials)
     if json_:
         _print_json({**detail.as_json(), "trials": detail.trials, "best": rows})
         return

@@ -1,0 +1,107 @@
+"""What ``autotune moe`` shows on a terminal: the plan, a progress bar, the result."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from autotune.consoles import err, out
+from autotune.moe.export import cells, table, warnings
+from autotune.moe.job import Plan, Result
+from autotune.tune import Progress as Step
+
+
+@contextmanager
+def progress(total: int, quiet: bool) -> Iterator[Callable[[Step], None]]:
+    """A bar on stderr; with ``quiet`` or without a terminal, nothing."""
+    if quiet or not err.is_terminal:
+        yield lambda _: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("starting", total=total)
+
+        def update(step: Step) -> None:
+            bar.update(task, advance=1, description=step.workload.label)
+
+        yield update
+
+
+def show_plan(plan: Plan, present: bool) -> None:
+    """What will be done and about how long it takes, on stderr."""
+    shape = plan.shape
+    if present:
+        err.print(
+            f"[yellow]A {plan.device.title} is in this machine, but this version only predicts: "
+            "timing the kernel on it is not built yet.[/yellow]"
+        )
+    else:
+        err.print(
+            f"No {plan.device.title} in this machine: [bold]predicted mode[/bold]. The real kernel "
+            "is compiled for it, its time comes from a cost model. Nothing is measured."
+        )
+    err.print(
+        f"Plan   {escape(plan.model)}: E={shape.experts} N={shape.intermediate} K={shape.hidden} "
+        f"topk={shape.topk} {shape.weight_dtype} per {shape.scheme.value}\n"
+        f"       vLLM {plan.kernel.vllm_version}, Triton {plan.kernel.triton_version}, "
+        f"sm_{plan.device.arch}, {plan.workers} compile processes\n"
+        f"       {len(plan.ms)} batch sizes × {plan.trials_per_m} of {len(plan.feasible)} feasible "
+        f"candidates (space {plan.space.name}), study {plan.study}\n"
+        f"       at most {plan.compiles_at_most} compilations, about "
+        f"{max(1, round(plan.estimated_seconds / 60))} min from an empty cache; "
+        "Ctrl-C keeps what is done"
+    )
+
+
+def show_result(result: Result, files: list[Path]) -> None:
+    """The table, the warnings and where the files are."""
+    shown = Table(title=f"{result.plan.study}: PREDICTED, not measured", title_justify="left")
+    for name in (
+        "M",
+        "BM/BN/BK/G/warps/stages",
+        "pred. µs",
+        "default µs",
+        "speed-up",
+        "limit",
+        "regs",
+        "spill B",
+        "smem B",
+        "mma",
+    ):
+        shown.add_column(
+            name, justify="left" if name in {"limit", "mma"} or "/" in name else "right"
+        )
+    for row in table(result):
+        shown.add_row(*cells(row))
+    out.print(shown)
+    for text in warnings(result):
+        err.print(f"[yellow]Warning: {text}[/yellow]")
+    out.print(
+        f"{sum(result.counts.values())} trials, {result.compiled} compiled, {result.cached} from "
+        f"the cache, {result.seconds:.0f} s"
+    )
+    for path in files:
+        typer.echo(path)
+    parent = shlex.quote(str(files[-1].parent))
+    typer.echo(f"Try it:  VLLM_TUNED_CONFIG_FOLDER={parent} vllm serve …")

@@ -225,6 +225,21 @@ class Measurer(Protocol):
     ) -> None: ...
 
 
+class HoldsNothing:
+    """The context-manager half of a :class:`Measurer` that has nothing to release."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to do."""
+
+
 class Cache(Protocol):
     """A persistent map from a JSON key to a JSON value, such as compile results in the database."""
 

@@ -10,12 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pandas as pd
 
-from autotune.core import BadInputError, Basis, Candidate, Measurement, Outcome, Workload
+from autotune.core import (
+    BadInputError,
+    Basis,
+    Candidate,
+    HoldsNothing,
+    Measurement,
+    Outcome,
+    Workload,
+)
 
 _FIXED = {"workload", "outcome", "value", "basis"}
 
@@ -36,7 +43,7 @@ def _measurement(row: Mapping[Any, Any], basis: Basis) -> Measurement:
     return Measurement(outcome, basis, value)
 
 
-class Landscape:
+class Landscape(HoldsNothing):
     """A Measurer that looks values up in a recorded landscape."""
 
     def __init__(self, table: dict[tuple[str, Candidate], Measurement], basis: Basis) -> None:
@@ -80,17 +87,6 @@ class Landscape:
     def basis(self) -> Basis:
         """What the recorded values are."""
         return self._basis
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing to release."""
 
     def measure(self, candidates: Sequence[Candidate], workload: Workload) -> Iterator[Measurement]:
         """Yield the recorded measurements, in order.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
-from autotune.core import Basis, Cache, Candidate, Measurement, Outcome, Workload
+from autotune.core import Basis, Cache, Candidate, HoldsNothing, Measurement, Outcome, Workload
 from autotune.devices import Device
 from autotune.moe.compile import (
     Compiled,
@@ -79,7 +77,7 @@ def estimated_resources(candidate: Candidate, shape: MoeShape, device: Device) -
     )
 
 
-class PredictingMeasurer:
+class PredictingMeasurer(HoldsNothing):
     """Predicts: compiles both GEMMs offline for ``device`` and applies the cost model."""
 
     def __init__(
@@ -92,17 +90,6 @@ class PredictingMeasurer:
     def basis(self) -> Basis:
         """Always predicted."""
         return Basis.PREDICTED
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing to release: the pool belongs to the caller."""
 
     def jobs(self, candidate: Candidate, workload: MoeWorkload) -> list[CompileJob]:
         """The two compilations that a candidate needs at this M."""

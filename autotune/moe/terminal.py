@@ -54,12 +54,14 @@ def show_plan(plan: Plan, present: bool) -> None:
     if present:
         err.print(
             f"[yellow]A {plan.device.title} is in this machine, but this version only predicts: "
-            "timing the kernel on it is not built yet.[/yellow]"
+            "timing the kernel on it is not built yet.[/yellow]",
+            soft_wrap=True,
         )
     else:
         err.print(
             f"No {plan.device.title} in this machine: [bold]predicted mode[/bold]. The real kernel "
-            "is compiled for it, its time comes from a cost model. Nothing is measured."
+            "is compiled for it, its time comes from a cost model. Nothing is measured.",
+            soft_wrap=True,
         )
     err.print(
         f"Plan   {escape(plan.model)}: E={shape.experts} N={shape.intermediate} K={shape.hidden} "
@@ -70,7 +72,8 @@ def show_plan(plan: Plan, present: bool) -> None:
         f"candidates (space {plan.space.name}), study {plan.study}\n"
         f"       at most {plan.compiles_at_most} compilations, about "
         f"{max(1, round(plan.estimated_seconds / 60))} min from an empty cache; "
-        "Ctrl-C keeps what is done"
+        "Ctrl-C keeps what is done",
+        soft_wrap=True,
     )
 
 

@@ -306,10 +306,20 @@ def _float8(scheme: Scheme, block: Any) -> _Quantisation:
     return "fp8_w8a8", scheme, (block[0], block[1])
 
 
+def _group_of_experts(groups: Config) -> Any:
+    """The group that quantises the experts: it names them, or all Linear layers; else the first."""
+    for word in ("expert", "Linear"):
+        for group in groups.values():
+            targets = group.get("targets") if isinstance(group, dict) else None
+            if isinstance(targets, list) and any(word in str(target) for target in targets):
+                return group
+    return next(iter(groups.values()), None)
+
+
 def _compressed_tensors(raw: Config) -> _Quantisation:
     """Source: compressed-tensors' ``QuantizationScheme`` (weights, input_activations)."""
     groups = raw.get("config_groups")
-    group = next(iter(groups.values()), None) if isinstance(groups, dict) else None
+    group = _group_of_experts(groups) if isinstance(groups, dict) else None
     ignored = raw.get("ignore")
     if isinstance(ignored, list) and any(_ROUTED_EXPERTS.search(str(n)) for n in ignored):
         return "bf16", Scheme.NONE, None  # the experts themselves are left unquantised

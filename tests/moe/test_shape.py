@@ -347,3 +347,13 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_expert_parallelism_leaves_the_width_whole() -> None:
     shape = shape_from_config(load_config("deepseek-v3"), tp=8, ep=8)
     assert (shape.experts, shape.intermediate, shape.global_experts) == (32, 2048, 256)
+
+
+def test_the_group_that_names_the_experts_decides() -> None:
+    def group(target: str, strategy: str) -> dict[str, Any]:
+        weights = {"type": "float", "num_bits": 8, "strategy": strategy}
+        return {"targets": [target], "weights": weights, "input_activations": {"num_bits": 8}}
+
+    groups = {"a": group("re:.*self_attn.*", "tensor"), "b": group("re:.*experts.*", "channel")}
+    raw = {"quant_method": "compressed-tensors", "config_groups": groups}
+    assert shape_from_config({**SMALL, "quantization_config": raw}).scheme is Scheme.CHANNEL

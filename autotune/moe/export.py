@@ -115,7 +115,7 @@ def report(result: Result) -> str:
         f"- Command: `{plan.command}`",
         "",
         "A row stays vLLM's own default unless the prediction gains more than "
-        f"{plan.min_gain:.1%}.",
+        f"{plan.min_gain:.1%}: {summary(result)}.",
         "",
         "| M | BM/BN/BK/G/warps/stages | predicted µs | default µs (predicted) | speed-up "
         "| limited by | registers | spilled B | shared B | tensor cores |",
@@ -132,20 +132,30 @@ def report(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary(result: Result) -> str:
+    """How many rows differ from vLLM's default."""
+    changed = sum(not selection.kept_incumbent for selection in result.selections.values())
+    return f"{changed} of {len(result.selections)} rows differ from vLLM's default"
+
+
 def cells(row: dict[str, Any]) -> list[str]:
     """A row of :func:`table` as text."""
     default = row["default_predicted_us"]
     config = "/".join(str(value) for value in row["config"].values())
     return [
         str(row["m"]),
-        config + (" (default)" if row["is_default"] else ""),
+        config,
         f"{row['predicted_us']:.1f}",
         "not feasible" if default is None else f"{default:.1f}",
-        "" if row["predicted_speedup"] is None else f"{row['predicted_speedup']:.3f}×",
+        "default" if row["is_default"] else _times(row["predicted_speedup"]),
         row["limit"],
         *(_pair(row[name]) for name in ("registers", "spill_bytes", "shared_bytes")),
         _pair(row["tensor_cores"]),
     ]
+
+
+def _times(speedup: float | None) -> str:
+    return "" if speedup is None else f"{speedup:.3f}×"
 
 
 def _pair(values: list[Any]) -> str:

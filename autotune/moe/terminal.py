@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import typer
+from rich import box
+from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -20,9 +22,25 @@ from rich.progress import (
 from rich.table import Table
 
 from autotune.consoles import err, out
-from autotune.moe.export import cells, table, warnings
+from autotune.moe.export import cells, summary, table, warnings
 from autotune.moe.job import Plan, Result
 from autotune.tune import Progress as Step
+
+COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
+    ("M", "right"),
+    ("BM/BN/BK/G/warps/stages", "left"),
+    ("pred. µs", "right"),
+    ("default µs", "right"),
+    ("speed-up", "right"),
+    ("limited by", "left"),
+    ("registers", "right"),
+    ("spill B", "right"),
+    ("shared B", "right"),
+    ("tensor", "left"),
+)
+NARROW_COLUMNS = 6
+"""What fits 80 columns; the rest is shown from FULL_WIDTH on."""
+FULL_WIDTH = 120
 
 
 @contextmanager
@@ -80,24 +98,16 @@ def show_plan(plan: Plan, present: bool) -> None:
 def show_result(result: Result, files: list[Path]) -> None:
     """The table, the warnings and where the files are."""
     shown = Table(title=f"{result.plan.study}: PREDICTED, not measured", title_justify="left")
-    for name in (
-        "M",
-        "BM/BN/BK/G/warps/stages",
-        "pred. µs",
-        "default µs",
-        "speed-up",
-        "limit",
-        "regs",
-        "spill B",
-        "smem B",
-        "mma",
-    ):
-        shown.add_column(
-            name, justify="left" if name in {"limit", "mma"} or "/" in name else "right"
-        )
+    shown.box = box.SIMPLE_HEAD
+    wanted = COLUMNS if out.width >= FULL_WIDTH else COLUMNS[:NARROW_COLUMNS]
+    for name, justify in wanted:
+        shown.add_column(name, justify=justify, no_wrap=True)
     for row in table(result):
-        shown.add_row(*cells(row))
+        shown.add_row(*cells(row)[: len(wanted)])
     out.print(shown)
+    if wanted != COLUMNS:
+        out.print("registers, spills, shared memory and instructions are in report.md")
+    out.print(f"{summary(result)}; a row has to gain more than {result.plan.min_gain:.1%}")
     for text in warnings(result):
         err.print(f"[yellow]Warning: {text}[/yellow]")
     out.print(

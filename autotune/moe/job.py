@@ -22,7 +22,7 @@ from autotune.core import (
 )
 from autotune.devices import Device
 from autotune.environment import environment
-from autotune.moe.compile import KernelInfo, compile_pool
+from autotune.moe.compile import KernelInfo, compile_pool, specialise
 from autotune.moe.config_file import look_up, shipped
 from autotune.moe.defaults import default_rows
 from autotune.moe.feasibility import CONSTRAINTS
@@ -80,15 +80,19 @@ class Plan:
         return len(self.feasible) if wanted is None else min(wanted, len(self.feasible))
 
     @property
-    def compiles_at_most(self) -> int:
-        """Compilations if no two M shared one and nothing were cached."""
-        tiles = {c.items for c in map(_without_group, self.feasible)}
-        return 2 * min(self.trials_per_m * len(self.ms), len(tiles) * min(3, len(self.ms)))
+    def expected_compiles(self) -> int:
+        """Compilations from an empty cache if every M tried the same tiles: a rough upper estimate.
+
+        GROUP_SIZE_M is not compiled, and M only by its specialisation.
+        """
+        tiles = len({_without_group(candidate) for candidate in self.feasible})
+        specialisations = len({specialise(self.shape, m) for m in self.ms})
+        return 2 * min(self.trials_per_m, tiles) * specialisations
 
     @property
     def estimated_seconds(self) -> float:
-        """A rough upper estimate from an empty cache, or the budget where that is less."""
-        estimate = self.compiles_at_most * SECONDS_PER_COMPILE / self.workers
+        """A rough estimate from an empty cache, or the budget where that is less."""
+        estimate = self.expected_compiles * SECONDS_PER_COMPILE / self.workers
         return min(estimate, self.budget_s or math.inf)
 
     def identity(self) -> dict[str, Any]:
@@ -250,7 +254,12 @@ def run_prediction(plan: Plan, store: Store, on_progress: Callable[[Progress], N
                 selections[m] = _one_m(plan, m, defaults, measurer, log, limits, on_progress)
                 if time.monotonic() >= limits.deadline:
                     stopped.append(m)
-            trials = [t for t in store.trials(record) if t.phase is Phase.SEARCH]
+            keys = {MoeWorkload(plan.shape, m).key for m in plan.ms}
+            trials = [
+                t
+                for t in store.trials(record)
+                if t.phase is Phase.SEARCH and t.workload_key in keys
+            ]
     counts = {o.value: sum(t.measurement.outcome is o for t in trials) for o in Outcome}
     return Result(
         plan=plan,

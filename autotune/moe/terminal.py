@@ -88,8 +88,8 @@ def show_plan(plan: Plan, present: bool) -> None:
         f"sm_{plan.device.arch}, {plan.workers} compile processes\n"
         f"       {len(plan.ms)} batch sizes × {plan.trials_per_m} of {len(plan.feasible)} feasible "
         f"candidates (space {plan.space.name}), study {plan.study}\n"
-        f"       at most {plan.compiles_at_most} compilations, about "
-        f"{max(1, round(plan.estimated_seconds / 60))} min from an empty cache; "
+        f"       about {plan.expected_compiles} compilations, "
+        f"{max(1, round(plan.estimated_seconds / 60))} min on an empty cache; "
         "Ctrl-C keeps what is done",
         soft_wrap=True,
     )

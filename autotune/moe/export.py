@@ -12,7 +12,7 @@ from autotune.moe.config_file import FIELDS, render
 from autotune.moe.job import STANDARD_LADDER, Result
 
 SPARSE = 12
-"""Fewer keys than this leave wide gaps; a sparse file cost one user 2.35 % (a public vLLM report)."""
+"""Fewer keys than this leave wide gaps; a sparse file once cost 2.35 % (a vLLM pull request)."""
 
 FP16_WARNING = (
     "fp8 operands end up in fp16 tensor-core instructions (HMMA) on this target with Triton "
@@ -91,14 +91,15 @@ def warnings(result: Result) -> list[str]:
     said = []
     if result.fp16_fallback:
         said.append(FP16_WARNING.format(triton=result.plan.kernel.triton_version))
-    if set(result.plan.ms) < set(STANDARD_LADDER) or len(result.plan.ms) < SPARSE:
+    keys = len(result.plan.ms)
+    if set(result.plan.ms) < set(STANDARD_LADDER) or keys < SPARSE:
         said.append(
-            f"the file has {len(result.plan.ms)} keys: vLLM uses the nearest one at every batch size "
-            "and never falls back to its defaults; without --batch-sizes it gets the standard 18"
+            f"the file has {keys} keys: vLLM uses the nearest one at every batch size and never falls "
+            "back to its defaults; without --batch-sizes it gets the standard 18"
         )
     if result.out_of_budget:
-        keys = ", ".join(map(str, result.out_of_budget))
-        said.append(f"the budget ended before the search did at M={keys}; run again to go on")
+        cut = ", ".join(map(str, result.out_of_budget))
+        said.append(f"the budget ended before the search did at M={cut}; run again to go on")
     return said
 
 

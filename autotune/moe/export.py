@@ -94,8 +94,8 @@ def warnings(result: Result) -> list[str]:
     keys = len(result.plan.ms)
     if set(result.plan.ms) < set(STANDARD_LADDER) or keys < SPARSE:
         said.append(
-            f"the file has {keys} keys: vLLM uses the nearest one at every batch size and never falls "
-            "back to its defaults; without --batch-sizes it gets the standard 18"
+            f"the file has {keys} keys: vLLM uses the nearest one at every batch size and never "
+            "falls back to its defaults; without --batch-sizes it gets the standard 18"
         )
     if result.out_of_budget:
         cut = ", ".join(map(str, result.out_of_budget))

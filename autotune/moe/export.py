@@ -15,9 +15,10 @@ SPARSE = 12
 """Fewer keys than this leave wide gaps; a sparse file once cost 2.35 % (a vLLM pull request)."""
 
 FP16_WARNING = (
-    "fp8 operands end up in fp16 tensor-core instructions (HMMA) on this target with Triton "
-    "{triton}: half the rate. Triton 3.8.0 or newer uses QMMA on sm_121. Tune with the Triton that "
-    "will serve: a tuned file is for one Triton generation."
+    "fp8 operands end up in fp16 tensor-core instructions (HMMA) with Triton {triton}: half the "
+    "rate. On sm_121 Triton 3.6.0 to 3.7.1 does so everywhere and 3.8.0 uses QMMA; on sm_90 and "
+    "sm_100 tiles below 64 rows and columns do. Tune with the Triton that will serve: a tuned file "
+    "is for one Triton generation."
 )
 PREDICTED_NOTE = (
     "PREDICTED, not measured: the real kernel was compiled for the device, its time was computed "

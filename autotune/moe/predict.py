@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from autotune.core import BadInputError
 from autotune.devices import Device
 from autotune.moe.shape import MoeShape, MoeWorkload
 
-MODEL_VERSION = "2"
+MODEL_VERSION = "3"
 """Raised whenever a prediction can change: old predictions are then not mixed with new ones."""
 
 DRAM_LATENCY_CYCLES = 600
@@ -242,6 +243,16 @@ def _wave_us(
     }
 
 
+def _tensor_rate(mma: str, device: Device) -> float:
+    rate = device.tensor_flops_per_sm_per_clock.get(mma)
+    if rate is None:
+        raise BadInputError(
+            f"device {device.name}: tensor_flops_per_sm_per_clock has no {mma}, which the compiled "
+            "kernel uses; add it to the device's file"
+        )
+    return rate
+
+
 def _cta_cycles(
     gemm: _Gemm, rows: float, tile: Tile, res: Resources, device: Device
 ) -> dict[str, float]:
@@ -249,11 +260,12 @@ def _cta_cycles(
     steps = math.ceil(gemm.contraction / tile.block_k)
     chunk = tile.block_k * gemm.element
     flops = 2 * tile.block_m * tile.block_n * tile.block_k * steps
-    rate = device.tensor_flops_per_sm_per_clock[res.mma]
+    rate = _tensor_rate(res.mma, device)
     # Each of the four sub-partitions of an SM has one tensor core: fewer warps leave some idle.
     rate *= min(1.0, tile.num_warps / 4)
     loaded = (tile.block_n + rows) * chunk
-    if res.mma[1:].startswith("gmma"):  # wgmma reads its operands from shared memory, once
+    if res.mma.startswith("utc") or res.mma[1:].startswith("gmma"):
+        # wgmma and tcgen05 read their operands from shared memory, once.
         read = chunk * (tile.block_m + tile.block_n)
     else:  # mma.sync: every warp loads the fragments of its rows and columns
         warps_m, warps_n = warps_per_tile(tile)

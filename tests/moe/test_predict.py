@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.core import BadInputError
 from autotune.devices import get_device
 from autotune.moe.model import load_config, shape_from_config
 from autotune.moe.predict import (
@@ -112,3 +113,9 @@ def test_predictions_are_finite_positive_and_name_a_limit(m: int, block_m: int) 
     assert 0 < found.us < 1e6
     assert found.us >= found.other_us
     assert found.limit in {"bytes", "l2", "tensor cores", "shared memory", "latency", "waves"}
+
+
+def test_a_device_without_the_rate_of_an_instruction_is_one_clear_error() -> None:
+    strange = Resources(registers=64, spill_bytes=0, shared_bytes=30720, mma="xmma_fp8")
+    with pytest.raises(BadInputError, match="gb10.*xmma_fp8"):
+        predicted(1, SMALL, strange)

@@ -117,5 +117,5 @@ def test_predictions_are_finite_positive_and_name_a_limit(m: int, block_m: int) 
 
 def test_a_device_without_the_rate_of_an_instruction_is_one_clear_error() -> None:
     strange = Resources(registers=64, spill_bytes=0, shared_bytes=30720, mma="xmma_fp8")
-    with pytest.raises(BadInputError, match="gb10.*xmma_fp8"):
+    with pytest.raises(BadInputError, match=r"gb10.*xmma_fp8"):
         predicted(1, SMALL, strange)

@@ -61,7 +61,7 @@ def moe(
     space: Annotated[str, typer.Option(help="stock, wide, or the path of a .yaml file.")] = "stock",
     effort: Annotated[str, typer.Option(help="quick, standard or exhaustive.")] = "standard",
     budget: Annotated[str | None, typer.Option(help="Stop searching after, such as 10m.")] = None,
-    sampler: Annotated[str, typer.Option(help="tpe, random or qmc.")] = "tpe",
+    sampler: Annotated[str, typer.Option(help="tpe or random.")] = "tpe",
     study: Annotated[str | None, typer.Option(help="Name; default from device and shape.")] = None,
     folder: Annotated[Path, typer.Option("--out", help="Where result files go.")] = Path("outputs"),
     db: Db = DEFAULT_DB,

@@ -30,15 +30,9 @@ def _tpe(seed: int) -> optuna.samplers.BaseSampler:
     )
 
 
-def _qmc(seed: int) -> optuna.samplers.BaseSampler:
-    with warnings.catch_warnings(action="ignore"):  # it is marked experimental
-        return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
-
-
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": _tpe,
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    "qmc": _qmc,
 }
 """Samplers by name; the standard is TPE (Bergstra et al. 2011), multivariate, constant liar."""
 

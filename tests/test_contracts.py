@@ -42,10 +42,6 @@ class TestRandom(TestTPE):
     sampler = "random"
 
 
-class TestQMC(TestTPE):
-    sampler = "qmc"
-
-
 class TestTPEWithSeeds(TestTPE):
     """Candidates of the cost model go first; one is not feasible, one is not of the space."""
 
@@ -74,8 +70,8 @@ class TestOrdered(Synthetic):
 
 
 def test_all_samplers_are_under_contract() -> None:
-    assert set(SAMPLERS) == {"tpe", "random", "qmc"}
-    with pytest.raises(BadInputError, match="no sampler 'grid'; known: qmc, random, tpe"):
+    assert set(SAMPLERS) == {"tpe", "random"}
+    with pytest.raises(BadInputError, match="no sampler 'grid'; known: random, tpe"):
         OptunaProposer(space(), feasible(), sampler="grid")
 
 

@@ -19,6 +19,7 @@ from autotune.consoles import out
 from autotune.core import AutotuneError, BadInputError, ExitCode, MissingEnvironmentError
 from autotune.devices import detect_gpus, is_present, load_devices, resolve_device
 from autotune.environment import usable_cpus
+from autotune.moe.model import model_names
 
 app = typer.Typer(
     name="autotune",
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+PRESETS = ", ".join(model_names())
 DEFAULT_DB = "sqlite:///outputs/autotune.db"
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 Db = Annotated[str, typer.Option(help="Database with every trial, as an SQLAlchemy URL.")]
@@ -41,7 +43,7 @@ def _print_json(value: Any) -> None:
 def moe(
     device: Annotated[str, typer.Option(help="Device to tune for; auto looks at this machine.")],
     model: Annotated[
-        str | None, typer.Option(help="Preset, folder with config.json, or hub id.")
+        str | None, typer.Option(help=f"Folder with config.json, hub id, or {PRESETS}.")
     ] = None,
     experts: Annotated[int | None, typer.Option(help="E, instead of a model.")] = None,
     intermediate: Annotated[int | None, typer.Option(help="N, width after the gate.")] = None,
@@ -157,6 +159,7 @@ def studies(db: Db = DEFAULT_DB, json_: Json = False) -> None:
         _print_json([{**summary.as_json(), "trials": summary.trials} for summary in found])
         return
     shown = Table("study", "kind", "trials", "basis", "runs", "last run", box=None)
+    shown.columns[0].overflow = "fold"
     for summary in found:
         last = summary.last_run
         bases = ", ".join(sorted({count.basis.value for count in summary.counts}))
@@ -182,6 +185,7 @@ def show(
     json_: Json = False,
 ) -> None:
     """Show a study: what it is about, its searches, the best trials so far."""
+    from autotune.moe.config_file import FIELDS  # noqa: PLC0415
     from autotune.overview import best_rows  # noqa: PLC0415
     from autotune.store import Store  # noqa: PLC0415
 
@@ -196,17 +200,21 @@ def show(
         f"[bold]{detail.study.name}[/bold] ({detail.study.kind}), {detail.trials} trials, "
         f"{detail.runs} runs"
     )
+    rows.sort(key=lambda row: (row["search"], len(row["workload"]), row["workload"]))
     for record in detail.searches:
         counts = [c for c in detail.counts if c.search_id == record.id]
         said = ", ".join(f"{c.count} {c.basis.value} {c.outcome.value}" for c in counts)
         out.print(
-            f"search {record.id}: {said or 'no trials yet'}; setup {json.dumps(record.setup)}",
+            f"search {record.id}: {said or 'no trials yet'}; "
+            + ", ".join(f"{name} {_short(value)}" for name, value in record.setup.items()),
             soft_wrap=True,
             markup=False,
         )
-    shown = Table("search", "workload", "basis", "best µs", "default µs", "candidate", box=None)
+    order = FIELDS if detail.study.kind == "moe" else None
+    heading = "BM/BN/BK/G/warps/stages" if order else "candidate"
+    shown = Table("search", "workload", "basis", "best µs", "default µs", heading, box=None)
     for row in rows:
-        config = "/".join(str(v) for v in row["config"].values())
+        config = "/".join(str(row["config"][name]) for name in order or row["config"])
         before = row["default_us"]
         shown.add_row(
             str(row["search"]),
@@ -217,6 +225,12 @@ def show(
             config,
         )
     out.print(shown)
+    out.print("Best is what was found; a row of the file changes only where it gains enough.")
+
+
+def _short(value: Any) -> str:
+    """A setup's value for people: the name of a space, the start of a hash."""
+    return str(value["name"] if isinstance(value, dict) else value)[:16]
 
 
 @app.command()

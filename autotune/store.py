@@ -162,6 +162,13 @@ class Store:
         row = self._get_or_create(WorkloadRow, key, values)
         return WorkloadRecord(**row)
 
+    def workloads(self, search: SearchRecord) -> list[WorkloadRecord]:
+        """The workloads of ``search``, oldest first."""
+        statement = select(WorkloadRow.__table__).where(WorkloadRow.search_id == search.id)
+        with self._session.reading() as connection:
+            rows = connection.execute(statement.order_by(WorkloadRow.id)).mappings()
+            return [WorkloadRecord(**row) for row in rows]
+
     def start_run(
         self, search: SearchRecord, environment: EnvironmentRecord, command: str
     ) -> RunRecord:

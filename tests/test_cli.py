@@ -120,7 +120,7 @@ def test_a_run_says_what_it_does_and_leaves_files(place: Place) -> None:
     assert "\x1b" not in run.out + run.err  # no bar, no colours: this is a pipe
     assert "\r" not in run.out + run.err
     assert "predicted mode" in run.err
-    assert "2 batch sizes × 2 of 2 feasible candidates" in run.err
+    assert "2 batch sizes × (2 of 2 feasible candidates + the default)" in run.err
     assert "PREDICTED, not measured" in run.out
     assert f"VLLM_TUNED_CONFIG_FOLDER=outputs/{STUDY}/predicted vllm serve" in run.out
     results = place.folder / "outputs" / STUDY / "predicted"
@@ -146,7 +146,7 @@ def test_a_second_run_compiles_nothing_and_repeats_itself(place: Place) -> None:
     assert document["device_present"] is False
     assert document["batch_sizes"] == [1, 64]
     assert document["feasible"] == document["space_size"] == 2
-    assert sum(document["counts"].values()) == 4
+    assert sum(document["counts"].values()) == 6  # as `studies` counts: with the defaults
     assert [row.keys() for row in document["rows"]] == [ROW, ROW]
     assert [Path(path).name for path in document["files"]] == ["provenance.json", "report.md", FILE]
     stored = json.loads((results / "provenance.json").read_text())
@@ -212,3 +212,12 @@ def test_a_terminal_that_knows_ascii_only(place: Place, args: tuple[str, ...]) -
     assert shown.code == 0, shown.err
     assert shown.out
     assert "Traceback" not in shown.err
+
+
+def test_a_command_with_fewer_keys_keeps_the_others_in_the_file(place: Place) -> None:
+    (file,) = place.folder.glob(f"outputs/{STUDY}/predicted/E=*.json")
+    before = file.read_bytes()
+    assert set(parse(before, "file")) == {1, 64}
+    again = autotune(place.folder, *(a if a != "1,64" else "64" for a in TUNE))
+    assert again.code == 0
+    assert file.read_bytes() == before

@@ -9,7 +9,7 @@ from typing import Any
 from autotune.core import Basis, Trial
 from autotune.files import write_whole
 from autotune.moe.config_file import FIELDS, render
-from autotune.moe.job import STANDARD_LADDER, Result
+from autotune.moe.job import Result
 
 SPARSE = 12
 """Fewer keys than this leave wide gaps; a sparse file once cost 2.35 % (a vLLM pull request)."""
@@ -74,7 +74,7 @@ def provenance(result: Result) -> dict[str, Any]:
         "device": plan.device.name,
         "device_present": False,
         "shape": plan.shape.as_json(),
-        "batch_sizes": list(plan.ms),
+        "batch_sizes": sorted(result.selections),
         "effort": plan.effort,
         "budget_s": plan.budget_s,
         "min_gain": plan.min_gain,
@@ -92,11 +92,11 @@ def warnings(result: Result) -> list[str]:
     said = []
     if result.fp16_fallback:
         said.append(FP16_WARNING.format(triton=result.plan.kernel.triton_version))
-    keys = len(result.plan.ms)
-    if set(result.plan.ms) < set(STANDARD_LADDER) or keys < SPARSE:
+    keys = len(result.selections)
+    if keys < SPARSE:
         said.append(
-            f"the file has {keys} keys: vLLM uses the nearest one at every batch size and never "
-            "falls back to its defaults; without --batch-sizes it gets the standard 18"
+            f"few keys in the file ({keys}): vLLM uses the nearest one at every batch size and "
+            "never falls back to its defaults; without --batch-sizes it gets the standard 18"
         )
     if result.out_of_budget:
         cut = ", ".join(map(str, result.out_of_budget))
@@ -134,7 +134,10 @@ def report(result: Result) -> str:
     lines += ["| " + " | ".join(cells(row)) + " |" for row in table(result)]
     lines += [
         "",
-        "Two figures in a cell are GEMM 1 (gate and up) and GEMM 2 (down).",
+        "Two figures in a cell are GEMM 1 (gate and up) and GEMM 2 (down). *Limited by* names what "
+        "takes longest in the longer GEMM: `bytes` from memory, `l2`, `tensor cores`, `shared "
+        "memory`, `latency`, or the last partial `waves`. The model hardly tells candidates apart "
+        "where the memory limits, and is not good enough to pick winners at large M.",
         "",
         "Try it: `VLLM_TUNED_CONFIG_FOLDER=<this folder> vllm serve …`; vLLM then logs "
         "«Using configuration from …».",
@@ -145,7 +148,10 @@ def report(result: Result) -> str:
 def summary(result: Result) -> str:
     """How many rows differ from vLLM's default."""
     changed = sum(not selection.kept_incumbent for selection in result.selections.values())
-    return f"{changed} of {len(result.selections)} rows differ from vLLM's default"
+    said = f"{changed} of {len(result.selections)} rows differ from vLLM's default"
+    if changed == 0:
+        said += ": by the prediction there is nothing to gain, the file only ends vLLM's warning"
+    return said
 
 
 def cells(row: dict[str, Any]) -> list[str]:

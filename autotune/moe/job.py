@@ -124,6 +124,9 @@ class Result:
     environment: dict[str, Any]
     selections: dict[int, Selection]
     counts: dict[str, int]
+    trials: int
+    fresh: int
+    """Trials made by this command; the others were in the database."""
     compiled: int
     cached: int
     seconds: float
@@ -162,6 +165,7 @@ class _Log:
     def __init__(self, store: Store, search_record: SearchRecord, run: RunRecord) -> None:
         self._store, self._search, self._run = store, search_record, run
         self._ids: dict[str, int] = {}
+        self.appended = 0
 
     def load(self, workload: Workload, phase: Phase) -> list[Trial]:
         return self._store.trials(self._search, workload.key, phase)
@@ -170,6 +174,7 @@ class _Log:
         if workload.key not in self._ids:
             self._ids[workload.key] = self._store.workload(self._search, workload).id
         self._store.add_trials(self._run, self._ids[workload.key], [trial])
+        self.appended += 1
 
 
 class _CountingCache:
@@ -254,24 +259,37 @@ def run_prediction(plan: Plan, store: Store, on_progress: Callable[[Progress], N
                 selections[m] = _one_m(plan, m, defaults, measurer, log, limits, on_progress)
                 if time.monotonic() >= limits.deadline:
                     stopped.append(m)
-            keys = {MoeWorkload(plan.shape, m).key for m in plan.ms}
-            trials = [
-                t
-                for t in store.trials(record)
-                if t.phase is Phase.SEARCH and t.workload_key in keys
-            ]
+            trials = store.trials(record)
+            # Keys tuned by earlier commands stay in the file: fewer keys are a worse file.
+            selections |= _earlier(plan, trials, [w.spec["m"] for w in store.workloads(record)])
     counts = {o.value: sum(t.measurement.outcome is o for t in trials) for o in Outcome}
+    fresh = log.appended
     return Result(
         plan=plan,
         setup=plan.setup(),
         environment=environment(),
         selections=selections,
         counts={name: n for name, n in counts.items() if n},
+        trials=len(trials),
+        fresh=fresh,
         compiled=len(cache.stored),
         cached=len(cache.found),
         seconds=time.monotonic() - began,
         out_of_budget=tuple(stopped),
     )
+
+
+def _earlier(plan: Plan, trials: Sequence[Trial], ms: Sequence[int]) -> dict[int, Selection]:
+    """Selections for the keys of this search that this command did not ask for."""
+    selections = {}
+    for m in set(ms) - set(plan.ms):
+        workload = MoeWorkload(plan.shape, m)
+        own = [t for t in trials if t.workload_key == workload.key]
+        searched = [t for t in own if t.phase is Phase.SEARCH]
+        baseline = next((t for t in own if t.phase is Phase.BASELINE), None)
+        if any(t.measurement.outcome is Outcome.OK for t in searched):
+            selections[m] = select(workload, baseline, searched, plan.min_gain)
+    return selections
 
 
 def _limits(plan: Plan, began: float, left: int) -> Limits:

@@ -30,9 +30,9 @@ COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
     ("M", "right"),
     ("BM/BN/BK/G/warps/stages", "left"),
     ("pred. µs", "right"),
-    ("default µs", "right"),
+    ("def. µs", "right"),
     ("speed-up", "right"),
-    ("limited by", "left"),
+    ("limit", "left"),
     ("registers", "right"),
     ("spill B", "right"),
     ("shared B", "right"),
@@ -86,8 +86,8 @@ def show_plan(plan: Plan, present: bool) -> None:
         f"topk={shape.topk} {shape.weight_dtype} per {shape.scheme.value}\n"
         f"       vLLM {plan.kernel.vllm_version}, Triton {plan.kernel.triton_version}, "
         f"sm_{plan.device.arch}, {plan.workers} compile processes\n"
-        f"       {len(plan.ms)} batch sizes × {plan.trials_per_m} of {len(plan.feasible)} feasible "
-        f"candidates (space {plan.space.name}), study {plan.study}\n"
+        f"       {len(plan.ms)} batch sizes × ({plan.trials_per_m} of {len(plan.feasible)} "
+        f"feasible candidates + the default), space {plan.space.name}, study {plan.study}\n"
         f"       about {plan.expected_compiles} compilations, "
         f"{max(1, round(plan.estimated_seconds / 60))} min on an empty cache; "
         "Ctrl-C keeps what is done",
@@ -98,7 +98,7 @@ def show_plan(plan: Plan, present: bool) -> None:
 def show_result(result: Result, files: list[Path]) -> None:
     """The table, the warnings and where the files are."""
     shown = Table(title=f"{result.plan.study}: PREDICTED, not measured", title_justify="left")
-    shown.box = box.SIMPLE_HEAD
+    shown.box, shown.pad_edge, shown.show_edge = box.SIMPLE_HEAD, False, False
     wanted = COLUMNS if out.width >= FULL_WIDTH else COLUMNS[:NARROW_COLUMNS]
     for name, justify in wanted:
         shown.add_column(name, justify=justify, no_wrap=True)
@@ -111,8 +111,8 @@ def show_result(result: Result, files: list[Path]) -> None:
     for text in warnings(result):
         err.print(f"[yellow]Warning: {text}[/yellow]")
     out.print(
-        f"{sum(result.counts.values())} trials, {result.compiled} compiled, {result.cached} from "
-        f"the cache, {result.seconds:.0f} s"
+        f"{result.trials} trials, {result.fresh} of them new; {result.compiled} kernels compiled, "
+        f"{result.cached} taken from the database; {result.seconds:.0f} s"
     )
     for path in files:
         typer.echo(path)

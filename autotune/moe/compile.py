@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from autotune.core import Cache, MissingEnvironmentError, Outcome, digest
 from autotune.moe.compile_worker import compile_in_worker, set_up_worker
 from autotune.moe.kernel_source import KernelInfo, kernel_info
-from autotune.moe.shape import MoeShape
+from autotune.moe.shape import MoeShape, is_naive
 from autotune.worker import TaskResult, TaskStatus, WorkerPool
 
 __all__ = [
@@ -74,7 +74,7 @@ def specialise(shape: MoeShape, m: int) -> Specialisation:
     """
     tokens, experts = m * shape.topk, shape.global_experts
     return Specialisation(
-        naive=experts == shape.experts and tokens * 4 <= experts,
+        naive=is_naive(shape, m),
         one_token=tokens == 1,
         tokens_divisible_by_16=tokens % 16 == 0,
         padded_divisible_by_16=tokens < experts or (tokens - experts) % 16 == 0,

@@ -16,7 +16,7 @@ import numpy as np
 
 from autotune.core import BadInputError
 from autotune.devices import Device
-from autotune.moe.shape import MoeShape, MoeWorkload
+from autotune.moe.shape import MoeWorkload, is_naive
 
 MODEL_VERSION = "3"
 """Raised whenever a prediction can change: old predictions are then not mixed with new ones."""
@@ -139,14 +139,6 @@ def expected_routing(m: int, topk: int, experts: int, local: int, block_m: int) 
     pmf = np.exp(log_pmf)
     blocks = float(np.dot(pmf, np.ceil(np.arange(m + 1) / block_m)))
     return Routing(local * (1 - (1 - p) ** m), local * blocks)
-
-
-def is_naive(shape: MoeShape, m: int) -> bool:
-    """Whether vLLM skips the sort: one row tile per (token, expert) pair.
-
-    Source: vLLM fused_moe.py, ``_prepare_expert_assignment`` (no expert map, M·topk·4 ≤ E).
-    """
-    return shape.experts == shape.global_experts and m * shape.topk * 4 <= shape.global_experts
 
 
 def routing(workload: MoeWorkload, block_m: int) -> Routing:

@@ -141,3 +141,11 @@ class MoeWorkload:
     def as_json(self) -> dict[str, Any]:
         """Shape and M as JSON values."""
         return {"m": self.m, "shape": self.shape.as_json()}
+
+
+def is_naive(shape: MoeShape, m: int) -> bool:
+    """Whether vLLM skips the sort: one row tile per (token, expert) pair.
+
+    Source: vLLM fused_moe.py, ``_prepare_expert_assignment`` (no expert map, M·topk·4 ≤ E).
+    """
+    return shape.experts == shape.global_experts and m * shape.topk * 4 <= shape.global_experts

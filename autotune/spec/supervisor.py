@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 SURVIVORS = 70
 """Exit status when a process of the tree could not be killed (EX_SOFTWARE of sysexits.h)."""

@@ -1,0 +1,137 @@
+"""A server's processes: started under the supervisor, seen, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from autotune.spec.supervisor import SURVIVORS
+
+LOCALHOST = "127.0.0.1"
+_KILL_S = 45.0
+"""Longer than the supervisor's own SIGKILL and clean-up take; beyond it, it is killed as well."""
+
+
+def _members(session: int) -> list[psutil.Process]:
+    """The processes of a session, such as the supervisor's with all that it started."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+class ProcessHandle:
+    """A command under :mod:`autotune.spec.supervisor`, in a session of its own.
+
+    The supervisor's standard input is a pipe that only we hold: closing it is the request to stop,
+    and our death closes it too.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        port: int,
+        log: Path,
+        grace_s: float,
+        *,
+        env: Mapping[str, str] | None = None,
+        cleanup: list[str] | None = None,
+        check_owner: bool = True,
+    ) -> None:
+        """Start ``command``.
+
+        Args:
+            command: program and arguments.
+            port: where it is to serve on 127.0.0.1.
+            log: replaced; takes standard output and error.
+            grace_s: seconds between SIGTERM and SIGKILL.
+            env: added to our own environment.
+            cleanup: a command run after its end, even if we are dead by then.
+            check_owner: whether one of its processes must hold the port.
+        """
+        self.url = f"http://{LOCALHOST}:{port}"
+        self.log = log
+        self._port, self._grace_s, self._check_owner = port, grace_s, check_owner
+        self._stopped = False
+        supervisor = [sys.executable, "-P", "-m", "autotune.spec.supervisor"]
+        options = ["--grace", str(grace_s)]
+        if cleanup:
+            options += ["--cleanup", json.dumps(cleanup)]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(  # noqa: S603
+                [*supervisor, *options, "--", *command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+
+    def poll(self) -> int | None:
+        """Exit status (128 plus a signal's number), None while it runs."""
+        code = self._process.poll()
+        return code if code is None or code >= 0 else 128 - code
+
+    def is_ours(self) -> bool:
+        """Whether one of our processes listens on the port."""
+        if not self._check_owner:
+            return True
+        for process in _members(self._process.pid):
+            with contextlib.suppress(psutil.Error):
+                for one in process.net_connections(kind="tcp"):
+                    if one.status == psutil.CONN_LISTEN and one.laddr.port == self._port:
+                        return True
+        return False
+
+    def processes(self) -> list[int]:
+        """Ids of the supervisor and of the command's processes."""
+        return [process.pid for process in _members(self._process.pid)]
+
+    def memory_bytes(self) -> int | None:
+        """Resident memory of all processes of the session, shared pages counted for each."""
+        total = 0
+        for process in _members(self._process.pid):
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        return total
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL, for the command and all its processes.
+
+        Raises:
+            RuntimeError: a process of the server cannot be killed.
+        """
+        if self._stopped:
+            return
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            code = self._process.wait(self._grace_s + _KILL_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        if code < 0 or code == SURVIVORS:
+            self._kill_all()
+        self._stopped = True
+
+    def _kill_all(self) -> None:
+        """What the supervisor would have done, had it lived."""
+        end = time.monotonic() + _KILL_S
+        while left := _members(self._process.pid):
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            if time.monotonic() >= end:
+                raise RuntimeError(f"processes {left} of a stopped server cannot be killed")
+            time.sleep(0.05)

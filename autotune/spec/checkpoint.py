@@ -46,6 +46,7 @@ class Checkpoint:
     chat: bool | None = None
     base_models: tuple[str, ...] = ()
     weight_bytes: int | None = None
+    from_hub: bool = False
 
     @property
     def name(self) -> str:
@@ -153,12 +154,12 @@ class _Hub:
             raise BadInputError(
                 f"{self.flag} {self.ref}: the hub has no such model, or it is gated"
             ) from None
-        except (HfHubHTTPError, OSError) as error:
-            absent = isinstance(error, EntryNotFoundError)
-            if absent and not isinstance(error, LocalEntryNotFoundError):
-                return None
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):
+                self.unknown.add(name)
+        except (HfHubHTTPError, OSError):
             self.unknown.add(name)
-            return None
+        return None
 
     def weight_bytes(self) -> int | None:
         return None
@@ -201,6 +202,7 @@ def load_checkpoint(ref: str, flag: str = "--target") -> Checkpoint:
         chat=_chat(files, settings, has_tokenizer=tokenizer is not None or bool(settings)),
         base_models=_base_models(files.read("README.md") or ""),
         weight_bytes=_weight_bytes(files, ref),
+        from_hub=isinstance(files, _Hub),
     )
 
 

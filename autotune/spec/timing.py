@@ -24,9 +24,9 @@ class RequestRecord:
         start_s: when it was sent, in seconds since the load began.
         ttft_s: seconds to the first chunk that carries a choice. A chat's first chunk names the
             role only; it comes with the first token, and vLLM's client counts it too.
-        itl_s: seconds between one such chunk and the next. A chunk holds the tokens of a step, or of
-            several where the server's front end lags behind its engine: with speculation these are
-            times between steps rather than tokens.
+        itl_s: seconds between one such chunk and the next. A chunk holds the tokens of a step, or
+            of several where the server's front end lags behind its engine: with speculation these
+            are times between steps rather than tokens.
         latency_s: seconds to the last such chunk.
         prompt_tokens: as counted by the server.
         output_tokens: as counted by the server (``usage``), not the number of chunks.

@@ -82,7 +82,7 @@ def check_pair(
         found += check_tokenizers(target, drafter, method)
         found += _check_hidden(target, drafter, method)
         found += _check_quantisation(target, drafter)
-        found += _check_length(target, drafter, method, max_model_len)
+    found += _check_length(pair, max_model_len)
     found += [finding for gamma in sorted(set(gammas)) for finding in check_gamma(pair, gamma)]
     order = list(Severity)
     return sorted(found, key=lambda finding: order.index(finding.severity))
@@ -108,22 +108,24 @@ def _check_method(pair: Pair) -> Iterator[Finding]:
         reason = "brings no MTP layers" if known else "is of no kind whose MTP layers vLLM knows"
         yield refuse("no-mtp-layers", f"{where} {reason}; {advice}")
     elif pair.method == "suffix":
-        yield note(
+        yield warn(
             "suffix-package",
-            "suffix needs the package arctic-inference in the server's environment",
+            "suffix needs the package arctic-inference in the server's environment, which vLLM "
+            "does not bring",
         )
 
 
 def _check_choice(drafter: Checkpoint, method: str) -> Iterator[Finding]:
     """The method comes from words in the path, before vLLM looks into the model."""
     named = by_name(drafter.ref)
-    architecture = drafter.architecture.lower()
-    if named and named[0] == method and named[0].rstrip("3") not in architecture:
-        yield warn(
-            "method-by-path",
-            f"vLLM takes {drafter.ref} for {method} because {named[1]!r} is in its path, but its "
-            f"architecture is {drafter.architecture}: rename the folder if it is something else",
-        )
+    if not named or named[0] != method or method.rstrip("3") in drafter.architecture.lower():
+        return
+    says = warn if named[1] in drafter.name.lower() else refuse
+    yield says(
+        "method-by-path",
+        f"vLLM takes {drafter.ref} for {method} because {named[1]!r} is in its path, but its "
+        f"architecture is {drafter.architecture}: rename the folder if it is something else",
+    )
 
 
 def _check_hidden(target: Checkpoint, drafter: Checkpoint, method: str) -> Iterator[Finding]:
@@ -202,24 +204,27 @@ def _check_quantisation(target: Checkpoint, drafter: Checkpoint) -> Iterator[Fin
         )
 
 
-def _check_length(
-    target: Checkpoint, drafter: Checkpoint, method: str, max_model_len: int | None
-) -> Iterator[Finding]:
-    """Nothing is drafted past the drafter's length.
+def _check_length(pair: Pair, max_model_len: int | None) -> Iterator[Finding]:
+    """Past the drafter's length token 0 is drafted, and verified in vain.
 
-    Source: vLLM 0.32 ``v1/worker/gpu_model_runner.py``, ``effective_drafter_max_model_len``.
+    Source: vLLM 0.32 ``v1/worker/gpu_model_runner.py``, ``_input_fits_in_drafter``: the longest
+    request of the batch decides for all.
     """
-    own = None if _is_stretched(target) else target.size("max_position_embeddings")
-    if max_model_len is not None and own is not None and max_model_len > own:
+    own = pair.target.size("max_position_embeddings")
+    stretched = _is_stretched(pair.target)
+    if max_model_len is not None and own is not None and max_model_len > own and not stretched:
         yield refuse(
-            "length", f"--max-model-len {max_model_len} is more than the {own} of {target.ref}"
+            "length", f"--max-model-len {max_model_len} is more than the {own} of {pair.target.ref}"
         )
-    served, drafts = max_model_len or own, drafter.size("max_position_embeddings")
-    if method == "draft_model" and served and drafts and drafts < served:
+    if pair.drafter is None or pair.method != "draft_model":
+        return
+    served, drafts = max_model_len or own, pair.drafter.size("max_position_embeddings")
+    if served and drafts and drafts < served and not _is_stretched(pair.drafter):
         yield warn(
             "length",
-            f"{drafter.ref} was made for {drafts} tokens and {served} are served: in longer texts "
-            "vLLM drafts nothing; lower --max-model-len, or take another drafter",
+            f"{pair.drafter.ref} was made for {drafts} tokens and {served} are served: once one "
+            "request is longer, vLLM drafts nothing useful for any and verifies it all the same; "
+            "lower --max-model-len, or take another drafter",
         )
 
 

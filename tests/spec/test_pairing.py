@@ -116,7 +116,7 @@ TABLE: dict[str, tuple[Case, set[str]]] = {
     "Gemma 4 and its assistant": (lambda z: (z.gemma4, z.assistant), set()),
     "Gemma 4 MoE and its assistant": (lambda z: (z.gemma4_moe, z.assistant), set()),
     "ngram": (lambda z: (z.qwen3, "ngram"), set()),
-    "suffix": (lambda z: (z.qwen3, "suffix"), {"note suffix-package"}),
+    "suffix": (lambda z: (z.qwen3, "suffix"), {"warn suffix-package"}),
     "ngram on a base model": (lambda z: (z.base(z.qwen3), "ngram"), {"note no-chat-template"}),
     "own MTP layers": (lambda z: (z.deepseek(), "mtp"), set()),
     "EAGLE-3": (lambda z: (z.qwen3, z.eagle3(draft_vocab_size=100)), set()),
@@ -142,6 +142,10 @@ TABLE: dict[str, tuple[Case, set[str]]] = {
     "a folder called eagle3": (
         lambda z: (z.qwen3, z.copy(z.noisy, name="not-eagle3")),
         {"warn method-by-path"},
+    ),
+    "a model in a folder of eagles": (
+        lambda z: (z.qwen3, z.copy(z.noisy, name="eagle3/noisy")),
+        {"refuse method-by-path"},
     ),
     "another size of vocabulary": (
         lambda z: (z.qwen3, z.copy(z.noisy, config={"vocab_size": 512})),
@@ -266,6 +270,18 @@ def test_the_table(name: str, zoo: Zoo) -> None:
     assert all("\n" not in finding.message for finding in findings)
 
 
+def test_the_token_that_differs_is_named(zoo: Zoo) -> None:
+    for tokens, words in (
+        (swap_two, "2 tokens have other ids: 'a' is"),
+        (add_plain, "'zzz' of"),
+        (add_special, "'<|tool|>' is in"),
+        (make_plain, "'<|im_end|>' is special in one"),
+    ):
+        odd = zoo.copy(zoo.noisy, tokens=tokens)
+        (found,) = check_pair(load_pair(str(zoo.qwen3), str(odd)))
+        assert words in found.message
+
+
 def test_the_worst_comes_first(zoo: Zoo) -> None:
     odd = zoo.copy(zoo.noisy, config={"vocab_size": 512, "max_position_embeddings": 512} | FP8)
     found = check_pair(load_pair(str(zoo.qwen3), str(odd)))
@@ -281,10 +297,17 @@ def test_the_length_that_is_served(length: int, expected: set[str], zoo: Zoo) ->
     assert codes(found) == expected | ({"warn length"} if length > 512 else set())
 
 
-def test_a_stretched_target_serves_more_than_it_says(zoo: Zoo) -> None:
+def test_a_target_cannot_serve_more_than_its_length(zoo: Zoo) -> None:
+    found = check_pair(load_pair(str(zoo.qwen3), "ngram"), max_model_len=2049)
+    assert codes(found) == {"refuse length"}
+
+
+def test_stretched_models_serve_more_than_they_say(zoo: Zoo) -> None:
     rope = {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}
     long = zoo.copy(zoo.qwen3, config=rope)
     assert not check_pair(load_pair(str(long), "ngram"), max_model_len=8192)
+    short = zoo.copy(zoo.noisy, config=rope | {"max_position_embeddings": 512})
+    assert not check_pair(load_pair(str(zoo.qwen3), str(short)))
 
 
 @pytest.mark.parametrize(

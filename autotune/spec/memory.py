@@ -81,17 +81,31 @@ class Serving:
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes on one device, at least: the weights, the KV cache of one request and of all."""
+    """Bytes on one device, at least: the weights, and KV cache for ``requests`` requests.
+
+    ``kv_reserve`` is the block that vLLM keeps back for itself.
+    """
 
     target: int
     drafter: int
-    kv_one: int
-    kv_all: int
+    kv_request: int
+    kv_reserve: int = 0
+    requests: int = 1
 
     @property
     def weights(self) -> int:
         """Of target and drafter."""
         return self.target + self.drafter
+
+    @property
+    def kv_one(self) -> int:
+        """KV cache with which one request of full length is served."""
+        return self.kv_request + self.kv_reserve
+
+    @property
+    def kv_all(self) -> int:
+        """KV cache with which all requests are served at once."""
+        return self.requests * self.kv_request + self.kv_reserve
 
 
 def bytes_per_value(kv_cache_dtype: str, model: Checkpoint) -> float:
@@ -142,6 +156,24 @@ def kv_bytes_per_request(model: Checkpoint, tokens: int, serving: Serving) -> in
     return math.ceil(blocks * size)
 
 
+def kv_reserve(model: Checkpoint, serving: Serving) -> int:
+    """Bytes of the one block that the pool never gives out (``_pool_bytes_per_block``).
+
+    A block spans the layers of a group, and where layers differ in kind, a group is no smaller than
+    the rarest kind.
+
+    Raises:
+        BadInputError: sizes in the configuration that are missing or not whole numbers.
+    """
+    kinds: dict[tuple[str, int | None], int] = {}
+    for layer in attention_layers(model):
+        key = (layer.kind, layer.window)
+        kinds[key] = kinds.get(key, 0) + layer.values_per_token
+    least = min((values for values in kinds.values() if values), default=0)
+    size = bytes_per_value(serving.kv_cache_dtype, model) * serving.block_size
+    return math.floor(least * size)
+
+
 def _blocks(layer: AttentionLayer, tokens: int, serving: Serving) -> int:
     if layer.window is None:
         return -(-tokens // serving.block_size)
@@ -165,8 +197,9 @@ def memory_need(pair: Pair, serving: Serving) -> MemoryNeed:
     return MemoryNeed(
         target=weight_bytes(pair.target) // serving.shards,
         drafter=weight_bytes(pair.drafter) // serving.shards if pair.drafter else 0,
-        kv_one=one // serving.shards,
-        kv_all=one * serving.concurrency // serving.shards,
+        kv_request=one // serving.shards,
+        kv_reserve=kv_reserve(pair.target, serving) // serving.shards,
+        requests=serving.concurrency,
     )
 
 
@@ -208,7 +241,7 @@ def _check(need: MemoryNeed, reading: MemoryReading, serving: Serving) -> Iterat
 
 
 def _check_cache(need: MemoryNeed, room: int, serving: Serving) -> Iterator[Finding]:
-    fitting = serving.concurrency if not need.kv_one else room // need.kv_one
+    fitting = (room - need.kv_reserve) // need.kv_request if need.kv_request else 0
     if need.kv_one > room:
         yield refuse(
             "memory-context",

@@ -61,6 +61,10 @@ def model(**config: Any) -> Checkpoint:
     return Checkpoint("model", plain | config)
 
 
+def reading(free: float, total: float = 100, kind: str = "gpu") -> MemoryReading:
+    return MemoryReading(int(total * GIB), int(free * GIB), MemoryKind(kind), "the GPU")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_counted_weights_are_those_of_the_files(kind: str, tiny_models: TinyModels) -> None:
     found = load_checkpoint(str(getattr(tiny_models, kind)))
@@ -209,9 +213,10 @@ def test_a_drafter_adds_weights_and_cache(tiny_models: TinyModels) -> None:
     alone = memory_need(load_pair(str(tiny_models.qwen3), "ngram"), serving)
     noisy = str(tiny_models.noisy(tiny_models.qwen3, 0.05))
     both = memory_need(load_pair(str(tiny_models.qwen3), noisy), serving)
-    assert (alone.drafter, alone.kv_one, alone.kv_all) == (0, 2**19, 2**21)
+    assert (alone.drafter, alone.kv_request, alone.kv_reserve) == (0, 2**19, 2**16)
+    assert (alone.kv_one, alone.kv_all) == (2**19 + 2**16, 2**21 + 2**16)
     assert both.drafter > 0
-    assert (both.target, both.kv_one) == (alone.target, 2 * alone.kv_one)
+    assert (both.target, both.kv_request) == (alone.target, 2 * alone.kv_request)
     assert both.weights == both.target + both.drafter
 
 
@@ -221,8 +226,21 @@ def test_the_assistant_reads_the_cache_of_its_target(tiny_models: TinyModels) ->
     both = memory_need(
         load_pair(str(tiny_models.gemma4), str(tiny_models.gemma4_assistant)), serving
     )
-    assert both.kv_one == alone.kv_one
+    assert both.kv_all == alone.kv_all
     assert both.drafter > 0
+
+
+@pytest.mark.parametrize(("kind", "reserve"), [("qwen3", 65_536), ("gemma4", 32_768)])
+def test_one_block_is_kept_back(kind: str, reserve: int, tiny_models: TinyModels) -> None:
+    """With exactly one request's KV cache vLLM 0.32 refuses to start: a block is missing."""
+    pair = load_pair(str(getattr(tiny_models, kind)), "ngram")
+    serving = Serving(1024, block_size=128)
+    need = memory_need(pair, serving)
+    assert need.kv_reserve == reserve
+    here = reading(80, kind="cpu")
+    for size, expected in ((need.kv_request, "memory-context"), (need.kv_one, "memory")):
+        (found,) = check_memory(need, here, replace(serving, kv_cache_bytes=size))
+        assert found.code == expected
 
 
 def test_shards_halve_everything() -> None:
@@ -231,12 +249,8 @@ def test_shards_halve_everything() -> None:
     assert (half.target * 2, half.kv_all * 2) == (whole.target, whole.kv_all)
 
 
-NEED = MemoryNeed(target=30 * GIB, drafter=2 * GIB, kv_one=4 * GIB, kv_all=16 * GIB)
+NEED = MemoryNeed(30 * GIB, 2 * GIB, kv_request=3 * GIB, kv_reserve=GIB, requests=5)
 USUAL: dict[str, Any] = {"max_model_len": 4096, "concurrency": 4}
-
-
-def reading(free: float, total: float = 100, kind: str = "gpu") -> MemoryReading:
-    return MemoryReading(int(total * GIB), int(free * GIB), MemoryKind(kind), "the GPU")
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,13 @@ def test_bits_of_a_weight(quantization: dict[str, Any] | None, bits: float) -> N
     assert weight_bytes(plain) == (4 * 64 * 64 + 3 * 64 * 128) * 4 * bits / 8
 
 
+def test_one_projection_for_keys_and_values_counts_once() -> None:
+    """In the weights of full layers; the cache holds both all the same."""
+    two, one = model(), model(attention_k_eq_v=True)
+    assert weight_bytes(two) - weight_bytes(one) == 4 * 64 * 64 * 2
+    assert kv_bytes_per_token(two) == kv_bytes_per_token(one)
+
+
 def test_attention_with_a_latent_vector() -> None:
     """DeepSeek-V3: 671 billion parameters, 61 layers, 576 numbers per token and layer."""
     deepseek = Checkpoint(
@@ -227,6 +234,11 @@ def test_the_assistant_reads_the_cache_of_its_target(tiny_models: TinyModels) ->
         load_pair(str(tiny_models.gemma4), str(tiny_models.gemma4_assistant)), serving
     )
     assert both.kv_all == alone.kv_all
+    plain = {"model_type": "gemma4_assistant", "backbone_hidden_size": 64}
+    unsaid = Pair(model(), "mtp", model(**plain))
+    assert (
+        memory_need(unsaid, serving).kv_all == memory_need(Pair(model(), "ngram"), serving).kv_all
+    )
     assert both.drafter > 0
 
 

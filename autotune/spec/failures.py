@@ -179,7 +179,7 @@ def classify(
     errors, noise = _errors(lines)
     line = (errors or noise or [_last_words(lines, exit_code)])[-1]
     recognised = _recognise(errors)
-    if hung:
+    if hung and (served or recognised is None):
         kind = FailureKind.HANG
         line = _last_words(lines, exit_code) if recognised is None else recognised[1]
         if log is None:

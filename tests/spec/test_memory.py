@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.core import BadInputError
 from autotune.spec.attention import attention_layers
 from autotune.spec.checkpoint import Checkpoint, load_checkpoint
-from autotune.spec.meminfo import read_memory
 from autotune.spec.memory import (
     MemoryKind,
     MemoryNeed,
@@ -327,87 +324,3 @@ def test_flags_that_cannot_be(flags: dict[str, Any]) -> None:
 def test_a_model_without_a_number_of_layers(layers: int | None) -> None:
     with pytest.raises(BadInputError, match="num_hidden_layers"):
         attention_layers(model(num_hidden_layers=layers))
-
-
-NODE = (
-    "Node 0 MemTotal:       1000 kB\nNode 0 MemFree:        100 kB\nNode 0 Active(file):  20 kB\n"
-    "Node 0 Inactive(file):  30 kB\nNode 0 SReclaimable:    4 kB\nNode 0 Dirty:           7 kB\n"
-)
-PROC = "MemTotal:        2000 kB\nMemFree:          10 kB\nMemAvailable:     800 kB\n"
-Machine = Callable[[dict[str, str]], Path]
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    def make(files: dict[str, str]) -> Path:
-        for name, text in files.items():
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return tmp_path
-
-    return make
-
-
-def read(root: Path, smi: str | None = None, gpu: int = 0) -> MemoryReading:
-    return read_memory(gpu, root=root, smi=lambda: smi, cpu=0)
-
-
-PROC_FILE, NODE_FILE = "proc/meminfo", "sys/devices/system/node/node0/meminfo"
-V2 = {"sys/fs/cgroup/memory.max": "409600\n", "sys/fs/cgroup/memory.current": "102400\n"}
-V1 = {
-    "sys/fs/cgroup/memory/memory.limit_in_bytes": "409600\n",
-    "sys/fs/cgroup/memory/memory.usage_in_bytes": "307200\n",
-}
-
-
-@pytest.mark.parametrize(
-    ("files", "total", "free"),
-    [
-        ({PROC_FILE: PROC}, 2000, 800),
-        ({PROC_FILE: PROC, NODE_FILE: NODE}, 1000, 154),
-        ({PROC_FILE: PROC} | V2, 400, 300),
-        ({PROC_FILE: PROC} | V1, 400, 100),
-        ({PROC_FILE: PROC, NODE_FILE: NODE} | V2, 400, 154),
-        ({PROC_FILE: PROC, "sys/fs/cgroup/memory.max": "max\n"}, 2000, 800),
-        ({PROC_FILE: PROC, "sys/fs/cgroup/memory.max": str(1 << 60)}, 2000, 800),
-    ],
-)
-def test_a_machine_without_a_gpu(
-    files: dict[str, str], total: int, free: int, machine: Machine
-) -> None:
-    found = read(machine(files))
-    assert (found.total, found.free, found.kind) == (total * 1024, free * 1024, "cpu")
-
-
-def test_the_numa_node_of_the_cpu(machine: Machine) -> None:
-    other = NODE_FILE.replace("node0", "node1")
-    root = machine({NODE_FILE: NODE, other: NODE.replace("1000", "500")})
-    (root / "sys/devices/system/cpu/cpu3/node1").mkdir(parents=True)
-    assert read_memory(root=root, smi=lambda: None, cpu=3).total == 500 * 1024
-    assert read_memory(root=root, smi=lambda: None, cpu=2).total == 1000 * 1024
-
-
-def test_gpus(machine: Machine) -> None:
-    smi = "NVIDIA H200, 143771, 143000\nNVIDIA H200, 143771, 1000\n"
-    found = read(machine({}), smi, gpu=1)
-    assert (found.total, found.free, found.kind) == (143771 * 2**20, 1000 * 2**20, "gpu")
-    assert read(machine({}), smi).free == 143000 * 2**20
-    with pytest.raises(MissingEnvironmentError, match="2 GPUs, and none numbered 2"):
-        read(machine({}), smi, gpu=2)
-
-
-def test_unified_memory_is_the_hosts(machine: Machine) -> None:
-    found = read(machine({PROC_FILE: PROC}), "NVIDIA GB10, [N/A], [N/A]\n")
-    assert (found.total, found.free, found.kind) == (2000 * 1024, 800 * 1024, "unified")
-
-
-@pytest.mark.parametrize("files", [{}, {PROC_FILE: "nothing\n"}])
-def test_a_machine_that_does_not_tell(files: dict[str, str], machine: Machine) -> None:
-    with pytest.raises(MissingEnvironmentError, match="meminfo"):
-        read(machine(files))
-
-
-def test_this_machine_can_be_read() -> None:
-    here = read_memory()
-    assert 0 < here.free <= here.total

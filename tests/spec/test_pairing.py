@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 from autotune.core import BadInputError
 from autotune.spec.checkpoint import Checkpoint, load_checkpoint
 from autotune.spec.finding import Finding, Severity
-from autotune.spec.identity import check_identity
 from autotune.spec.methods import resolve_method
 from autotune.spec.pairing import Pair, check_gamma, check_pair, load_pair
 from tests.spec.tiny_models import TinyModels
@@ -346,55 +344,6 @@ def test_what_vllm_makes_of_a_drafter(zoo: Zoo) -> None:
     assert method(zoo.eagle3()) == method(zoo.eagle3(), "mtp") == "eagle3"
     assert method(zoo.copy(zoo.noisy, config={"model_type": "medusa"})) == "medusa"
     assert method(zoo.copy(zoo.noisy, config={"model_type": "nemotron_h"})) == "draft_model"
-
-
-INSTRUCT, BASE = "google/gemma-4-26B-A4B-it", "google/gemma-4-26B-A4B"
-DRAFTER = f"{INSTRUCT}-assistant"
-LLAMA = "meta-llama/Meta-Llama-3.1-8B"
-EAGLE = "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B"
-
-
-@pytest.mark.parametrize(
-    ("target", "chat", "drafter", "names", "expected"),
-    [
-        (INSTRUCT, True, DRAFTER, (), set()),
-        (INSTRUCT, None, DRAFTER, (INSTRUCT,), set()),
-        ("RedHatAI/gemma-4-26B-A4B-it-FP8-Dynamic", True, DRAFTER, (INSTRUCT,), set()),
-        ("nvidia/Gemma-4-26B-A4B-it-NVFP4", True, DRAFTER, (INSTRUCT,), set()),
-        (BASE, False, DRAFTER, (), {"refuse base-target"}),
-        (BASE, False, "someone/gemma-drafter", (INSTRUCT,), {"refuse base-target"}),
-        (BASE, False, "someone/gemma-drafter", (), {"warn base-target"}),
-        (BASE, None, DRAFTER, (), {"warn base-target"}),
-        (BASE, True, "someone/gemma-drafter", (INSTRUCT,), {"warn base-target"}),
-        (f"{BASE}-FP8", True, DRAFTER, (), {"warn base-target"}),
-        ("google/gemma-4-E4B-it", True, DRAFTER, (INSTRUCT,), {"warn other-target"}),
-        (f"{LLAMA}-Instruct", True, EAGLE, (), set()),
-        (LLAMA, False, EAGLE, (), {"refuse base-target"}),
-        (LLAMA, None, EAGLE, (), {"warn base-target"}),
-        ("Qwen/Qwen3-8B", True, "AngelSlim/Qwen3-8B_eagle3", ("Qwen/Qwen3-8B",), set()),
-        ("Qwen/Qwen3-8B-Base", True, "AngelSlim/Qwen3-8B_eagle3", (), {"warn base-target"}),
-        ("/models/target", True, DRAFTER, (), set()),
-        ("/models/target", True, DRAFTER, (INSTRUCT,), {"note other-target"}),
-    ],
-)
-def test_names_and_cards(
-    target: str, chat: bool | None, drafter: str, names: tuple[str, ...], expected: set[str]
-) -> None:
-    ours = Checkpoint(target, {}, chat=chat, from_hub=not target.startswith("/"))
-    theirs = Checkpoint(drafter, {}, base_models=names)
-    assert codes(list(check_identity(ours, theirs, "mtp"))) == expected
-
-
-def test_a_quantised_target_is_what_was_quantised() -> None:
-    theirs = Checkpoint(DRAFTER, {}, base_models=(INSTRUCT,))
-    ours = Checkpoint("me/mine", FP8, chat=True, base_models=(INSTRUCT,), from_hub=True)
-    assert not list(check_identity(ours, theirs, "mtp"))
-    assert list(check_identity(replace(ours, config={}), theirs, "mtp"))
-
-
-def test_a_hub_cache_folder_has_the_name_of_its_model() -> None:
-    ref = "/root/.cache/huggingface/hub/models--google--gemma-4-26B-A4B/snapshots/0123abcd"
-    assert Checkpoint(ref, {}).name == "gemma-4-26B-A4B"
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ _PREFIX = re.compile(r"^(\(\w[^)]*pid=\d+\) )?((ERROR|CRITICAL) \d\d-\d\d [\d:]+
 _ERROR = re.compile(
     r"^([\w.]+\.)?\w*(Error|Exception|Exit)(: |$)"  # the last line of a traceback
     r"|^[\w./-]+( \w+)?: error: "  # argparse
-    r"|^docker: "
+    r"|^docker: |^unknown (shorthand )?flag: "
     r"|^supervisor: "
 )
 _NOISE = re.compile(
@@ -96,7 +96,10 @@ _OUT_OF_MEMORY = (
 _SIGNS = tuple(
     (kind, re.compile(pattern))
     for kind, pattern in (
-        (FailureKind.BAD_FLAG, r"error: (unrecognized arguments|ambiguous option)|unknown flag: "),
+        (
+            FailureKind.BAD_FLAG,
+            r"error: (unrecognized arguments|ambiguous option)|^unknown (shorthand )?flag: ",
+        ),
         (FailureKind.BAD_VALUE, r": error: argument "),
         (FailureKind.PORT_TAKEN, r"[Aa]ddress already in use|port is already allocated"),
         (
@@ -109,8 +112,7 @@ _SIGNS = tuple(
             FailureKind.MODEL_MISSING,
             r"Invalid repository ID or local directory|LocalEntryNotFoundError"
             r"|RepositoryNotFoundError|GatedRepoError|HFValidationError|OfflineModeIsEnabled"
-            r"|is not a valid model identifier|Cannot find any model weights"
-            r"|Unable to find image",
+            r"|is not a valid model identifier|Cannot find any model weights",
         ),
     )
 )

@@ -17,8 +17,8 @@ from rich.table import Table
 from autotune import __version__, flags
 from autotune.consoles import out
 from autotune.core import AutotuneError, BadInputError, ExitCode, MissingEnvironmentError
-from autotune.devices import detect_gpus, is_present, load_devices, resolve_device
-from autotune.environment import usable_cpus
+from autotune.devices import detect_gpus, load_devices, present_gpus, resolve_device
+from autotune.environment import usable_cpus, visible_gpus
 from autotune.moe.model import model_names
 
 app = typer.Typer(
@@ -72,6 +72,21 @@ def moe(
         str, typer.Option(help="A row that gains less stays vLLM's default.")
     ] = "1%",
     workers: Annotated[int | None, typer.Option(help="Compile processes; default: CPUs.")] = None,
+    gamma: Annotated[
+        str | None, typer.Option(help="Drafted tokens, such as 2,4: adds the M of decoding.")
+    ] = None,
+    concurrency: Annotated[
+        str | None, typer.Option(help="Sequences decoded at once, such as 1,4,8: adds their M.")
+    ] = None,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Predict even if the GPU is in this machine.")
+    ] = False,
+    routing: Annotated[
+        str, typer.Option(help="Experts of the tokens: uniform, zipf:1.1, or a file of counts.")
+    ] = "uniform",
+    memory_limit: Annotated[
+        str | None, typer.Option(help="Replace a measuring process above it, such as 16G.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Tune the fused-MoE kernel and write the JSON file that vLLM looks for."""
@@ -79,20 +94,23 @@ def moe(
     from autotune.moe import export  # noqa: PLC0415
     from autotune.moe.compile import kernel_info  # noqa: PLC0415
     from autotune.moe.config_file import FIELDS  # noqa: PLC0415
-    from autotune.moe.job import (  # noqa: PLC0415
+    from autotune.moe.job import run  # noqa: PLC0415
+    from autotune.moe.model import explicit_shape, load_config, shape_from_config  # noqa: PLC0415
+    from autotune.moe.plan import (  # noqa: PLC0415
         EFFORTS,
         STANDARD_LADDER,
         Plan,
         default_study,
-        run_prediction,
     )
-    from autotune.moe.model import explicit_shape, load_config, shape_from_config  # noqa: PLC0415
+    from autotune.moe.routing import parse_routing  # noqa: PLC0415
     from autotune.moe.terminal import progress, show_plan, show_result  # noqa: PLC0415
     from autotune.propose import SAMPLERS  # noqa: PLC0415
     from autotune.space import load_space  # noqa: PLC0415
     from autotune.store import Store  # noqa: PLC0415
 
-    ms, study = flags.batch_sizes(batch_sizes, STANDARD_LADDER), flags.study_name(study)
+    decode = flags.decode_sizes(gamma, concurrency)
+    ms = tuple(sorted({*flags.batch_sizes(batch_sizes, STANDARD_LADDER), *decode}))
+    study, limit = flags.study_name(study), flags.mebibytes(memory_limit)
     seconds, gain = flags.seconds(budget), flags.fraction(min_gain, "--min-gain")
     for flag, value, known in (("--effort", effort, EFFORTS), ("--sampler", sampler, SAMPLERS)):
         if value not in known:
@@ -112,6 +130,8 @@ def moe(
     else:
         model = "gemma-4-26b-a4b" if model is None else model
         shape = shape_from_config(load_config(model), dtype=dtype, tp=tp, ep=ep, scheme=scheme)
+    routed = parse_routing(routing)
+    routed.weights(shape.global_experts)
     plan = Plan(
         study=study or default_study(target, shape),
         device=target,
@@ -127,19 +147,21 @@ def moe(
         workers=workers or usable_cpus(),
         kernel=kernel_info(),
         command=shlex.join(["autotune", *sys.argv[1:]]),
+        gpus=() if predict else present_gpus(target, visible_gpus()),
+        routing=routed,
+        memory_limit_mib=limit,
     )
-    trials_per_m = plan.trials_per_m  # before anything is written: is any candidate feasible?
-    check_writable(export.folder_of(folder, plan.study))
+    _ = plan.trials_per_m  # before anything is written: is any candidate feasible?
+    check_writable(export.folder_of(folder, plan.study, plan.basis))
     with Store.open(db) as store:
         # Another shape under this name, or another process on it, is told before the plan.
         store.study(plan.study, "moe", plan.identity())
         with store.lock_study(plan.study):
             pass
         if not json_:
-            show_plan(plan, is_present(target))
-        total = len(ms) * (trials_per_m + 1)
-        with progress(total, json_) as update:
-            result = run_prediction(plan, store, update)
+            show_plan(plan)
+        with progress(plan.steps, json_) as update:
+            result = run(plan, store, update)
     files = export.write(result, folder)
     if json_:
         document = export.provenance(result) | {"files": [str(path) for path in files]}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import cached_property
@@ -202,6 +202,10 @@ class Proposer(Protocol):
         """Take in what came of a candidate, proposed here or read back from the store."""
 
 
+Job = tuple[Candidate, Workload]
+"""What a measurer is given: a candidate and what to measure it on."""
+
+
 class Measurer(Protocol):
     """Turns candidates into measurements. Knows nothing of the store; used as a context manager."""
 
@@ -209,9 +213,11 @@ class Measurer(Protocol):
     def basis(self) -> Basis:
         """What the values of this measurer are."""
 
-    def measure(self, candidates: Sequence[Candidate], workload: Workload) -> Iterator[Measurement]:
-        """Yield one measurement per candidate, in the order given, each as soon as it is known.
+    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
+        """Yield one measurement per job, in the order given, each as soon as it is known.
 
+        Jobs may be read ahead of the results. Where they end, all that were read are answered;
+        the caller may have more of them later, and then calls again.
         Failures of a candidate are outcomes; an exception means that nothing can be measured.
         """
 
@@ -252,10 +258,14 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class Selection:
-    """The choice for one workload: the incumbent (vLLM's default) stays unless clearly beaten."""
+    """The choice for one workload: the incumbent (vLLM's default) stays unless clearly beaten.
+
+    ``interval`` holds the 95 % ends of ``speedup`` where both were measured side by side.
+    """
 
     workload_key: str
     winner: Trial
     incumbent: Trial | None
     speedup: float | None
     kept_incumbent: bool
+    interval: tuple[float, float] | None = None

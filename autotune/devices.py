@@ -69,8 +69,9 @@ class Device(BaseModel):
 
 @dataclass(frozen=True)
 class GpuInfo:
-    """A GPU of this machine, as nvidia-smi names it."""
+    """A GPU of this machine, as nvidia-smi names it; ``index`` counts in the order of the bus."""
 
+    index: int
     name: str
     uuid: str
     driver: str
@@ -93,7 +94,7 @@ def detect_gpus() -> list[GpuInfo]:
     except (OSError, subprocess.SubprocessError):
         return []
     rows = csv.reader(shown.stdout.splitlines(), skipinitialspace=True)
-    return [GpuInfo(*row) for row in rows if len(row) == 5]
+    return [GpuInfo(index, *row) for index, row in enumerate(rows) if len(row) == 5]
 
 
 def load_devices() -> dict[str, Device]:
@@ -154,7 +155,22 @@ def resolve_device(ref: str) -> Device:
     return found
 
 
-def is_present(device: Device) -> bool:
-    """Whether a GPU of this machine is the device."""
-    known = {device.name: device}
-    return any(_matching(known, gpu.name) is not None for gpu in detect_gpus())
+def present_gpus(device: Device, visible: str | None = None) -> tuple[GpuInfo, ...]:
+    """The GPUs of this machine that are the device.
+
+    Args:
+        device: which.
+        visible: ``CUDA_VISIBLE_DEVICES``; where it lists indices, only these GPUs count.
+
+    Raises:
+        BadInputError: it names GPUs in another way.
+    """
+    gpus = [gpu for gpu in detect_gpus() if _matching({device.name: device}, gpu.name) is not None]
+    if not gpus or visible is None:
+        return tuple(gpus)
+    listed = [part.strip() for part in visible.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in listed):
+        raise BadInputError(
+            f"CUDA_VISIBLE_DEVICES={visible}: expected indices as nvidia-smi counts them, such as 0"
+        )
+    return tuple(gpu for gpu in gpus if str(gpu.index) in listed)

@@ -37,3 +37,8 @@ def environment() -> dict[str, Any]:
 def usable_cpus() -> int:
     """CPUs that this process may use (affinity counts; a container's quota does not)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> str | None:
+    """``CUDA_VISIBLE_DEVICES``, if set."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")

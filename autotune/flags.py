@@ -21,19 +21,47 @@ def seconds(text: str | None) -> float | None:
 
 
 def batch_sizes(text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
-    """``1,8,64`` to ascending values of M; nothing to ``default``."""
-    if text is None:
+    """``1,8,64`` to ascending values of M; nothing, or ``auto``, to ``default``."""
+    if text is None or text == "auto":
         return default
+    return tuple(sorted(_counts(text, "--batch-sizes", 1, 1_048_576)))
+
+
+def _counts(text: str, flag: str, least: int, most: int) -> list[int]:
     try:
-        sizes = [int(part) for part in text.split(",")]
+        counts = [int(part) for part in text.split(",")]
     except ValueError:
-        raise BadInputError(f"--batch-sizes {text}: expected numbers such as 1,8,64") from None
-    for size in sizes:
-        if not 1 <= size <= 1_048_576:
-            raise BadInputError(f"--batch-sizes: {size} is not between 1 and 1048576")
-        if sizes.count(size) > 1:
-            raise BadInputError(f"--batch-sizes: {size} is given twice")
-    return tuple(sorted(sizes))
+        raise BadInputError(f"{flag} {text}: expected numbers such as 1,8,64") from None
+    for count in counts:
+        if not least <= count <= most:
+            raise BadInputError(f"{flag}: {count} is not between {least} and {most}")
+        if counts.count(count) > 1:
+            raise BadInputError(f"{flag}: {count} is given twice")
+    return counts
+
+
+def decode_sizes(gamma: str | None, concurrency: str | None) -> tuple[int, ...]:
+    """The M of decoding: (γ+1) tokens for each of b sequences, for every γ and every b.
+
+    Verifying γ drafted tokens runs the target over γ+1 positions of each sequence (vLLM
+    v1/spec_decode); γ=0, no speculation, is always among them.
+    """
+    if gamma is None and concurrency is None:
+        return ()
+    drafted = _counts(gamma, "--gamma", 0, 64) if gamma is not None else []
+    sequences = _counts(concurrency, "--concurrency", 1, 65_536) if concurrency is not None else [1]
+    return tuple(sorted({(g + 1) * b for g in {0, *drafted} for b in sequences}))
+
+
+def mebibytes(text: str | None) -> int | None:
+    """``8G``, ``8GiB`` or ``500M`` to MiB."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(?:i?B)?", text.strip())
+    value = float(found[1]) * {"M": 1, "G": 1024}[found[2]] if found else 0.0
+    if not 512 <= value < 2**30:
+        raise BadInputError(f"--memory-limit {text}: expected 512M or more, such as 16G")
+    return round(value)
 
 
 def study_name(text: str | None) -> str | None:

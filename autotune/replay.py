@@ -8,7 +8,7 @@ unless the outcome is ok) and ``basis`` (``measured``, or ``synthetic`` for one 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,9 +19,9 @@ from autotune.core import (
     Basis,
     Candidate,
     HoldsNothing,
+    Job,
     Measurement,
     Outcome,
-    Workload,
 )
 
 _FIXED = {"workload", "outcome", "value", "basis"}
@@ -88,13 +88,13 @@ class Landscape(HoldsNothing):
         """What the recorded values are."""
         return self._basis
 
-    def measure(self, candidates: Sequence[Candidate], workload: Workload) -> Iterator[Measurement]:
+    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
         """Yield the recorded measurements, in order.
 
         Raises:
             BadInputError: if the landscape does not hold a candidate.
         """
-        for candidate in candidates:
+        for candidate, workload in jobs:
             found = self.table.get((workload.label, candidate))
             if found is None:
                 raise BadInputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autotune.core import NoFeasibleCandidateError, Outcome, Selection, Trial, Workload
+from autotune.stats import paired_ratio
 
 
 def _value(trial: Trial) -> float:
@@ -47,3 +48,43 @@ def select(
         return Selection(workload.key, incumbent, incumbent, 1.0, kept_incumbent=True)
     speedup = _value(incumbent) / _value(best)
     return Selection(workload.key, best, incumbent, speedup, kept_incumbent=False)
+
+
+def select_confirmed(
+    workload: Workload, incumbent: Trial | None, finalists: Sequence[Trial], min_gain: float
+) -> Selection:
+    """The best of candidates that were measured side by side, each sample a round.
+
+    A finalist replaces the incumbent if the whole interval of its speed-up is above 1 and the
+    speed-up itself gains at least ``min_gain``.
+
+    Args:
+        workload: named in the error.
+        incumbent: vLLM's default; None where it cannot run.
+        finalists: trials with as many samples, round by round.
+        min_gain: least gain as a fraction of the incumbent's value, such as 0.01.
+
+    Raises:
+        NoFeasibleCandidateError: if none of them has a value.
+    """
+    ok = [t for t in finalists if t.measurement.outcome is Outcome.OK]
+    if incumbent is None or incumbent.measurement.outcome is not Outcome.OK:
+        return select(workload, None, ok, min_gain)
+    ratios = {
+        t.candidate: paired_ratio(incumbent.measurement.samples, t.measurement.samples)
+        for t in ok
+        if t.candidate != incumbent.candidate
+    }
+    gaining = [
+        t
+        for t in ok
+        if (ratio := ratios.get(t.candidate)) is not None
+        and ratio.low > 1
+        and ratio.value * (1 - min_gain) >= 1
+    ]
+    if not gaining:
+        return Selection(workload.key, incumbent, incumbent, 1.0, kept_incumbent=True)
+    best = max(gaining, key=lambda t: (ratios[t.candidate].value, t.candidate.key))
+    ratio = ratios[best.candidate]
+    interval = (ratio.low, ratio.high)
+    return Selection(workload.key, best, incumbent, ratio.value, False, interval)

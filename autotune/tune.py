@@ -2,17 +2,20 @@
 
 All that it learns is in the store before the next step, and what it does next depends only on the
 seed and on what is stored. Killed at any instruction and started again, it goes on where it was.
+
+Workloads are searched side by side, a batch of each in turn, so that one is measured while the next
+batch of another is being prepared.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
-from autotune.core import Candidate, Measurer, Phase, Proposer, Trial, Workload
+from autotune.core import Candidate, Job, Measurement, Measurer, Phase, Proposer, Trial, Workload
 
 BATCH = 8
 """Candidates asked for at once. Constant: a batch is told as a whole, so it shapes the search."""
@@ -47,71 +50,151 @@ class Limits:
     clock: Callable[[], float] = time.monotonic
 
 
-def _measure_batch(
-    batch: Sequence[Candidate],
-    workload: Workload,
-    phase: Phase,
-    start: int,
-    known: dict[Candidate, Trial],
-    measurer: Measurer,
-) -> Iterator[tuple[Trial, bool]]:
-    """Trials of a batch in its order; what is known is reused, the rest measured together."""
-    fresh = measurer.measure([c for c in batch if c not in known], workload)
-    sequences = itertools.count(start)
-    for candidate in batch:
-        if candidate in known:
-            yield known[candidate], True
-        else:
-            yield Trial(candidate, workload.key, phase, next(sequences), next(fresh)), False
-
-
 def measure_all(
-    candidates: Sequence[Candidate],
-    workload: Workload,
-    phase: Phase,
-    measurer: Measurer,
-    log: TrialLog,
+    jobs: Sequence[Job], phase: Phase, measurer: Measurer, log: TrialLog
 ) -> Iterator[Progress]:
-    """Measure given candidates in order (baselines, confirmations), reusing what is stored."""
-    stored = log.load(workload, phase)
-    known = {trial.candidate: trial for trial in stored}
-    wanted = list(dict.fromkeys(candidates))
-    for trial, reused in _measure_batch(wanted, workload, phase, len(stored), known, measurer):
-        if not reused:
-            log.append(workload, trial)
-        yield Progress(workload, trial, reused)
+    """Measure given candidates in order (baselines), reusing what is stored."""
+    wanted = list(dict.fromkeys(jobs))
+    stored = {workload.key: log.load(workload, phase) for _, workload in wanted}
+    known = {(t.candidate, key): t for key, trials in stored.items() for t in trials}
+    counts = {key: len(trials) for key, trials in stored.items()}
+    missing = [job for job in wanted if (job[0], job[1].key) not in known]
+    fresh = measurer.measure(missing)
+    for candidate, workload in wanted:
+        trial = known.get((candidate, workload.key))
+        if trial is not None:
+            yield Progress(workload, trial, reused=True)
+            continue
+        trial = Trial(candidate, workload.key, phase, counts[workload.key], next(fresh))
+        counts[workload.key] += 1
+        log.append(workload, trial)
+        yield Progress(workload, trial, reused=False)
 
 
-def search(
-    workload: Workload,
-    proposer: Proposer,
-    measurer: Measurer,
-    log: TrialLog,
-    limits: Limits,
-) -> Iterator[Progress]:
-    """Search one workload until its limits, or until the proposer has nothing left.
+class Search:
+    """One workload's search: proposer, limits, and the batch that is being measured.
 
     Whole batches that are stored are told to the proposer as history. A batch that was cut off is
     asked for again, which gives the same candidates, and only what is missing of it is measured,
     past the deadline too: no stored trial is left out.
     """
-    stored = log.load(workload, Phase.SEARCH)
-    whole = min(len(stored), limits.trials) // BATCH * BATCH
-    for trial in stored[:whole]:
-        proposer.tell(trial)
-        yield Progress(workload, trial, reused=True)
-    known = {trial.candidate: trial for trial in stored[whole:]}
-    searched, sequence = whole, len(stored)
-    while searched < limits.trials and (searched < len(stored) or limits.clock() < limits.deadline):
-        batch = proposer.ask(min(BATCH, limits.trials - searched))
-        if not batch:
+
+    def __init__(self, workload: Workload, proposer: Proposer, limits: Limits) -> None:
+        """Take what the search needs; nothing is asked for yet."""
+        self.workload, self._proposer, self._limits = workload, proposer, limits
+        self.trials: list[Trial] = []
+        """All that was told so far, in order."""
+        self.out_of_time = False
+        """Whether the deadline ended it before the trials did."""
+        self._known: dict[Candidate, Trial] = {}
+        self._stored = 0
+        self._batch: list[Candidate] = []
+
+    def restore(self, stored: Sequence[Trial]) -> list[Trial]:
+        """Take in the stored trials; gives those that were told as history."""
+        whole = min(len(stored), self._limits.trials) // BATCH * BATCH
+        for trial in stored[:whole]:
+            self._tell(trial)
+        self._known = {trial.candidate: trial for trial in stored[whole:]}
+        self._stored = len(stored)
+        return list(stored[:whole])
+
+    def next_batch(self) -> tuple[list[Candidate], list[Trial]] | None:
+        """What to measure now, and what of the batch was stored; None when the search is over."""
+        limits, searched = self._limits, len(self.trials)
+        if searched >= limits.trials:
+            return None
+        if searched >= self._stored and limits.clock() >= limits.deadline:
+            self.out_of_time = True
+            return None
+        self._batch = self._proposer.ask(min(BATCH, limits.trials - searched))
+        if not self._batch:
+            return None
+        reused = [self._known[c] for c in self._batch if c in self._known]
+        return [c for c in self._batch if c not in self._known], reused
+
+    def add(self, candidate: Candidate, measurement: Measurement) -> Trial:
+        """Take in a measurement of the batch, in the order in which it was given out."""
+        trial = Trial(candidate, self.workload.key, Phase.SEARCH, self._stored, measurement)
+        self._known[candidate] = trial
+        self._stored += 1
+        return trial
+
+    def finish_batch(self) -> bool:
+        """Tell the batch, in the order asked, if all of it is known."""
+        if not all(candidate in self._known for candidate in self._batch):
+            return False
+        for candidate in self._batch:
+            self._tell(self._known.pop(candidate))
+        self._batch = []
+        return True
+
+    def _tell(self, trial: Trial) -> None:
+        self._proposer.tell(trial)
+        self.trials.append(trial)
+
+
+class _Feed:
+    """The jobs of all searches, a batch of each in turn.
+
+    It has none while every search waits for its batch, and may have some again later: iterating
+    ends where it runs dry, and can be taken up again.
+    """
+
+    def __init__(self, searches: Sequence[Search]) -> None:
+        self._askable = deque(searches)
+        self._jobs: deque[tuple[Search, Candidate]] = deque()
+        self.given: deque[tuple[Search, Candidate]] = deque()
+        self.reused: deque[Progress] = deque()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Job:
+        while not self._jobs:
+            if not self._askable:
+                raise StopIteration
+            self._ask(self._askable.popleft())
+        search, candidate = self._jobs.popleft()
+        self.given.append((search, candidate))
+        return candidate, search.workload
+
+    def _ask(self, search: Search) -> None:
+        batch = search.next_batch()
+        if batch is None:
             return
-        for trial, reused in _measure_batch(
-            batch, workload, Phase.SEARCH, sequence, known, measurer
-        ):
-            if not reused:
-                log.append(workload, trial)
-                sequence += 1
-            proposer.tell(trial)
-            yield Progress(workload, trial, reused)
-        searched += len(batch)
+        missing, reused = batch
+        self.reused.extend(Progress(search.workload, trial, reused=True) for trial in reused)
+        self._jobs.extend((search, candidate) for candidate in missing)
+        if not missing:
+            self.finished(search)
+
+    def finished(self, search: Search) -> None:
+        """A trial of ``search`` was taken in: its next batch can be asked for once all are."""
+        if search.finish_batch():
+            self._askable.append(search)
+
+    @property
+    def open(self) -> bool:
+        """Whether something is left to ask for or to give out."""
+        return bool(self._askable or self._jobs)
+
+
+def search_all(searches: Sequence[Search], measurer: Measurer, log: TrialLog) -> Iterator[Progress]:
+    """Search workloads side by side until their limits, or until nothing is left to propose."""
+    for search in searches:
+        for trial in search.restore(log.load(search.workload, Phase.SEARCH)):
+            yield Progress(search.workload, trial, reused=True)
+    feed = _Feed(searches)
+    while feed.open:
+        measured = measurer.measure(feed)
+        for measurement in measured:
+            while feed.reused:
+                yield feed.reused.popleft()
+            search, candidate = feed.given.popleft()
+            trial = search.add(candidate, measurement)
+            log.append(search.workload, trial)
+            feed.finished(search)
+            yield Progress(search.workload, trial, reused=False)
+        while feed.reused:
+            yield feed.reused.popleft()

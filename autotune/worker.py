@@ -188,6 +188,10 @@ class WorkerPool:
             for _, future in waiting:
                 future.cancel()
 
+    def prepare(self, function: Callable[[Item], object], item: Item, timeout_s: float) -> None:
+        """Run ``function(item)`` in the background and forget it: the set-up of a worker, early."""
+        self._schedule(function, item, timeout_s)
+
     def _schedule(self, function: Callable[[Item], Value], item: Item, timeout_s: float) -> Any:
         try:
             return self._pool.schedule(_run, args=(function, item), timeout=timeout_s)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from autotune.core import Basis, Measurement, Outcome, Phase, Trial
 from autotune.environment import environment
-from autotune.moe.job import STANDARD_LADDER
 from autotune.moe.model import load_config, shape_from_config
+from autotune.moe.plan import STANDARD_LADDER
 from autotune.moe.shape import MoeWorkload
 from autotune.propose import OptunaProposer
 from autotune.space import load_space

@@ -16,7 +16,7 @@ from typing import Any
 
 from autotune.core import Basis, Candidate, Measurement, Outcome, digest
 from autotune.devices import get_device
-from autotune.moe.job import checks
+from autotune.moe.plan import checks
 from autotune.moe.shape import MoeShape, Scheme
 from autotune.space import Space, load_space
 

@@ -19,8 +19,8 @@ import pytest
 from autotune import cli
 from autotune.database import VERSION_TABLE
 from autotune.devices import get_device
-from autotune.moe.job import default_study
 from autotune.moe.model import load_config, shape_from_config
+from autotune.moe.plan import default_study
 from autotune.resources import data_root
 from autotune.store import Store
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autotune.core import BadInputError, MissingEnvironmentError
-from autotune.devices import detect_gpus, get_device, is_present, load_devices, resolve_device
+from autotune.devices import detect_gpus, get_device, load_devices, present_gpus, resolve_device
 from autotune.resources import data_root
 
 DEVICES = load_devices()
@@ -104,8 +104,9 @@ def test_auto_takes_the_gpu_of_this_machine(smi: Any) -> None:
     assert [gpu.uuid for gpu in detect_gpus()] == ["GPU-1", "GPU-2"]
     assert resolve_device("auto") == DEVICES["h200"]
     assert resolve_device("gb10") == DEVICES["gb10"]
-    assert is_present(DEVICES["h200"])
-    assert not is_present(DEVICES["gb10"])
+    assert [gpu.index for gpu in present_gpus(DEVICES["h200"])] == [0, 1]
+    assert [gpu.index for gpu in present_gpus(DEVICES["h200"], "1")] == [1]
+    assert not present_gpus(DEVICES["gb10"])
 
 
 def test_auto_reads_unified_memory(smi: Any) -> None:

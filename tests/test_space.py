@@ -11,7 +11,7 @@ import pytest
 from autotune.core import BadInputError, Candidate, NoFeasibleCandidateError, Scalar
 from autotune.devices import get_device
 from autotune.moe.feasibility import CONSTRAINTS
-from autotune.moe.job import checks
+from autotune.moe.plan import checks
 from autotune.moe.shape import MoeShape, Scheme
 from autotune.space import Space, load_space, space_names
 from tests.synthetic import SHAPE

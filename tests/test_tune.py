@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Selection, Trial, Workload
+from autotune.core import (
+    Basis,
+    Candidate,
+    Job,
+    Measurement,
+    Measurer,
+    Outcome,
+    Phase,
+    Proposer,
+    Selection,
+    Trial,
+    Workload,
+)
 from autotune.propose import OptunaProposer
 from autotune.records import RunRecord, SearchRecord
 from autotune.replay import Landscape
 from autotune.selection import select
 from autotune.store import Store
-from autotune.tune import BATCH, Limits, Progress, measure_all, search
+from autotune.tune import BATCH, Limits, Progress, Search, TrialLog, measure_all, search_all
 from tests.synthetic import Tokens, feasible, space, synthetic, write_csv
 
 WORKLOAD = Tokens(64)
@@ -54,6 +66,13 @@ class Log:
         self.store.add_trials(self.run, row.id, [trial])
 
 
+def search(
+    workload: Workload, proposer: Proposer, measurer: Measurer, log: TrialLog, limits: Limits
+) -> Iterator[Progress]:
+    """One workload alone."""
+    return search_all([Search(workload, proposer, limits)], measurer, log)
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 
@@ -79,13 +98,13 @@ class Mortal:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def measure(self, candidates: Sequence[Candidate], workload: Workload) -> Iterator[Measurement]:
-        for candidate in candidates:
+    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
+        for candidate, workload in jobs:
             if len(self.measured) == self.after:
                 raise Killed
             self.time += 1
             self.measured.append(candidate)
-            yield from self.landscape.measure([candidate], workload)
+            yield from self.landscape.measure([(candidate, workload)])
 
 
 def proposer(sampler: str = "tpe", seed: int = 0) -> OptunaProposer:
@@ -98,7 +117,7 @@ def command(
 ) -> tuple[list[Progress], Selection]:
     """What a job does for one workload: the default, the search, the choice."""
     log = Log(store, name)
-    (baseline,) = measure_all([DEFAULT], WORKLOAD, Phase.BASELINE, measurer, log)
+    (baseline,) = measure_all([(DEFAULT, WORKLOAD)], Phase.BASELINE, measurer, log)
     limits = Limits(trials, deadline, measurer.clock)
     told = list(search(WORKLOAD, proposer(), measurer, log, limits))
     return told, select(WORKLOAD, baseline.trial, [p.trial for p in told], 0.01)
@@ -237,7 +256,7 @@ def test_baselines_are_measured_once_each(store: Store, landscape: Landscape) ->
     ):
         measurer = Mortal(landscape)
         log = Log(store, "a")
-        told = list(measure_all(given, WORKLOAD, Phase.BASELINE, measurer, log))
+        told = list(measure_all([(c, WORKLOAD) for c in given], Phase.BASELINE, measurer, log))
         assert [p.trial.candidate for p in told] == list(dict.fromkeys(given))
         assert measurer.measured == measured
     assert [t.sequence for t in stored(store, "a")] == list(range(5))
@@ -247,7 +266,7 @@ def test_phases_are_apart(store: Store, landscape: Landscape) -> None:
     """A baseline that the search proposes as well is a trial of each phase."""
     first = feasible()[100]
     log = Log(store, "a")
-    list(measure_all([first], WORKLOAD, Phase.BASELINE, Mortal(landscape), log))
+    list(measure_all([(first, WORKLOAD)], Phase.BASELINE, Mortal(landscape), log))
     list(search(WORKLOAD, proposer(), Mortal(landscape), log, Limits(BATCH)))
     phases = [t.phase for t in stored(store, "a") if t.candidate == first]
     assert phases == [Phase.BASELINE, Phase.SEARCH]

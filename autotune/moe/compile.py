@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _TASKS_PER_WORKER = 400
-_CACHE_FORMAT = 1  # raise it when what a job does or a result holds changes
+_CACHE_FORMAT = 2  # raise it when what a job does or a result holds changes
 _FP8_FAMILIES = ("QMMA", "QGMMA")
 _FAILURES = {
     TaskStatus.TIMEOUT: Outcome.TIMEOUT,
@@ -95,7 +95,7 @@ def representative_m(shape: MoeShape, specialisation: Specialisation) -> int:
 
 @dataclass(frozen=True)
 class CompileJob:
-    """One kernel to compile. GROUP_SIZE_M is left out: registers and shared memory ignore it.
+    """One kernel to compile.
 
     Attributes:
         shape: the problem without M.
@@ -103,6 +103,8 @@ class CompileJob:
         block_m: rows of a tile; ``block_n`` columns, ``block_k`` contraction, as in the file.
         gemm: 1 for gate and up, 2 for down.
         specialisation: what the code depends on of M.
+        group_m: GROUP_SIZE_M. Registers and shared memory do not depend on it, so that it is left
+            at 1 where only these are wanted; the code of a launch is another for each.
     """
 
     shape: MoeShape
@@ -114,6 +116,7 @@ class CompileJob:
     num_stages: int
     gemm: Literal[1, 2]
     specialisation: Specialisation
+    group_m: int = 1
 
     def key(self, kernel: KernelInfo) -> str:
         """Identity of the result in a cache: the job, the kernel file and the compiler."""
@@ -197,8 +200,9 @@ def compile_many(
     *,
     retry_failed: bool = False,
     disassemble: bool = True,
+    keep: str | None = None,
 ) -> Iterator[Compiled]:
-    """Compile jobs in the pool; yield results in their order.
+    """Compile jobs in the pool; yield results in their order. Equal jobs are compiled once.
 
     Args:
         pool: from :func:`compile_pool`.
@@ -208,32 +212,41 @@ def compile_many(
         timeout_s: wall seconds per job.
         retry_failed: compile again what the cache holds as TIMEOUT or CRASH.
         disassemble: count instructions (about 0.3 s each); results without are not cached.
+        keep: a Triton cache in which the kernels stay, for a process that will launch them; of the
+            results only outcome and shared memory are filled in, so it needs a cache of its own.
 
     Raises:
         MissingEnvironmentError: if the workers cannot load the kernel.
     """
-    order: deque[tuple[CompileJob, Compiled | None]] = deque()
-    store = cache if disassemble else None
+    order: deque[tuple[str, Compiled | None]] = deque()
+    known: dict[str, Compiled] = {}
+    store = cache if disassemble or keep else None
 
     def missing() -> Iterator[CompileJob]:
+        asked = set()
         for job in jobs:
-            held = _look_up(cache, job.key(kernel), retry_failed)
-            order.append((job, held))
-            if held is None:
+            key = job.key(kernel)
+            held = _look_up(cache, key, retry_failed)
+            order.append((key, held))
+            if held is None and key not in asked:
+                asked.add(key)
                 yield job
 
-    run = partial(compile_in_worker, disassemble=disassemble)
+    def answered() -> Iterator[Compiled]:
+        while order and (held := order[0][1] or known.get(order[0][0])) is not None:
+            order.popleft()
+            yield held
+
+    run = partial(compile_in_worker, disassemble=disassemble, keep=keep)
     with closing(pool.map_ordered(run, missing(), timeout_s)) as results:
         for result in results:
-            while (held := order[0][1]) is not None:
-                order.popleft()
-                yield held
-            job, _ = order.popleft()
-            compiled = _compiled(result)
+            yield from answered()
+            key = order[0][0]
+            known[key] = _compiled(result)
             if store is not None:
-                store.put(job.key(kernel), compiled.as_json())
-            yield compiled
-    yield from (held for _, held in order if held is not None)
+                store.put(key, known[key].as_json())
+            yield from answered()
+    yield from answered()
 
 
 def _look_up(cache: Cache | None, key: str, retry_failed: bool) -> Compiled | None:

@@ -57,12 +57,16 @@ def set_up_worker(path: Path) -> None:
     _worker.append(_Worker(path, module, Path(name)))
 
 
-def compile_in_worker(job: CompileJob, *, disassemble: bool) -> dict[str, Any]:
+def compile_in_worker(
+    job: CompileJob, *, disassemble: bool, keep: str | None = None
+) -> dict[str, Any]:
     """Compile one job.
 
     Args:
         job: what to compile.
         disassemble: count instructions too.
+        keep: a Triton cache in which the kernel stays, for a process that will launch it; by
+            default nothing stays.
 
     Returns:
         The fields of :class:`autotune.moe.compile.Compiled`.
@@ -71,10 +75,12 @@ def compile_in_worker(job: CompileJob, *, disassemble: bool) -> dict[str, Any]:
 
     worker = _worker[0]
     os.truncate(worker.stderr, 0)
-    cache = tempfile.mkdtemp(prefix="triton-")
+    cache = keep or tempfile.mkdtemp(prefix="triton-")
     os.environ["TRITON_CACHE_DIR"] = cache
     try:
         kernel = _launch(worker, job)
+        if keep is not None:
+            return {"outcome": Outcome.OK, "shared_bytes": kernel.metadata.shared}
         return {
             "outcome": Outcome.OK,
             "shared_bytes": kernel.metadata.shared,
@@ -90,7 +96,8 @@ def compile_in_worker(job: CompileJob, *, disassemble: bool) -> dict[str, Any]:
         return {"outcome": Outcome.COMPILE_ERROR, "message": _explain(error, worker.stderr)}
     finally:
         worker.module.fused_moe_kernel.device_caches.clear()
-        shutil.rmtree(cache, ignore_errors=True)
+        if keep is None:
+            shutil.rmtree(cache, ignore_errors=True)
 
 
 def _explain(error: Exception, stderr: Path) -> str:
@@ -202,7 +209,8 @@ def launch_arguments(job: CompileJob, m: int | None = None) -> dict[str, Any]:
         "C": meta(m, shape.topk, columns, dtype=torch.bfloat16),
         "A_scale": None if a_scale is None else meta(*a_scale, dtype=torch.float32),
         "B_scale": None if b_scale is None else meta(*b_scale, dtype=torch.float32),
-        "topk_weights": meta(m, shape.topk, dtype=torch.float32) if job.gemm == 2 else None,
+        # fused_experts gives them to both GEMMs; the first does not read them.
+        "topk_weights": meta(m, shape.topk, dtype=torch.float32),
         "sorted_token_ids": None if naive else meta(padded, dtype=torch.int32),
         "expert_ids": meta(blocks, dtype=torch.int32),
         "num_tokens_post_padded": meta(1, dtype=torch.int32),
@@ -212,7 +220,7 @@ def launch_arguments(job: CompileJob, m: int | None = None) -> dict[str, Any]:
             "BLOCK_SIZE_M": job.block_m,
             "BLOCK_SIZE_N": job.block_n,
             "BLOCK_SIZE_K": job.block_k,
-            "GROUP_SIZE_M": 1,
+            "GROUP_SIZE_M": job.group_m,
             "num_warps": job.num_warps,
             "num_stages": job.num_stages,
         },

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from autotune.core import MissingEnvironmentError, Outcome
-from autotune.devices import Device, detect_gpus, is_present
+from autotune.devices import Device, detect_gpus, present_gpus
 from autotune.moe.compile import (
     CompileJob,
     KernelInfo,
@@ -39,7 +39,7 @@ def diagnose(device: Device) -> list[Finding]:
     """Look at the machine and compile one kernel for ``device``."""
     gpus = ", ".join(f"{gpu.name}, driver {gpu.driver}" for gpu in detect_gpus())
     findings = [Finding("ok", f"GPUs: {gpus or 'none that nvidia-smi shows'}")]
-    if not is_present(device):
+    if not present_gpus(device):
         findings.append(Finding("ok", f"{device.title} is not in this machine: predicted mode"))
     try:
         kernel = kernel_info()

@@ -8,6 +8,7 @@ from typing import Any
 
 from autotune.core import Basis, Trial
 from autotune.files import write_whole
+from autotune.moe import measured
 from autotune.moe.config_file import FIELDS, render
 from autotune.moe.job import Result
 
@@ -27,13 +28,15 @@ PREDICTED_NOTE = (
 )
 
 
-def folder_of(out: Path, study: str) -> Path:
-    """Where the files of a predicted study go."""
-    return out / study / Basis.PREDICTED.value
+def folder_of(out: Path, study: str, basis: Basis) -> Path:
+    """Where the files of a study go."""
+    return out / study / basis.value
 
 
 def table(result: Result) -> list[dict[str, Any]]:
     """One row per M, for the terminal, the report and ``--json``. Times in µs, memory in bytes."""
+    if result.measured is not None:
+        return measured.table(result)
     rows = []
     for m, selection in sorted(result.selections.items()):
         winner = selection.winner
@@ -64,15 +67,16 @@ def _value(trial: Trial | None) -> float | None:
 def provenance(result: Result) -> dict[str, Any]:
     """Everything needed to know what the file is worth and to make it again."""
     plan = result.plan
-    return {
-        "basis": Basis.PREDICTED.value,
-        "note": PREDICTED_NOTE,
+    more = measured.provenance(result) if result.measured is not None else {}
+    return more | {
+        "basis": plan.basis.value,
+        "note": note(result),
         "warnings": warnings(result),
         "command": plan.command,
         "study": plan.study,
         "model": plan.model,
         "device": plan.device.name,
-        "device_present": False,
+        "device_present": plan.measured,
         "shape": plan.shape.as_json(),
         "batch_sizes": sorted(result.selections),
         "effort": plan.effort,
@@ -85,6 +89,11 @@ def provenance(result: Result) -> dict[str, Any]:
         "counts": result.counts,
         "rows": table(result),
     }
+
+
+def note(result: Result) -> str:
+    """What the numbers are."""
+    return measured.NOTE if result.measured is not None else PREDICTED_NOTE
 
 
 def warnings(result: Result) -> list[str]:
@@ -108,36 +117,23 @@ def report(result: Result) -> str:
     """The Markdown report."""
     plan = result.plan
     lines = [
-        f"# {plan.study}: predicted",
+        f"# {plan.study}: {plan.basis.value}",
         "",
-        f"> {PREDICTED_NOTE}",
+        f"> {note(result)}",
         "",
         *(f"> **Warning:** {text}\n" for text in warnings(result)),
         f"- Model: {plan.model}; E={plan.shape.experts}, N={plan.shape.intermediate}, "
         f"K={plan.shape.hidden}, topk={plan.shape.topk}, {plan.shape.weight_dtype} "
         f"({plan.shape.scheme.value})",
-        f"- Device: {plan.device.title} (sm_{plan.device.arch}); none was used",
+        f"- Device: {plan.device.title} (sm_{plan.device.arch}); "
+        f"{'used' if plan.measured else 'none was used'}",
         f"- Kernel: vLLM {plan.kernel.vllm_version}, fused_moe.py sha256 "
         f"{plan.kernel.sha256[:16]}, Triton {plan.kernel.triton_version}",
         f"- Search: space {plan.space.name}, {len(plan.feasible)} of {plan.space.size} feasible, "
         f"effort {plan.effort}, sampler {result.setup['sampler']}, seed {plan.seed}",
         f"- Trials: {', '.join(f'{n} {name}' for name, n in result.counts.items())}",
         f"- Command: `{plan.command}`",
-        "",
-        "A row stays vLLM's own default unless the prediction gains more than "
-        f"{plan.min_gain:.1%}: {summary(result)}.",
-        "",
-        "| M | BM/BN/BK/G/warps/stages | predicted µs | default µs (predicted) | speed-up "
-        "| limited by | registers | spilled B | shared B | tensor cores |",
-        "|--:|:--|--:|--:|--:|:--|--:|--:|--:|:--|",
-    ]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in table(result)]
-    lines += [
-        "",
-        "Two figures in a cell are GEMM 1 (gate and up) and GEMM 2 (down). *Limited by* names what "
-        "takes longest in the longer GEMM: `bytes` from memory, `l2`, `tensor cores`, `shared "
-        "memory`, `latency`, or the last partial `waves`. The model hardly tells candidates apart "
-        "where the memory limits, and is not good enough to pick winners at large M.",
+        *(measured.report_lines(result) if result.measured else _predicted_lines(result)),
         "",
         "Try it: `VLLM_TUNED_CONFIG_FOLDER=<this folder> vllm serve …`; vLLM then logs "
         "«Using configuration from …».",
@@ -145,8 +141,31 @@ def report(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _predicted_lines(result: Result) -> list[str]:
+    lines = [
+        "",
+        "A row stays vLLM's own default unless the prediction gains more than "
+        f"{result.plan.min_gain:.1%}: {summary(result)}.",
+        "",
+        "| M | BM/BN/BK/G/warps/stages | predicted µs | default µs (predicted) | speed-up "
+        "| limited by | registers | spilled B | shared B | tensor cores |",
+        "|--:|:--|--:|--:|--:|:--|--:|--:|--:|:--|",
+    ]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in table(result)]
+    return [
+        *lines,
+        "",
+        "Two figures in a cell are GEMM 1 (gate and up) and GEMM 2 (down). *Limited by* names what "
+        "takes longest in the longer GEMM: `bytes` from memory, `l2`, `tensor cores`, `shared "
+        "memory`, `latency`, or the last partial `waves`. The model hardly tells candidates apart "
+        "where the memory limits, and is not good enough to pick winners at large M.",
+    ]
+
+
 def summary(result: Result) -> str:
     """How many rows differ from vLLM's default."""
+    if result.measured is not None:
+        return measured.summary(result)
     changed = sum(not selection.kept_incumbent for selection in result.selections.values())
     said = f"{changed} of {len(result.selections)} rows differ from vLLM's default"
     if changed == 0:
@@ -156,6 +175,8 @@ def summary(result: Result) -> str:
 
 def cells(row: dict[str, Any]) -> list[str]:
     """A row of :func:`table` as text."""
+    if "us" in row:
+        return measured.cells(row)
     default = row["default_predicted_us"]
     config = "/".join(str(value) for value in row["config"].values())
     return [
@@ -187,7 +208,7 @@ def write(result: Result, out: Path) -> list[Path]:
         MissingEnvironmentError: no space is left.
     """
     plan = result.plan
-    folder = folder_of(out, plan.study)
+    folder = folder_of(out, plan.study, plan.basis)
     rows = {m: s.winner.candidate for m, s in result.selections.items()}
     config = render(rows, plan.kernel.triton_version)
     document = json.dumps(provenance(result), indent=2, sort_keys=True, ensure_ascii=False) + "\n"

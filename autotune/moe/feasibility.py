@@ -8,11 +8,12 @@ num_warps 1 to 32, num_stages 1 to 8. What rules candidates out is shared memory
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from autotune.core import Candidate
 from autotune.moe.kernel_source import has_swap_ab
-from autotune.moe.shape import MoeShape
+from autotune.moe.shape import MoeShape, is_naive
 
 Params = Mapping[str, Any]
 """BLOCK_SIZE_M, BLOCK_SIZE_N, BLOCK_SIZE_K, num_warps and num_stages, all integers."""
@@ -160,3 +161,36 @@ CONSTRAINTS: dict[str, Constraint] = {
     "block_k_not_clamped": block_k_not_clamped,
     "fits_shared_memory": fits_shared_memory,
 }
+
+
+def row_blocks_most(shape: MoeShape, m: int, block_m: int) -> int:
+    """Row tiles of the launch grid at M: as many as routing can need, whatever it is.
+
+    Source: ``EM`` in ``invoke_fused_moe_triton_kernel`` and ``moe_align_block_size``.
+    """
+    tokens = m * shape.topk
+    if is_naive(shape, m):
+        return tokens
+    padded = tokens + shape.global_experts * (block_m - 1)
+    if tokens < shape.global_experts or m < block_m:
+        padded = min(padded, tokens * block_m)
+    return -(-padded // block_m)
+
+
+def distinct(candidates: Sequence[Candidate], shape: MoeShape, m: int) -> list[Candidate]:
+    """Those of ``candidates`` that differ at M.
+
+    The kernel takes row tiles in groups of GROUP_SIZE_M, or of all that are left where these are
+    fewer: of several groups as large as the whole grid, only the smallest is kept.
+    """
+    smallest: dict[Candidate, int] = {}
+    kept = []
+    for candidate in sorted(candidates, key=lambda c: c.int("GROUP_SIZE_M")):
+        group, block_m = candidate.int("GROUP_SIZE_M"), candidate.int("BLOCK_SIZE_M")
+        if group >= row_blocks_most(shape, m, block_m):
+            rest = Candidate.of({n: v for n, v in candidate.params.items() if n != "GROUP_SIZE_M"})
+            if smallest.setdefault(rest, group) != group:
+                continue
+        kept.append(candidate)
+    order = {candidate: index for index, candidate in enumerate(candidates)}
+    return sorted(kept, key=order.__getitem__)

@@ -4,115 +4,63 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from autotune.core import (
-    Basis,
     Candidate,
+    Measurer,
     Outcome,
     Phase,
+    Proposer,
     Selection,
     Trial,
     Workload,
     digest,
 )
-from autotune.devices import Device
 from autotune.environment import environment
-from autotune.moe.compile import KernelInfo, compile_pool, specialise
+from autotune.moe.compile import compile_pool
 from autotune.moe.config_file import look_up, shipped
+from autotune.moe.confirm import (
+    Between,
+    OnProgress,
+    check_between,
+    confirm,
+    held_out,
+    select_stored,
+)
 from autotune.moe.defaults import default_rows
-from autotune.moe.feasibility import CONSTRAINTS
+from autotune.moe.gpu import GpuMeasurer, GpuOptions
 from autotune.moe.measurer import PredictingMeasurer, estimated_resources, tile_of
-from autotune.moe.predict import MODEL_VERSION, predict
-from autotune.moe.shape import MoeShape, MoeWorkload
-from autotune.propose import OPTUNA_VERSION, OptunaProposer, OrderedProposer
+from autotune.moe.plan import FINALISTS, Plan
+from autotune.moe.predict import predict
+from autotune.moe.shape import MoeWorkload
+from autotune.propose import OptunaProposer, OrderedProposer
 from autotune.records import RunRecord, RunStatus, SearchRecord
 from autotune.selection import select
-from autotune.space import Check, Space
+from autotune.stopwatch import Stopwatch, TimedLog, TimedProposer
 from autotune.store import Store
-from autotune.tune import Limits, Progress, measure_all, search
-
-STANDARD_LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096)
-"""The 18 keys of vLLM's own tuner (benchmarks/kernels/benchmark_moe.py)."""
-
-EFFORTS: dict[str, int | None] = {"quick": 24, "standard": 64, "exhaustive": None}
-"""Candidates searched per M; None is every feasible one."""
+from autotune.tune import Limits, Search, TrialLog, measure_all, search_all
 
 PRIOR_SEEDS = 12
 """Candidates that the cost model puts first before compiling, proposed before the sampler."""
 
-SECONDS_PER_COMPILE = 0.8
-"""For the estimate only: mean over the stock grid for sm_121, both GEMMs, one x86 core."""
-
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything that ``autotune moe`` has decided before it starts."""
+class MeasuredFacts:
+    """What only a measured job knows.
 
-    study: str
-    device: Device
-    model: str
-    shape: MoeShape
-    ms: tuple[int, ...]
-    space: Space
-    effort: str
-    budget_s: float | None
-    sampler: str
-    seed: int
-    min_gain: float
-    workers: int
-    kernel: KernelInfo
-    command: str
+    Attributes:
+        facts: versions, GPU and ceilings as the measuring process saw them.
+        spent: where the time went, in seconds, and the memory of the measuring processes, in MiB.
+        between: the file between its keys.
+    """
 
-    @cached_property
-    def feasible(self) -> list[Candidate]:
-        """The candidates that the device can run."""
-        return self.space.feasible(checks(self.shape, self.device))
-
-    @property
-    def trials_per_m(self) -> int:
-        """Candidates searched per M."""
-        wanted = EFFORTS[self.effort]
-        return len(self.feasible) if wanted is None else min(wanted, len(self.feasible))
-
-    @property
-    def expected_compiles(self) -> int:
-        """Compilations from an empty cache if every M tried the same tiles: a rough upper estimate.
-
-        GROUP_SIZE_M is not compiled, and M only by its specialisation.
-        """
-        tiles = len({_without_group(candidate) for candidate in self.feasible})
-        specialisations = len({specialise(self.shape, m) for m in self.ms})
-        return 2 * min(self.trials_per_m, tiles) * specialisations
-
-    @property
-    def estimated_seconds(self) -> float:
-        """A rough estimate from an empty cache, or the budget where that is less."""
-        estimate = self.expected_compiles * SECONDS_PER_COMPILE / self.workers
-        return min(estimate, self.budget_s or math.inf)
-
-    def identity(self) -> dict[str, Any]:
-        """What a study is about: must not change between two commands."""
-        return {"device": self.device.name, "shape": self.shape.as_json()}
-
-    def setup(self) -> dict[str, Any]:
-        """Under what trials can be compared and a search goes on: part of the search's key."""
-        return {
-            "basis": Basis.PREDICTED.value,
-            "cost_model": MODEL_VERSION,
-            "device": digest(self.device.model_dump(mode="json")),
-            "kernel_sha256": self.kernel.sha256,
-            "optuna": OPTUNA_VERSION,
-            "sampler": "ordered" if self.effort == "exhaustive" else self.sampler,
-            "seed": self.seed,
-            "space": {"name": self.space.name, "digest": self.space.digest},
-            "triton": self.kernel.triton_version,
-            "vllm": self.kernel.vllm_version,
-        }
+    facts: dict[str, Any]
+    spent: dict[str, Any]
+    between: list[Between]
 
 
 @dataclass(frozen=True)
@@ -131,6 +79,7 @@ class Result:
     cached: int
     seconds: float
     out_of_budget: tuple[int, ...]
+    measured: MeasuredFacts | None = None
 
     @property
     def fp16_fallback(self) -> bool:
@@ -139,28 +88,8 @@ class Result:
         return any(t.measurement.details.get("fp16_fallback") for t in trials)
 
 
-def _without_group(candidate: Candidate) -> Candidate:
-    return Candidate.of({n: v for n, v in candidate.params.items() if n != "GROUP_SIZE_M"})
-
-
-def checks(shape: MoeShape, device: Device) -> dict[str, Check]:
-    """The named constraints of the MoE half, bound to a shape and a device."""
-
-    def bind(name: str) -> Check:
-        return lambda candidate: CONSTRAINTS[name](candidate.ints, shape, device)
-
-    return {name: bind(name) for name in CONSTRAINTS}
-
-
-def default_study(device: Device, shape: MoeShape) -> str:
-    """Such as ``moe-gb10-e128-n704-fp8_w8a8``."""
-    dtype = shape.dtype or shape.weight_dtype
-    block = "" if not shape.block_shape else "-b" + "x".join(map(str, shape.block_shape))
-    return f"moe-{device.name}-e{shape.experts}-n{shape.intermediate}-{dtype}{block}"
-
-
-class _Log:
-    """The store as the loop sees it: one run of one search."""
+class StoredLog:
+    """The store as the loop sees it: one run of one search; a :class:`autotune.tune.TrialLog`."""
 
     def __init__(self, store: Store, search_record: SearchRecord, run: RunRecord) -> None:
         self._store, self._search, self._run = store, search_record, run
@@ -168,9 +97,11 @@ class _Log:
         self.appended = 0
 
     def load(self, workload: Workload, phase: Phase) -> list[Trial]:
+        """The trials stored so far."""
         return self._store.trials(self._search, workload.key, phase)
 
     def append(self, workload: Workload, trial: Trial) -> None:
+        """Store a trial of this run."""
         if workload.key not in self._ids:
             self._ids[workload.key] = self._store.workload(self._search, workload).id
         self._store.add_trials(self._run, self._ids[workload.key], [trial])
@@ -232,38 +163,27 @@ def _recorded(store: Store, search_record: SearchRecord, command: str) -> Iterat
         store.end_run(run, status)
 
 
-def run_prediction(plan: Plan, store: Store, on_progress: Callable[[Progress], None]) -> Result:
-    """Search every M of the plan in the predicted mode; all that is learnt goes to the store.
+def run(plan: Plan, store: Store, on_progress: OnProgress) -> Result:
+    """Search every M of the plan; all that is learnt goes to the store.
 
     Raises:
-        NoFeasibleCandidateError: if at some M nothing compiles.
+        NoFeasibleCandidateError: if at some M nothing works.
         BadInputError: if another process tunes this study, or it was made for something else.
+        MissingEnvironmentError: if what the work needs is not there.
     """
     began = time.monotonic()
     study = store.study(plan.study, "moe", plan.identity())
     with store.lock_study(plan.study):
         record = store.search(study, plan.setup())
-        with (
-            _recorded(store, record, plan.command) as run,
-            compile_pool(plan.workers, plan.kernel) as pool,
-        ):
-            cache = _CountingCache(store)
-            measurer = PredictingMeasurer(plan.device, plan.kernel, cache, pool)
-            defaults = default_rows(pool, plan.kernel, plan.shape, plan.ms)
-            log = _Log(store, record, run)
-            selections: dict[int, Selection] = {}
-            stopped: list[int] = []
-            for position, m in enumerate(plan.ms):
-                left = len(plan.ms) - position
-                limits = _limits(plan, began, left)
-                selections[m] = _one_m(plan, m, defaults, measurer, log, limits, on_progress)
-                if time.monotonic() >= limits.deadline:
-                    stopped.append(m)
+        with _recorded(store, record, plan.command) as run_record:
+            log = StoredLog(store, record, run_record)
+            found = (_measured if plan.measured else _predicted)(plan, store, log, on_progress)
             trials = store.trials(record)
             # Keys tuned by earlier commands stay in the file: fewer keys are a worse file.
-            selections |= _earlier(plan, trials, [w.spec["m"] for w in store.workloads(record)])
+            ms = [w.spec["m"] for w in store.workloads(record)]
+            selections = _earlier(plan, trials, ms) | found.selections
     counts = {o.value: sum(t.measurement.outcome is o for t in trials) for o in Outcome}
-    fresh = log.appended
+    seconds = time.monotonic() - began
     return Result(
         plan=plan,
         setup=plan.setup(),
@@ -271,12 +191,85 @@ def run_prediction(plan: Plan, store: Store, on_progress: Callable[[Progress], N
         selections=selections,
         counts={name: n for name, n in counts.items() if n},
         trials=len(trials),
-        fresh=fresh,
-        compiled=len(cache.stored),
-        cached=len(cache.found),
-        seconds=time.monotonic() - began,
-        out_of_budget=tuple(stopped),
+        fresh=log.appended,
+        compiled=found.compiled,
+        cached=found.cached,
+        seconds=seconds,
+        out_of_budget=found.out_of_budget,
+        measured=found.measured,
     )
+
+
+@dataclass(frozen=True)
+class _Found:
+    selections: dict[int, Selection]
+    out_of_budget: tuple[int, ...]
+    compiled: int
+    cached: int
+    measured: MeasuredFacts | None = None
+
+
+def _predicted(plan: Plan, store: Store, log: StoredLog, on_progress: OnProgress) -> _Found:
+    with compile_pool(plan.workers, plan.kernel) as pool:
+        cache = _CountingCache(store)
+        measurer = PredictingMeasurer(plan.device, plan.kernel, cache, pool)
+        defaults = default_rows(pool, plan.kernel, plan.shape, plan.ms)
+        baselines, searches = _search(plan, defaults, measurer, log, on_progress)
+    selections = {
+        m: select(s.workload, baselines.get(m), s.trials, plan.min_gain)
+        for m, s in searches.items()
+    }
+    late = tuple(m for m, s in searches.items() if s.out_of_time)
+    return _Found(selections, late, len(cache.stored), len(cache.found))
+
+
+def _measured(plan: Plan, store: Store, log: StoredLog, on_progress: OnProgress) -> _Found:
+    del store  # what is compiled for this machine's GPU lies in a Triton cache, not in the database
+    watch = Stopwatch()
+    timed = TimedLog(log, watch)
+    with watch.running("start"), compile_pool(plan.workers, plan.kernel) as pool:
+        asked = (*plan.ms, *held_out(plan.ms))
+        defaults = default_rows(pool, plan.kernel, plan.shape, asked)
+    options = GpuOptions(
+        gpus=tuple(gpu.index for gpu in plan.gpus),
+        arch=plan.device.arch,
+        l2_bytes=plan.device.l2_bytes,
+        workers=plan.workers,
+        routing=plan.routing,
+        seed=plan.seed,
+        memory_limit_mib=plan.memory_limit_mib,
+    )
+    with GpuMeasurer(plan.shape, plan.kernel, options) as measurer:
+        with watch.running("start"):
+            facts = measurer.facts()
+            measurer.prepare_comparisons()
+        with watch.running("search"):
+            _, searches = _search(plan, defaults, measurer, timed, on_progress, watch)
+        finalists = {m: _finalists(search, defaults[m]) for m, search in searches.items()}
+        with watch.running("confirm"):
+            selections = confirm(
+                plan.shape,
+                finalists,
+                measurer,
+                timed,
+                min_gain=plan.min_gain,
+                seed=plan.seed,
+                on_progress=on_progress,
+            )
+        with watch.running("between"):
+            checked = check_between(
+                plan.shape,
+                selections,
+                defaults,
+                measurer,
+                timed,
+                seed=plan.seed,
+                on_progress=on_progress,
+            )
+    spent = {f"{name}_s": seconds for name, seconds in watch.seconds.items()}
+    late = tuple(m for m, s in searches.items() if s.out_of_time)
+    measured = MeasuredFacts(facts, spent | asdict(measurer.spent), checked.between)
+    return _Found(checked.selections, late, 0, 0, measured)
 
 
 def _earlier(plan: Plan, trials: Sequence[Trial], ms: Sequence[int]) -> dict[int, Selection]:
@@ -285,50 +278,64 @@ def _earlier(plan: Plan, trials: Sequence[Trial], ms: Sequence[int]) -> dict[int
     for m in set(ms) - set(plan.ms):
         workload = MoeWorkload(plan.shape, m)
         own = [t for t in trials if t.workload_key == workload.key]
-        searched = [t for t in own if t.phase is Phase.SEARCH]
-        baseline = next((t for t in own if t.phase is Phase.BASELINE), None)
-        if any(t.measurement.outcome is Outcome.OK for t in searched):
+        phases = {phase: [t for t in own if t.phase is phase] for phase in Phase}
+        baseline = next(iter(phases[Phase.BASELINE]), None)
+        if not any(t.measurement.outcome is Outcome.OK for t in phases[Phase.SEARCH]):
+            continue  # a key between the others, or one that was not searched yet
+        if not plan.measured:
+            searched = phases[Phase.SEARCH]
             selections[m] = select(workload, baseline, searched, plan.min_gain)
+        elif baseline is not None:
+            confirmed = phases[Phase.CONFIRM]
+            chosen = select_stored(workload, baseline.candidate, confirmed, plan.min_gain)
+            if chosen is not None:
+                selections[m] = chosen
     return selections
 
 
-def _limits(plan: Plan, began: float, left: int) -> Limits:
-    """An equal share of what is left of the budget for each M that is left."""
-    limits = Limits(plan.trials_per_m)
-    if plan.budget_s is None:
-        return limits
-    now = time.monotonic()
-    return replace(limits, deadline=now + max(0.0, began + plan.budget_s - now) / left)
-
-
-def _one_m(
+def _search(
     plan: Plan,
-    m: int,
-    defaults: dict[int, Candidate],
-    measurer: PredictingMeasurer,
-    log: _Log,
-    limits: Limits,
-    on_progress: Callable[[Progress], None],
-) -> Selection:
-    workload = MoeWorkload(plan.shape, m)
-    incumbent: Trial | None = None
-    for progress in measure_all([defaults[m]], workload, Phase.BASELINE, measurer, log):
-        incumbent = progress.trial
+    defaults: Mapping[int, Candidate],
+    measurer: Measurer,
+    log: TrialLog,
+    on_progress: OnProgress,
+    watch: Stopwatch | None = None,
+) -> tuple[dict[int, Trial], dict[int, Search]]:
+    """The default of every M, then the searches side by side."""
+    workloads = {m: MoeWorkload(plan.shape, m) for m in plan.ms}
+    jobs = [(defaults[m], workload) for m, workload in workloads.items()]
+    baselines = {}
+    for m, progress in zip(plan.ms, measure_all(jobs, Phase.BASELINE, measurer, log), strict=True):
+        baselines[m] = progress.trial
         on_progress(progress)
-    ranked = rank(plan, m)
-    proposer: OptunaProposer | OrderedProposer
-    if plan.effort == "exhaustive":
-        proposer = OrderedProposer(ranked)
-    else:
-        proposer = OptunaProposer(
-            plan.space,
-            plan.feasible,
-            sampler=plan.sampler,
-            seed=int(digest([plan.seed, workload.key]), 16) % 2**32,
-            first=first_candidates(plan, m, defaults[m], ranked),
+    deadline = math.inf if plan.budget_s is None else time.monotonic() + plan.budget_s
+    limits = Limits(plan.trials_per_m, deadline)
+    searches = {}
+    for m, workload in workloads.items():
+        proposer = _proposer(plan, m, defaults[m])
+        searches[m] = Search(
+            workload, TimedProposer(proposer, watch) if watch else proposer, limits
         )
-    trials = []
-    for progress in search(workload, proposer, measurer, log, limits):
-        trials.append(progress.trial)
+    for progress in search_all(list(searches.values()), measurer, log):
         on_progress(progress)
-    return select(workload, incumbent, trials, plan.min_gain)
+    return baselines, searches
+
+
+def _proposer(plan: Plan, m: int, default: Candidate) -> Proposer:
+    ranked = rank(plan, m)
+    if plan.effort == "exhaustive":
+        return OrderedProposer(ranked)
+    return OptunaProposer(
+        plan.space,
+        plan.feasible,
+        sampler=plan.sampler,
+        seed=int(digest([plan.seed, MoeWorkload(plan.shape, m).key]), 16) % 2**32,
+        first=first_candidates(plan, m, default, ranked),
+    )
+
+
+def _finalists(search: Search, default: Candidate) -> list[Candidate]:
+    """The best of a search, which then meet the default side by side."""
+    ok = [t for t in search.trials if t.measurement.value is not None]
+    ok.sort(key=lambda t: (t.measurement.value or 0.0, t.sequence))
+    return [default, *[t.candidate for t in ok if t.candidate != default][:FINALISTS]]

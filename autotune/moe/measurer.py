@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Literal
 
-from autotune.core import Basis, Cache, Candidate, HoldsNothing, Measurement, Outcome, Workload
+from autotune.core import Basis, Cache, Candidate, HoldsNothing, Job, Measurement, Outcome
 from autotune.devices import Device
 from autotune.moe.compile import (
     Compiled,
@@ -77,6 +79,29 @@ def estimated_resources(candidate: Candidate, shape: MoeShape, device: Device) -
     )
 
 
+def compile_jobs(
+    candidate: Candidate, workload: MoeWorkload, arch: int, group_m: int = 1
+) -> tuple[CompileJob, CompileJob]:
+    """The compilations of both GEMMs that a candidate needs at this M."""
+    specialisation = specialise(workload.shape, workload.m)
+
+    def job(gemm: Literal[1, 2]) -> CompileJob:
+        return CompileJob(
+            shape=workload.shape,
+            arch=arch,
+            block_m=candidate.int("BLOCK_SIZE_M"),
+            block_n=candidate.int("BLOCK_SIZE_N"),
+            block_k=candidate.int("BLOCK_SIZE_K"),
+            num_warps=candidate.int("num_warps"),
+            num_stages=candidate.int("num_stages"),
+            gemm=gemm,
+            specialisation=specialisation,
+            group_m=group_m,
+        )
+
+    return job(1), job(2)
+
+
 class PredictingMeasurer(HoldsNothing):
     """Predicts: compiles both GEMMs offline for ``device`` and applies the cost model."""
 
@@ -91,34 +116,23 @@ class PredictingMeasurer(HoldsNothing):
         """Always predicted."""
         return Basis.PREDICTED
 
-    def jobs(self, candidate: Candidate, workload: MoeWorkload) -> list[CompileJob]:
-        """The two compilations that a candidate needs at this M."""
-        specialisation = specialise(workload.shape, workload.m)
-        return [
-            CompileJob(
-                shape=workload.shape,
-                arch=self._device.arch,
-                block_m=candidate.int("BLOCK_SIZE_M"),
-                block_n=candidate.int("BLOCK_SIZE_N"),
-                block_k=candidate.int("BLOCK_SIZE_K"),
-                num_warps=candidate.int("num_warps"),
-                num_stages=candidate.int("num_stages"),
-                gemm=gemm,
-                specialisation=specialisation,
-            )
-            for gemm in (1, 2)
-        ]
+    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
+        """Yield a prediction per job, in order."""
+        given: deque[tuple[Candidate, MoeWorkload]] = deque()
 
-    def measure(self, candidates: Sequence[Candidate], workload: Workload) -> Iterator[Measurement]:
-        """Yield one prediction per candidate, in order."""
-        if not isinstance(workload, MoeWorkload):
-            raise TypeError(f"not a MoE workload: {workload!r}")
-        jobs = [job for c in candidates for job in self.jobs(c, workload)]
+        def gemms() -> Iterator[CompileJob]:
+            for candidate, workload in jobs:
+                if not isinstance(workload, MoeWorkload):
+                    raise TypeError(f"not a MoE workload: {workload!r}")
+                given.append((candidate, workload))
+                yield from compile_jobs(candidate, workload, self._device.arch)
+
         results = compile_many(
-            self._pool, jobs, self._kernel, self._cache, timeout_s=COMPILE_TIMEOUT_S
+            self._pool, gemms(), self._kernel, self._cache, timeout_s=COMPILE_TIMEOUT_S
         )
-        for candidate in candidates:
-            yield self._measurement(candidate, workload, (next(results), next(results)))
+        for first in results:
+            candidate, workload = given.popleft()
+            yield self._measurement(candidate, workload, (first, next(results)))
 
     def _measurement(
         self, candidate: Candidate, workload: MoeWorkload, gemms: tuple[Compiled, Compiled]

@@ -198,6 +198,29 @@ def _gemms(workload: MoeWorkload) -> tuple[_Gemm, _Gemm]:
     )
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a call cannot do without: ``flops``, and ``bytes`` with each weight in use read once."""
+
+    flops: float
+    bytes: float
+
+
+def least_work(workload: MoeWorkload) -> Work:
+    """The least that the two GEMMs of a call compute and move, routed uniformly."""
+    active = routing(workload, block_m=1).active_experts
+    gemms = _gemms(workload)
+    return Work(
+        flops=sum(2 * g.pairs * g.columns * g.contraction for g in gemms),
+        bytes=sum(
+            active * g.columns * g.contraction * g.element
+            + g.rows_read * g.contraction * g.element
+            + g.pairs * g.columns * 2
+            for g in gemms
+        ),
+    )
+
+
 def _dram_bytes(gemm: _Gemm, route: Routing, tile: Tile, device: Device) -> float:
     """Weights of the active experts once, activations read, bf16 output written.
 

@@ -23,7 +23,8 @@ from rich.table import Table
 
 from autotune.consoles import err, out
 from autotune.moe.export import cells, summary, table, warnings
-from autotune.moe.job import Plan, Result
+from autotune.moe.job import Result
+from autotune.moe.plan import Plan
 from autotune.tune import Progress as Step
 
 COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
@@ -37,6 +38,17 @@ COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
     ("spill B", "right"),
     ("shared B", "right"),
     ("tensor", "left"),
+)
+MEASURED_COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
+    ("M", "right"),
+    ("BM/BN/BK/G/warps/stages", "left"),
+    ("µs", "right"),
+    ("def. µs", "right"),
+    ("speed-up", "right"),
+    ("95 % interval", "left"),
+    ("bandwidth", "right"),
+    ("tensor", "right"),
+    ("rel. error", "right"),
 )
 NARROW_COLUMNS = 6
 """What fits 80 columns; the rest is shown from FULL_WIDTH on."""
@@ -66,18 +78,17 @@ def progress(total: int, quiet: bool) -> Iterator[Callable[[Step], None]]:
         yield update
 
 
-def show_plan(plan: Plan, present: bool) -> None:
+def show_plan(plan: Plan) -> None:
     """What will be done and about how long it takes, on stderr."""
     shape = plan.shape
-    if present:
+    if plan.measured:
+        names = ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in plan.gpus)
         err.print(
-            f"[yellow]A {plan.device.title} is in this machine, but this version only predicts: "
-            "timing the kernel on it is not built yet.[/yellow]",
-            soft_wrap=True,
+            f"[bold]Measured mode[/bold]: the real kernel is timed on {names}.", soft_wrap=True
         )
     else:
         err.print(
-            f"No {plan.device.title} in this machine: [bold]predicted mode[/bold]. The real kernel "
+            f"No {plan.device.title} in use here: [bold]predicted mode[/bold]. The real kernel "
             "is compiled for it, its time comes from a cost model. Nothing is measured.",
             soft_wrap=True,
         )
@@ -97,22 +108,26 @@ def show_plan(plan: Plan, present: bool) -> None:
 
 def show_result(result: Result, files: list[Path]) -> None:
     """The table, the warnings and where the files are."""
-    shown = Table(title=f"{result.plan.study}: PREDICTED, not measured", title_justify="left")
+    kind = "measured" if result.measured is not None else "PREDICTED, not measured"
+    columns = MEASURED_COLUMNS if result.measured is not None else COLUMNS
+    shown = Table(title=f"{result.plan.study}: {kind}", title_justify="left")
     shown.box, shown.pad_edge, shown.show_edge = box.SIMPLE_HEAD, False, False
-    wanted = COLUMNS if out.width >= FULL_WIDTH else COLUMNS[:NARROW_COLUMNS]
+    wanted = columns if out.width >= FULL_WIDTH else columns[:NARROW_COLUMNS]
     for name, justify in wanted:
         shown.add_column(name, justify=justify, no_wrap=True)
     for row in table(result):
         shown.add_row(*cells(row)[: len(wanted)])
     out.print(shown)
-    if wanted != COLUMNS:
-        out.print("registers, spills, shared memory and instructions are in report.md")
+    if wanted != columns:
+        hidden = ", ".join(name for name, _ in columns[NARROW_COLUMNS:])
+        out.print(f"not shown for want of width, but in report.md: {hidden}")
     out.print(f"{summary(result)}; a row has to gain more than {result.plan.min_gain:.1%}")
     for text in warnings(result):
         err.print(f"[yellow]Warning: {text}[/yellow]")
+    compiled = f"{result.compiled} kernels compiled, {result.cached} taken from the database; "
     out.print(
-        f"{result.trials} trials, {result.fresh} of them new; {result.compiled} kernels compiled, "
-        f"{result.cached} taken from the database; {result.seconds:.0f} s"
+        f"{result.trials} trials, {result.fresh} of them new; "
+        f"{'' if result.measured is not None else compiled}{result.seconds:.0f} s"
     )
     for path in files:
         typer.echo(path)

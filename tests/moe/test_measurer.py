@@ -65,7 +65,7 @@ def alone(one: Candidate) -> Measurement:
     """What a candidate gives by itself, in a pool of its own."""
     with compile_pool(1, kernel_info()) as own:
         measurer = PredictingMeasurer(GB10, kernel_info(), CACHE, own)
-        (found,) = measurer.measure([one], MoeWorkload(SHAPE, 512))
+        (found,) = measurer.measure([(one, MoeWorkload(SHAPE, 512))])
     return found
 
 
@@ -106,10 +106,10 @@ def test_a_second_measurement_compiles_nothing(pool: WorkerPool) -> None:
     alone(SMALL)
     before = CACHE.put_count
     measurer = PredictingMeasurer(GB10, kernel_info(), CACHE, pool)
-    list(measurer.measure([SMALL], MoeWorkload(SHAPE, 512)))
-    list(measurer.measure([SMALL], MoeWorkload(SHAPE, 1024)))  # the same specialisation
+    list(measurer.measure([(SMALL, MoeWorkload(SHAPE, 512))]))
+    list(measurer.measure([(SMALL, MoeWorkload(SHAPE, 1024))]))  # the same specialisation
     assert before == CACHE.put_count
-    list(measurer.measure([SMALL], MoeWorkload(SHAPE, 1)))  # the naive path is another kernel
+    list(measurer.measure([(SMALL, MoeWorkload(SHAPE, 1))]))  # the naive path is another kernel
     assert before + 2 == CACHE.put_count
 
 

@@ -1,0 +1,80 @@
+"""Which experts the tokens of a measurement go to."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.core import BadInputError
+
+_STEEPEST = 10.0
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How often each expert is chosen, relative to the others.
+
+    Attributes:
+        name: as given by the user: ``uniform``, ``zipf:1.1`` or the path of a file.
+        counts: of each expert, in the file's order; empty for a formula.
+        exponent: of Zipf's law, 0 for uniform; the i-th expert has the weight i^-exponent.
+    """
+
+    name: str = "uniform"
+    counts: tuple[float, ...] = ()
+    exponent: float = 0.0
+
+    def weights(self, experts: int) -> list[float]:
+        """Relative frequency of each of ``experts`` experts; all are positive.
+
+        Raises:
+            BadInputError: if the file holds another number of experts.
+        """
+        if not self.counts:
+            return [(rank + 1) ** -self.exponent for rank in range(experts)]
+        if len(self.counts) != experts:
+            raise BadInputError(
+                f"--routing {self.name}: {len(self.counts)} counts for {experts} experts"
+            )
+        # An expert that was never seen may be chosen by the next token: half a token for it.
+        return [max(count, 0.5) for count in self.counts]
+
+    def as_json(self) -> dict[str, Any]:
+        """What of it decides a measurement, as JSON values."""
+        return {"exponent": self.exponent, "counts": list(self.counts)}
+
+
+def parse_routing(text: str) -> Routing:
+    """``uniform``, ``zipf:EXPONENT``, or a JSON file with one token count per expert.
+
+    Raises:
+        BadInputError: it is none of these.
+    """
+    if text == "uniform":
+        return Routing()
+    found = re.fullmatch(r"zipf:(\d+(?:\.\d+)?)", text)
+    if found is not None:
+        exponent = float(found[1])
+        if exponent > _STEEPEST:
+            raise BadInputError(f"--routing {text}: the exponent must be at most {_STEEPEST:g}")
+        return Routing(text, exponent=exponent)
+    path = Path(text)
+    if not path.is_file():
+        raise BadInputError(
+            f"--routing {text}: expected uniform, zipf:1.1, or a JSON file with a list of counts"
+        )
+    try:
+        counts = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"--routing {text}: not JSON: {error}") from None
+    if not isinstance(counts, list) or not all(
+        isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < math.inf for n in counts
+    ):
+        raise BadInputError(f"--routing {text}: expected a list of counts, one for each expert")
+    if not any(counts):
+        raise BadInputError(f"--routing {text}: no expert was ever chosen")
+    return Routing(text, counts=tuple(map(float, counts)))

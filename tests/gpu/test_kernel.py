@@ -1,0 +1,132 @@
+"""The real kernel on a real GPU: run with ``pytest -m gpu tests/gpu`` where there is one."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from autotune.core import Candidate, Outcome
+from autotune.devices import detect_gpus, resolve_device
+from autotune.environment import usable_cpus
+from autotune.moe.compile import compile_pool, kernel_info
+from autotune.moe.defaults import default_rows
+from autotune.moe.gpu import GpuMeasurer, GpuOptions
+from autotune.moe.plan import checks
+from autotune.moe.shape import MoeShape, MoeWorkload, Scheme
+from autotune.space import load_space
+from tests import fake_kernel
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not detect_gpus(), reason="no GPU here"),
+]
+GEMMA = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
+SHAPES = {
+    "channel": GEMMA,
+    "tensor": MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.TENSOR, None, 128),
+    "block": MoeShape(64, 512, 2048, 10, "fp8_w8a8", "fp8", Scheme.BLOCK, (128, 128), 64),
+    "bf16": MoeShape(8, 1792, 1024, 2, None, "bf16", Scheme.NONE, None, 8),
+    "int8": MoeShape(32, 512, 1024, 4, None, "int8", Scheme.CHANNEL, None, 32),
+    "expert parallel": MoeShape(32, 512, 1024, 4, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 64),
+    "no gate": MoeShape(32, 512, 1024, 4, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 32, gated=False),
+}
+
+
+def measurer(shape: MoeShape, kernel: str = "autotune.moe.kernel") -> GpuMeasurer:
+    device = resolve_device("auto")
+    options = GpuOptions(
+        gpus=(0,),
+        arch=device.arch,
+        l2_bytes=device.l2_bytes,
+        workers=max(1, usable_cpus() - 1),
+        kernel=kernel,
+    )
+    return GpuMeasurer(shape, kernel_info(), options)
+
+
+def defaults(shape: MoeShape, *ms: int) -> dict[int, Candidate]:
+    with compile_pool(1, kernel_info()) as pool:
+        return default_rows(pool, kernel_info(), shape, ms)
+
+
+def with_group(candidate: Candidate, group: int) -> Candidate:
+    return Candidate.of(candidate.params | {"GROUP_SIZE_M": group})
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_scheme_is_timed_and_right(name: str) -> None:
+    shape = SHAPES[name]
+    rows = defaults(shape, 1, 48, 1024)
+    with measurer(shape) as opened:
+        print(opened.facts())
+        jobs = [(row, MoeWorkload(shape, m)) for m, row in rows.items()]
+        timed = list(opened.measure(jobs))
+        groups = [(w, [row, with_group(row, 16)], 7) for row, w in jobs]
+        compared = list(opened.compare(groups, check=True))
+        print(opened.spent)
+    for measurement in timed:
+        print(measurement)
+    for group in compared:
+        for one in group:
+            print(name, one.measurement)
+    assert [m.outcome for m in timed] == [Outcome.OK] * 3
+    assert opened.spent.compiled_late == 0
+    assert {one.measurement.outcome for group in compared for one in group} == {Outcome.OK}
+
+
+class TestFaults:
+    @pytest.fixture(scope="class")
+    def opened(self) -> Iterator[GpuMeasurer]:
+        with measurer(SHAPES["int8"], "tests.gpu.faulty_kernel") as opened:
+            yield opened
+
+    @pytest.mark.parametrize(
+        ("kind", "outcome"),
+        [
+            (fake_kernel.HANGS, Outcome.TIMEOUT),
+            (fake_kernel.LOSES_DEVICE, Outcome.RUNTIME_ERROR),
+            (fake_kernel.SEGFAULTS, Outcome.CRASH),
+            (fake_kernel.OUT_OF_MEMORY, Outcome.OUT_OF_MEMORY),
+        ],
+    )
+    def test_the_search_goes_on(self, opened: GpuMeasurer, kind: int, outcome: Outcome) -> None:
+        shape = SHAPES["int8"]
+        row, workload = defaults(shape, 64)[64], MoeWorkload(shape, 64)
+        begin = time.monotonic()
+        jobs = [(c, workload) for c in (row, with_group(row, kind), with_group(row, 2))]
+        before, bad, after = opened.measure(jobs)
+        print(bad, f"{time.monotonic() - begin:.1f} s")
+        assert before.outcome is after.outcome is Outcome.OK
+        assert bad.outcome is outcome
+
+    def test_a_wrong_result_cannot_win(self, opened: GpuMeasurer) -> None:
+        shape = SHAPES["int8"]
+        row, workload = defaults(shape, 64)[64], MoeWorkload(shape, 64)
+        kinds = [row, *(with_group(row, k) for k in (fake_kernel.WRONG, fake_kernel.NOT_A_NUMBER))]
+        (group,) = opened.compare([(workload, kinds, 3)], check=True)
+        print(group)
+        assert [one.measurement.outcome for one in group] == [
+            Outcome.OK,
+            Outcome.WRONG_RESULT,
+            Outcome.WRONG_RESULT,
+        ]
+
+
+def test_memory_stays_bounded_and_nothing_is_compiled_twice() -> None:
+    device = resolve_device("auto")
+    feasible = load_space("stock", "moe").feasible(checks(GEMMA, device))
+    chosen = random.Random(0).sample(feasible, 160)
+    begin = time.monotonic()
+    with measurer(GEMMA) as opened:
+        jobs = [(c, MoeWorkload(GEMMA, m)) for c in chosen for m in (8, 64, 512)]
+        found = list(opened.measure(jobs))
+        print(opened.spent, f"{time.monotonic() - begin:.1f} s for {len(jobs)}")
+    slowest = sorted(m.seconds for m in found)[-5:]
+    print("slowest candidates (s):", slowest, [m.message for m in found if m.message][:5])
+    assert sum(m.outcome is Outcome.OK for m in found) > 0.9 * len(jobs)
+    assert opened.spent.compiled_late == 0
+    assert opened.spent.peak_rss_mib - opened.spent.first_rss_mib < 1024
+    assert opened.spent.peak_device_mib - opened.spent.first_device_mib < 1024

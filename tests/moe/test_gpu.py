@@ -1,0 +1,181 @@
+"""The measured mode's parent side: a fake kernel in the real measuring processes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from autotune.core import Basis, Candidate, Measurement, Measurer, Outcome, Workload
+from autotune.moe.compile import Compiled, CompileJob, KernelInfo
+from autotune.moe.gpu import GpuMeasurer, GpuOptions
+from autotune.moe.shape import MoeShape, MoeWorkload, Scheme
+from tests import fake_kernel
+from tests.contracts import MeasurerContract
+
+SHAPE = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
+KERNEL = KernelInfo(Path("fused_moe.py"), "0" * 64, "0.0", "0.0")
+M = 16
+WORKLOAD = MoeWorkload(SHAPE, M)
+
+
+def candidate(kind: int = fake_kernel.FINE, columns: int = 128, stages: int = 3) -> Candidate:
+    return Candidate.of(
+        {
+            "BLOCK_SIZE_M": 16,
+            "BLOCK_SIZE_N": columns,
+            "BLOCK_SIZE_K": 128,
+            "GROUP_SIZE_M": kind,
+            "num_warps": 4,
+            "num_stages": stages,
+        }
+    )
+
+
+def compiler(jobs: Iterable[CompileJob]) -> Iterator[Compiled]:
+    """Everything compiles but tiles of 32 columns."""
+    for job in jobs:
+        fails = job.block_n == 32
+        yield Compiled(
+            Outcome.COMPILE_ERROR if fails else Outcome.OK, message="no" if fails else ""
+        )
+
+
+def measurer(gpus: int = 1, memory_limit_mib: int | None = None) -> GpuMeasurer:
+    options = GpuOptions(
+        gpus=tuple(range(gpus)),
+        arch=90,
+        l2_bytes=60 * 2**20,
+        workers=1,
+        kernel="tests.fake_kernel",
+        memory_limit_mib=memory_limit_mib,
+    )
+    return GpuMeasurer(SHAPE, KERNEL, options, compiler)
+
+
+def starts(opened: GpuMeasurer, purpose: str = "search") -> list[str]:
+    return (Path(opened.folder) / purpose / "starts").read_text().split()
+
+
+class TestContract(MeasurerContract):
+    def measurer(self) -> Measurer:
+        return measurer()
+
+    def workload(self) -> Workload:
+        return WORKLOAD
+
+    def expected(self) -> dict[Candidate, Measurement]:
+        found = {
+            candidate(stages=stages): Measurement(
+                Outcome.OK,
+                Basis.MEASURED,
+                fake_kernel.time_us(M, candidate(stages=stages).ints) + 0.1,
+            )
+            for stages in (2, 3, 4)
+        }
+        return found | {candidate(columns=32): Measurement(Outcome.COMPILE_ERROR, Basis.MEASURED)}
+
+    def unmeasurable(self) -> Candidate | None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome", "message"),
+    [
+        (fake_kernel.HANGS, Outcome.TIMEOUT, "did not end in time"),
+        (fake_kernel.LOSES_DEVICE, Outcome.RUNTIME_ERROR, "illegal memory access"),
+        (fake_kernel.SEGFAULTS, Outcome.CRASH, "SIGSEGV"),
+        (fake_kernel.OUT_OF_MEMORY, Outcome.OUT_OF_MEMORY, "out of memory"),
+    ],
+)
+def test_what_a_candidate_does_is_an_outcome_and_the_next_is_measured(
+    kind: int, outcome: Outcome, message: str
+) -> None:
+    jobs = [(c, WORKLOAD) for c in (candidate(), candidate(kind), candidate(stages=4))]
+    with measurer() as opened:
+        before, bad, after = opened.measure(jobs)
+        lost = outcome is not Outcome.OUT_OF_MEMORY
+        assert len(starts(opened)) == (2 if lost else 1)
+    assert (bad.outcome, bad.value) == (outcome, None)
+    assert message in bad.message
+    assert before.outcome is after.outcome is Outcome.OK
+
+
+def test_a_slow_candidate_is_given_up_after_one_sample() -> None:
+    with measurer() as opened:
+        fast, slow = opened.measure(
+            itertools.chain(
+                [(candidate(), WORKLOAD)], [(candidate(columns=256, stages=9), WORKLOAD)]
+            )
+        )
+        again = list(opened.measure([(candidate(columns=256, stages=8), WORKLOAD)]))
+    assert (len(fast.samples), fast.details["raced"]) == (3, False)
+    assert slow.value is not None
+    assert (len(again[0].samples), again[0].details["raced"]) == (1, True)
+
+
+def test_the_race_is_of_one_batch_size() -> None:
+    with measurer() as opened:
+        list(opened.measure([(candidate(), MoeWorkload(SHAPE, 1))]))
+        (other,) = opened.measure([(candidate(), MoeWorkload(SHAPE, 64))])
+    assert not other.details["raced"]
+
+
+def test_a_process_that_holds_too_much_is_replaced_and_nothing_is_lost() -> None:
+    jobs = [(candidate(fake_kernel.GROWS, stages=stages), WORKLOAD) for stages in range(2, 14)]
+    with measurer(memory_limit_mib=1250) as opened:
+        found = list(opened.measure(jobs))
+        assert len(starts(opened)) >= 3
+        assert opened.spent.peak_rss_mib <= 1250 + 100
+    assert [m.outcome for m in found] == [Outcome.OK] * 12
+
+
+def test_every_gpu_has_a_process_of_its_own() -> None:
+    jobs = [(candidate(stages=stages), WORKLOAD) for stages in range(2, 40)]
+    with measurer(gpus=3) as opened:
+        assert len(list(opened.measure(jobs))) == len(jobs)
+        assert sorted(starts(opened)) == ["0", "1", "2"]
+
+
+class TestCompare:
+    def compare(self, *candidates: Candidate) -> dict[Candidate, Measurement]:
+        with measurer() as opened:
+            (found,) = opened.compare([(WORKLOAD, candidates, 5)], check=True)
+            assert not (Path(opened.folder) / "search" / "starts").exists()
+        return {one.candidate: one.measurement for one in found}
+
+    def test_side_by_side_in_processes_of_its_own(self) -> None:
+        a, b = candidate(), candidate(stages=4)
+        found = self.compare(a, b)
+        assert [len(m.samples) for m in found.values()] == [9, 9]
+        assert found[a].details["compared"] == found[b].details["compared"]
+        assert found[a].details["error"] == 0.004
+
+    @pytest.mark.parametrize("kind", [fake_kernel.WRONG, fake_kernel.NOT_A_NUMBER])
+    def test_a_wrong_result_is_an_outcome_of_its_own(self, kind: int) -> None:
+        found = self.compare(candidate(), candidate(kind))
+        assert found[candidate(kind)].outcome is Outcome.WRONG_RESULT
+        assert found[candidate()].outcome is Outcome.OK
+
+    @pytest.mark.parametrize(
+        ("kind", "outcome"),
+        [
+            (fake_kernel.HANGS, Outcome.TIMEOUT),
+            (fake_kernel.LOSES_DEVICE, Outcome.RUNTIME_ERROR),
+            (fake_kernel.SEGFAULTS, Outcome.CRASH),
+            (fake_kernel.OUT_OF_MEMORY, Outcome.OUT_OF_MEMORY),
+        ],
+    )
+    def test_the_one_at_fault_is_found_and_the_others_compared(
+        self, kind: int, outcome: Outcome
+    ) -> None:
+        found = self.compare(candidate(), candidate(kind), candidate(stages=4))
+        assert found[candidate(kind)].outcome is outcome
+        assert len(found[candidate()].samples) == len(found[candidate(stages=4)].samples) == 9
+
+    def test_what_does_not_compile_is_left_out(self) -> None:
+        found = self.compare(candidate(), candidate(columns=32))
+        assert found[candidate(columns=32)].outcome is Outcome.COMPILE_ERROR
+        assert found[candidate()].outcome is Outcome.OK

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import cached_property
@@ -195,8 +195,11 @@ class Proposer(Protocol):
     proposals are then a function of the seed and the trials told, whatever ran in parallel.
     """
 
-    def ask(self, n: int) -> list[Candidate]:
-        """Up to ``n`` candidates, none proposed before; an empty list ends the search."""
+    def ask(self, n: int, hints: Sequence[Candidate] = ()) -> list[Candidate]:
+        """Up to ``n`` candidates, none proposed before; an empty list ends the search.
+
+        ``hints`` are candidates worth trying first, such as what won on a similar workload.
+        """
 
     def tell(self, trial: Trial) -> None:
         """Take in what came of a candidate, proposed here or read back from the store."""

@@ -71,6 +71,7 @@ class OptunaProposer:
             raise BadInputError(f"no sampler {sampler!r}; known: {', '.join(sorted(SAMPLERS))}")
         self._make_sampler = SAMPLERS[sampler]
         self._seed = seed
+        self._space = space
         self._values = dict(space.parameters)
         self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
             name: optuna.distributions.IntDistribution(0, len(values) - 1)
@@ -85,21 +86,22 @@ class OptunaProposer:
     def _index(self, candidate: Candidate) -> tuple[int, ...]:
         return tuple(values.index(candidate[name]) for name, values in self._values.items())
 
-    def ask(self, n: int) -> list[Candidate]:
+    def ask(self, n: int, hints: Sequence[Candidate] = ()) -> list[Candidate]:
         """Up to ``n`` candidates not proposed or told before; empty when all are tried."""
+        hinted = [c for c in dict.fromkeys(hints) if c in self._space]
         batch_seed = int(digest([self._seed, self._told]), 16) % 2**32
         self._study.sampler = self._make_sampler(batch_seed)
         batch: list[Candidate] = []
         while len(batch) < n and self._untried:
-            candidate = self._next_first() or self._sampled()
+            candidate = self._next_of(hinted) or self._next_of(self._first) or self._sampled()
             if candidate not in self._running:
                 self._enqueue(candidate)
             batch.append(candidate)
         return batch
 
-    def _next_first(self) -> Candidate | None:
-        while self._first:
-            candidate = self._first.pop(0)
+    def _next_of(self, queue: list[Candidate]) -> Candidate | None:
+        while queue:
+            candidate = queue.pop(0)
             if self._untried.pop(self._index(candidate), None):
                 return candidate
         return None
@@ -153,7 +155,11 @@ class OrderedProposer:
         """Take the candidates in the order in which to propose them."""
         self._left = dict.fromkeys(ordered)
 
-    def ask(self, n: int) -> list[Candidate]:
+    def ask(
+        self,
+        n: int,
+        hints: Sequence[Candidate] = (),  # noqa: ARG002 - the order is given
+    ) -> list[Candidate]:
         """The next ``n`` that have not been told."""
         batch = list(self._left)[:n]
         for candidate in batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from autotune.core import Candidate, Phase, Proposer, Trial, Workload
@@ -32,10 +32,10 @@ class TimedProposer:
     def __init__(self, proposer: Proposer, watch: Stopwatch) -> None:
         self._proposer, self._watch = proposer, watch
 
-    def ask(self, n: int) -> list[Candidate]:
+    def ask(self, n: int, hints: Sequence[Candidate] = ()) -> list[Candidate]:
         """Ask the proposer."""
         with self._watch.running("propose"):
-            return self._proposer.ask(n)
+            return self._proposer.ask(n, hints)
 
     def tell(self, trial: Trial) -> None:
         """Tell the proposer."""

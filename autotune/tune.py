@@ -4,7 +4,8 @@ All that it learns is in the store before the next step, and what it does next d
 seed and on what is stored. Killed at any instruction and started again, it goes on where it was.
 
 Workloads are searched side by side, a batch of each in turn, so that one is measured while the next
-batch of another is being prepared.
+batch of another is being prepared. Neighbours in the order given are taken to be alike: in the end
+what is best on one is tried on the other.
 """
 
 from __future__ import annotations
@@ -13,12 +14,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, zip_longest
 from typing import Protocol, Self
 
 from autotune.core import Candidate, Job, Measurement, Measurer, Phase, Proposer, Trial, Workload
 
 BATCH = 8
 """Candidates asked for at once. Constant: a batch is told as a whole, so it shapes the search."""
+
+
+HINTS = 2
+"""How many of a neighbour's best are tried."""
+LATE = 0.7
+"""From this share of the trials on: before it, neighbours are still searching themselves."""
 
 
 class TrialLog(Protocol):
@@ -86,6 +94,8 @@ class Search:
         """All that was told so far, in order."""
         self.out_of_time = False
         """Whether the deadline ended it before the trials did."""
+        self.neighbours: list[Search] = []
+        """Searches whose best candidates are hints for this one."""
         self._known: dict[Candidate, Trial] = {}
         self._stored = 0
         self._batch: list[Candidate] = []
@@ -107,11 +117,22 @@ class Search:
         if searched >= self._stored and limits.clock() >= limits.deadline:
             self.out_of_time = True
             return None
-        self._batch = self._proposer.ask(min(BATCH, limits.trials - searched))
+        # In turns of a batch each, the others have been told at least all but the last batch that
+        # this one was told: so much of them, and no more, is known whatever was interrupted when.
+        late = searched >= LATE * limits.trials
+        alike = [n.best(searched - BATCH) for n in self.neighbours if late]
+        hints = [candidate for best in zip_longest(*alike) for candidate in best if candidate]
+        self._batch = self._proposer.ask(min(BATCH, limits.trials - searched), hints)
         if not self._batch:
             return None
         reused = [self._known[c] for c in self._batch if c in self._known]
         return [c for c in self._batch if c not in self._known], reused
+
+    def best(self, told: int) -> list[Candidate]:
+        """The best few of the first ``told`` trials."""
+        ok = [t for t in self.trials[: max(0, told)] if t.measurement.value is not None]
+        ok.sort(key=lambda t: (t.measurement.value or 0.0, t.sequence))
+        return [trial.candidate for trial in ok[:HINTS]]
 
     def add(self, candidate: Candidate, measurement: Measurement) -> Trial:
         """Take in a measurement of the batch, in the order in which it was given out."""
@@ -182,6 +203,9 @@ class _Feed:
 
 def search_all(searches: Sequence[Search], measurer: Measurer, log: TrialLog) -> Iterator[Progress]:
     """Search workloads side by side until their limits, or until nothing is left to propose."""
+    for left, right in pairwise(searches):
+        left.neighbours.append(right)
+        right.neighbours.append(left)
     for search in searches:
         for trial in search.restore(log.load(search.workload, Phase.SEARCH)):
             yield Progress(search.workload, trial, reused=True)

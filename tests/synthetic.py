@@ -49,7 +49,7 @@ def space() -> Space:
 
 @lru_cache(maxsize=1)
 def feasible() -> tuple[Candidate, ...]:
-    """The 1456 points of the stock space that fit Gemma 4 on a GB10."""
+    """The points of the stock space that fit Gemma 4 on a GB10."""
     return tuple(space().feasible(checks(SHAPE, get_device("gb10"))))
 
 

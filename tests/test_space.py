@@ -76,8 +76,8 @@ def test_every_space_of_the_project(name: str) -> None:
 
 def test_what_fits_a_gb10() -> None:
     found = load_space("stock", "moe").feasible(checks(SHAPE, get_device("gb10")))
-    assert len(found) == 1456
-    # Shared memory of sm_121, per channel, fp8: written down here a second time.
+    assert len(found) == 1368
+    # Shared memory of sm_121, per channel, fp8, and registers: written down here a second time.
     assert {c.key for c in found} == {
         c.key
         for c in load_space("stock", "moe").candidates()
@@ -85,6 +85,7 @@ def test_what_fits_a_gb10() -> None:
         * (c.int("BLOCK_SIZE_M") + c.int("BLOCK_SIZE_N"))
         * c.int("BLOCK_SIZE_K")
         <= 101376
+        and c.int("BLOCK_SIZE_M") * c.int("BLOCK_SIZE_N") < 256 * 32 * c.int("num_warps")
     }
 
 

@@ -22,6 +22,8 @@ _THREADS_PER_WARP = 32
 _MAX_WARPS = 32
 _COPY_BYTES = 4  # the least that cp.async copies per thread
 _HOPPER = 90
+_REGISTERS = 256  # per thread, one of them always zero
+_TENSOR_MEMORY = (100, 103, 110)
 
 
 class DeviceLimits(Protocol):
@@ -154,7 +156,26 @@ def fits_shared_memory(params: Params, shape: MoeShape, device: DeviceLimits) ->
     return f"needs {need} B of shared memory, the device has {limit} B" if need > limit else None
 
 
+def accumulators_fit(
+    params: Params,
+    shape: MoeShape,  # noqa: ARG001
+    device: DeviceLimits,
+) -> str | None:
+    """The float32 sums of a tile fit into the registers of its threads (255 each).
+
+    A tile that cannot but spill them took 2.7 to 24 times the best time at every M of the landscape
+    recorded on an H200 (benchmarks/results), and compiles slowest. Tensor memory holds the sums on
+    sm_100.
+    """
+    sums = params["BLOCK_SIZE_M"] * params["BLOCK_SIZE_N"]
+    each = sums // (_THREADS_PER_WARP * params["num_warps"])
+    if each >= _REGISTERS and device.arch not in _TENSOR_MEMORY:
+        return f"{each} sums per thread do not fit into {_REGISTERS - 1} registers"
+    return None
+
+
 CONSTRAINTS: dict[str, Constraint] = {
+    "accumulators_fit": accumulators_fit,
     "powers_of_two": powers_of_two,
     "launchable": launchable,
     "block_k_deep_enough": block_k_deep_enough,

@@ -145,7 +145,7 @@ def rank(plan: Plan, m: int) -> list[Candidate]:
         tile = tile_of(candidate, plan.shape)
         return predict(workload, tile, (resources, resources), plan.device).us
 
-    return sorted(plan.feasible, key=lambda c: (predicted(c), c.key))
+    return sorted(plan.feasible_at(m), key=lambda c: (predicted(c), c.key))
 
 
 @contextmanager
@@ -327,7 +327,7 @@ def _proposer(plan: Plan, m: int, default: Candidate) -> Proposer:
         return OrderedProposer(ranked)
     return OptunaProposer(
         plan.space,
-        plan.feasible,
+        plan.feasible_at(m),
         sampler=plan.sampler,
         seed=int(digest([plan.seed, MoeWorkload(plan.shape, m).key]), 16) % 2**32,
         first=first_candidates(plan, m, default, ranked),

@@ -11,7 +11,7 @@ from autotune.core import Basis, Candidate, digest
 from autotune.devices import Device, GpuInfo
 from autotune.environment import environment
 from autotune.moe.compile import KernelInfo, specialise
-from autotune.moe.feasibility import CONSTRAINTS
+from autotune.moe.feasibility import CONSTRAINTS, distinct
 from autotune.moe.predict import MODEL_VERSION
 from autotune.moe.routing import Routing
 from autotune.moe.shape import MoeShape
@@ -21,8 +21,21 @@ from autotune.space import Check, Space
 STANDARD_LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096)
 """The 18 keys of vLLM's own tuner (benchmarks/kernels/benchmark_moe.py)."""
 
-EFFORTS: dict[str, int | None] = {"quick": 24, "standard": 64, "exhaustive": None}
-"""Candidates searched per M; None is every feasible one."""
+
+@dataclass(frozen=True)
+class Effort:
+    """Candidates searched per M; None is every feasible one."""
+
+    predicted: int | None
+    measured: int | None
+
+
+EFFORTS = {
+    "quick": Effort(24, 48),
+    "standard": Effort(64, 96),
+    "exhaustive": Effort(None, None),
+}
+"""A prediction costs a compilation on this machine's CPU; a measurement some 20 ms of the GPU."""
 
 FINALISTS = 4
 """Candidates of each M that meet the default again, side by side."""
@@ -69,10 +82,15 @@ class Plan:
         """The candidates that the device can run."""
         return self.space.feasible(checks(self.shape, self.device))
 
+    def feasible_at(self, m: int) -> list[Candidate]:
+        """Those that differ at M (see :func:`autotune.moe.feasibility.distinct`)."""
+        return distinct(self.feasible, self.shape, m)
+
     @property
     def trials_per_m(self) -> int:
-        """Candidates searched per M."""
-        wanted = EFFORTS[self.effort]
+        """Candidates searched per M, at most."""
+        effort = EFFORTS[self.effort]
+        wanted = effort.measured if self.measured else effort.predicted
         return len(self.feasible) if wanted is None else min(wanted, len(self.feasible))
 
     @property

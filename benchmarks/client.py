@@ -2,14 +2,24 @@
 
 Usage: python benchmarks/client.py [RESULT.json] [ROUNDS]. Bound: medians within 3 %.
 
-Both clients take turns on one real server (a tiny Qwen3, CPU build of vLLM), so that a machine that
-is slower for a while is slower for both. vLLM's client is its own code with its own command line,
-kept in one process so that its 15 s of imports are paid once. Compared are the medians over the
-rounds. Prefix caching is off: each request is prefilled anew.
+Both clients take turns on one real server (a small Qwen3, CPU build of vLLM), so that a machine
+that is slower for a while is slower for both. The model is large enough for its steps, not the
+clients, to take the time: on 2 cores what a client burns is missing to the server, and ours burns
+half as much. vLLM's client is its own code with its own command line, kept in one process so that
+its 15 s of imports are paid once. Compared are the medians over the rounds. Prefix caching is off:
+each request is prefilled anew.
+
+Such a comparison is as good as the machine is quiet. What does not depend on it: the bytes that
+vLLM's client receives are stamped with the time as ours would, read by our code as well, and both
+results of these same requests compared ("same_bytes").
+
+The control is a scripted server that sends a token every 10 ms: there the true times are known, and
+what two clients make of them does not depend on how busy the machine is.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
@@ -18,22 +28,29 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+from aiohttp import web
+
 from autotune.environment import environment
-from autotune.spec.client import Load, run_load
+from autotune.spec.client import Load, Stream, decode_stream, run_load
 from autotune.spec.launchers import LocalLauncher
 from autotune.spec.prompts import CATEGORIES, Prompt, load_prompts
-from autotune.spec.server import Server, start
+from autotune.spec.server import start
+from autotune.spec.timing import LoadResult
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.spec.real_server import CACHE_ARGS, START_S, cpu_settings
-from tests.spec.tiny_models import make_qwen3
+from tests.spec.sse_server import DONE, chat, serving, usage
+from tests.spec.tiny_models import make_tokenizer
 
 BOUND = 0.03
-TOKENS = 64
-REQUESTS = {1: 12, 4: 48, 8: 96, 32: 256}
+TOKENS = 32
+REQUESTS = {1: 6, 4: 24, 8: 32, 32: 64}
 METRICS = {
     "tok_s": "output_throughput",
     "ttft_ms.mean": "mean_ttft_ms",
@@ -50,6 +67,93 @@ BOUNDED = ("tok_s", "tpot_ms.mean", "itl_ms.mean")
 """What the bound is for; the rest is shown. Percentiles of a busy machine scatter by more."""
 
 
+def make_model(folder: Path) -> Path:
+    """25 million random weights, 50 MB: several milliseconds a step on one core."""
+    import torch  # noqa: PLC0415
+    from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: PLC0415
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        vocab_size=384,
+        max_position_embeddings=2048,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    make_tokenizer(folder)
+    return folder
+
+
+async def a_token_every_10_ms(response: web.StreamResponse, _: dict[str, Any]) -> None:
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    for number in range(TOKENS):
+        await asyncio.sleep(began + (number + 5) * 0.01 - clock())
+        await response.write(chat("word "))
+    await response.write(usage(TOKENS) + DONE)
+
+
+def serve_script() -> None:
+    """In a process of its own: the control, until standard input closes."""
+    with serving(a_token_every_10_ms) as server:
+        print(server.url, flush=True)
+        sys.stdin.read()
+
+
+@contextlib.contextmanager
+def scripted() -> Iterator[str]:
+    command = [sys.executable, __file__, "--script"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+
+
+class Eavesdropper:
+    """Sees the bytes that vLLM's client receives, when our client would see them."""
+
+    def __init__(self) -> None:
+        self.streams: dict[Any, Stream] = {}
+        post, iter_any = aiohttp.ClientSession.post, aiohttp.StreamReader.iter_any
+
+        def stamped_post(session: Any, *args: Any, **more: Any) -> Any:
+            self.streams[asyncio.current_task()] = Stream(len(self.streams), time.perf_counter())
+            return post(session, *args, **more)
+
+        async def stamped(reader: Any) -> AsyncIterator[bytes]:
+            stream, rest = self.streams[asyncio.current_task()], b""
+            async for chunk in iter_any(reader):
+                now = time.perf_counter()
+                *whole, rest = (rest + chunk).split(b"\n\n")
+                stream.events.extend((now, event) for event in whole)
+                yield chunk
+
+        setattr(aiohttp.ClientSession, "post", stamped_post)  # noqa: B010
+        setattr(aiohttp.StreamReader, "iter_any", stamped)  # noqa: B010
+
+    def summary(self, duration_s: float) -> dict[str, float]:
+        """Our numbers for what was heard."""
+        records = tuple(decode_stream(stream, 0.0) for stream in self.streams.values())
+        return flat(LoadResult(records, 0, duration_s, 0.0))
+
+
+def flat(result: LoadResult) -> dict[str, float]:
+    assert not result.errors(), result.errors()
+    summary = result.summary().as_json()
+    found = {}
+    for name in METRICS:
+        key, _, part = name.partition(".")
+        found[name] = summary[key][part] if part else summary[key]
+    return found
+
+
 def serve_their_client() -> None:
     """In a process of its own: one list of arguments in a line, one result out."""
     from vllm.benchmarks.serve import add_cli_args, main  # noqa: PLC0415
@@ -57,10 +161,21 @@ def serve_their_client() -> None:
 
     parser = FlexibleArgumentParser()
     add_cli_args(parser)
+    ear = Eavesdropper()
     for line in sys.stdin:
         with contextlib.redirect_stdout(io.StringIO()):
-            result = main(parser.parse_args(json.loads(line)))
+            args = parser.parse_args(json.loads(line))
+            ear.streams.clear()
+            began = time.process_time()
+            result = main(args)
+            cpu_s = time.process_time() - began
         wanted = {name: result[name] for name in ("failed", *METRICS.values())}
+        wanted["cpu_share"] = cpu_s / result["duration"]  # with the tokenizer and a first request
+        heard = ear.summary(result["duration"])
+        wanted["same_bytes"] = max(
+            abs(heard[mine] - result[theirs]) / max(result[theirs], 0.1)
+            for mine, theirs in METRICS.items()
+        )
         sys.stdout.write(f"RESULT {json.dumps(wanted)}\n")
         sys.stdout.flush()
 
@@ -89,7 +204,9 @@ class TheirClient:
             if line.startswith("RESULT "):
                 result: dict[str, float] = json.loads(line.removeprefix("RESULT "))
                 assert result["failed"] == 0
-                return {mine: result[theirs] for mine, theirs in METRICS.items()}
+                found = {mine: result[theirs] for mine, theirs in METRICS.items()}
+                extra = {"client_cpu_share": result["cpu_share"]}
+                return found | extra | {"same_bytes": result["same_bytes"]}
         raise RuntimeError(f"vllm bench serve died, see {self._log.name}")
 
     def close(self) -> None:
@@ -118,17 +235,11 @@ def their_args(load: Load, tokenizer: Path, folder: Path) -> list[str]:
 
 def our_run(load: Load) -> dict[str, float]:
     result = run_load(load)
-    assert not result.errors(), result.errors()
-    summary = result.summary().as_json()
-    found = {"client_cpu_share": result.client_cpu_s / result.duration_s}
-    for name in METRICS:
-        key, _, part = name.partition(".")
-        found[name] = summary[key][part] if part else summary[key]
-    return found
+    return flat(result) | {"client_cpu_share": result.client_cpu_s / result.duration_s}
 
 
 def compare(
-    server: Server, load: Load, theirs: TheirClient, tokenizer: Path, folder: Path, rounds: int
+    server: str, load: Load, theirs: TheirClient, tokenizer: Path, folder: Path, rounds: int
 ) -> dict[str, Any]:
     run_load(load)  # the first load of a shape is slow
     mine: list[dict[str, float]] = []
@@ -140,22 +251,26 @@ def compare(
             else:
                 other.append(theirs.run(load, tokenizer, folder))
     row: dict[str, Any] = {
-        "endpoint": load.endpoint().removeprefix(server.url),
+        "server": server,
+        "endpoint": load.endpoint().removeprefix(load.url),
         "concurrency": load.concurrency,
         "requests": load.requests,
-        "client_cpu_share": round(statistics.median(r["client_cpu_share"] for r in mine), 4),
+        "client_cpu_share": [
+            round(statistics.median(r["client_cpu_share"] for r in runs), 4)
+            for runs in (mine, other)
+        ],
+        "same_bytes": max(r["same_bytes"] for r in other),
         "metrics": {},
     }
     for name in METRICS:
         a = statistics.median(r[name] for r in mine)
         b = statistics.median(r[name] for r in other)
-        spread = [round(r[name], 3) for r in other]
         row["metrics"][name] = {
             "autotune": round(a, 3),
             "vllm_bench_serve": round(b, 3),
             "difference": round(a / b - 1, 4) if b else None,
             "rounds_autotune": [round(r[name], 3) for r in mine],
-            "rounds_vllm_bench_serve": spread,
+            "rounds_vllm_bench_serve": [round(r[name], 3) for r in other],
         }
     row["within_bound"] = all(abs(row["metrics"][name]["difference"]) <= BOUND for name in BOUNDED)
     print(line_of(row), flush=True)
@@ -163,35 +278,42 @@ def compare(
 
 
 def line_of(row: dict[str, Any]) -> str:
-    parts = [f"{row['endpoint']:22} c={row['concurrency']:<3}"]
+    parts = [f"{row['server']:9} {row['endpoint']:20} c={row['concurrency']:<3}"]
     for name in ("tok_s", "ttft_ms.p50", "tpot_ms.mean", "itl_ms.mean"):
         m = row["metrics"][name]
         parts.append(
             f"{name} {m['autotune']:.2f}/{m['vllm_bench_serve']:.2f} ({m['difference']:+.1%})"
         )
-    return "  ".join([*parts, f"cpu {row['client_cpu_share']:.1%}"])
+    return "  ".join(
+        [
+            *parts,
+            "cpu {:.1%}/{:.1%}".format(*row["client_cpu_share"]),
+            f"same bytes {row['same_bytes']:.2%}",
+        ]
+    )
 
 
 def all_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    model = make_qwen3(folder / "qwen3")
+    model = make_model(folder / "qwen3")
     prompts: list[Prompt] = [p for category in CATEGORIES for p in load_prompts(category)]
     prompts = [p for p in prompts if len(p.text) < 400]
     settings = cpu_settings(model, *CACHE_ARGS, "--no-enable-prefix-caching")
     theirs = TheirClient(folder / "bench.log")
+
+    def table(server: str, url: str, name: str, chats: tuple[bool, ...]) -> list[dict[str, Any]]:
+        rows = []
+        for as_chat in chats:
+            for lanes, count in REQUESTS.items():
+                requests = count if server == "vllm" else max(4, 2 * lanes)
+                load = Load(url, name, prompts, requests, lanes, TOKENS, chat=as_chat)
+                rows.append(compare(server, load, theirs, model, folder, rounds))
+        return rows
+
     try:
+        with scripted() as url:
+            rows = table("scripted", url, str(model), (True,))
         with start(LocalLauncher(), settings, folder / "server.log", START_S) as server:
-            return [
-                compare(
-                    server,
-                    Load(server.url, server.model, prompts, count, lanes, TOKENS, chat=chat),
-                    theirs,
-                    model,
-                    folder,
-                    rounds,
-                )
-                for chat in (True, False)
-                for lanes, count in REQUESTS.items()
-            ]
+            return rows + table("vllm", server.url, server.model, (True, False))
     finally:
         theirs.close()
 
@@ -204,13 +326,15 @@ def main() -> None:
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     result = {
-        "what": "median over the rounds, the two clients in turns on one real vLLM server",
-        "model": "Qwen3, 2 layers, random weights (tests/spec/tiny_models.py)",
+        "what": "median over the rounds, the two clients in turns on one server",
+        "model": "Qwen3, 6 layers, 512 wide, random weights",
         "output_tokens": TOKENS,
         "rounds": rounds,
         "bound": BOUND,
         "bounded": BOUNDED,
+        "same_bytes_largest_difference": max(row["same_bytes"] for row in rows),
         "within_bound": all(row["within_bound"] for row in rows),
+        "load_average_at_the_end": os.getloadavg(),
         "rows": rows,
         "command": "python benchmarks/client.py",
         "commit": commit,
@@ -224,5 +348,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--their-client"]:
         serve_their_client()
+    elif sys.argv[1:] == ["--script"]:
+        serve_script()
     else:
         main()

@@ -84,7 +84,7 @@ class Load:
 
 
 @dataclass
-class _Stream:
+class Stream:
     """What arrived for a request: server-sent events and when, in seconds of the clock."""
 
     index: int
@@ -93,7 +93,7 @@ class _Stream:
     error: str = ""
 
 
-async def _receive(session: aiohttp.ClientSession, load: Load, stream: _Stream) -> None:
+async def _receive(session: aiohttp.ClientSession, load: Load, stream: Stream) -> None:
     """Send one request and take in its answer."""
     body = json.dumps(load.payload(stream.index)).encode()
     stream.start = time.perf_counter()
@@ -136,7 +136,7 @@ def _piece(choice: Mapping[str, Any]) -> str:
     return thought + (delta.get("content") or "")
 
 
-def _decode(stream: _Stream, origin: float) -> RequestRecord:
+def _decode(stream: Stream, origin: float) -> RequestRecord:
     """What the events of a request say.
 
     Raises:
@@ -173,11 +173,12 @@ def _decode(stream: _Stream, origin: float) -> RequestRecord:
     )
 
 
-def _failed(stream: _Stream, origin: float, error: str) -> RequestRecord:
+def _failed(stream: Stream, origin: float, error: str) -> RequestRecord:
     return RequestRecord(stream.index, stream.start - origin, error=error[:_ERROR_CHARS])
 
 
-def _record(stream: _Stream, origin: float) -> RequestRecord:
+def decode_stream(stream: Stream, origin: float) -> RequestRecord:
+    """The record of a request whose answer has arrived; ``origin`` is when the load began."""
     if stream.error:
         return _failed(stream, origin, stream.error)
     try:
@@ -191,7 +192,7 @@ async def run_load_async(load: Load) -> LoadResult:
 
     A request that fails is a record with an ``error``; nothing is sent twice.
     """
-    streams = [_Stream(index) for index in range(load.requests)]
+    streams = [Stream(index) for index in range(load.requests)]
     waiting = iter(streams)
     connector = aiohttp.TCPConnector(limit=load.concurrency, keepalive_timeout=60)
     timeout = aiohttp.ClientTimeout(total=load.timeout_s)
@@ -209,7 +210,7 @@ async def run_load_async(load: Load) -> LoadResult:
             for _ in range(min(load.concurrency, load.requests)):
                 lanes.create_task(lane(session))
         duration_s, cpu_s = time.perf_counter() - origin, time.process_time() - cpu
-    records = tuple(_record(stream, origin) for stream in streams)
+    records = tuple(decode_stream(stream, origin) for stream in streams)
     return LoadResult(records, load.concurrency, duration_s, cpu_s)
 
 

@@ -188,9 +188,17 @@ class WorkerPool:
             for _, future in waiting:
                 future.cancel()
 
-    def prepare(self, function: Callable[[Item], object], item: Item, timeout_s: float) -> None:
-        """Run ``function(item)`` in the background and forget it: the set-up of a worker, early."""
-        self._schedule(function, item, timeout_s)
+    def start(
+        self, function: Callable[[Item], Value], item: Item, timeout_s: float
+    ) -> Callable[[], TaskResult[Value]]:
+        """Run ``function(item)`` in the background, such as to have a worker set up early.
+
+        Returns:
+            Waits for the result; a task that a broken pool never ran counts as a crash.
+        """
+        future = self._schedule(function, item, timeout_s)
+        lost: TaskResult[Value] = TaskResult(TaskStatus.CRASH, message="never ran")
+        return lambda: _result_of(future, timeout_s) or lost
 
     def _schedule(self, function: Callable[[Item], Value], item: Item, timeout_s: float) -> Any:
         try:

@@ -22,10 +22,10 @@ from autotune import flags
 from autotune.core import Candidate, Job
 from autotune.devices import present_gpus, resolve_device
 from autotune.environment import environment, usable_cpus, visible_gpus
-from autotune.moe.compile import Specialisation, kernel_info, specialise
+from autotune.moe.compile import Specialisation, compile_pool, kernel_info, specialise
 from autotune.moe.config_file import FIELDS
 from autotune.moe.feasibility import distinct
-from autotune.moe.gpu import GpuMeasurer, GpuOptions
+from autotune.moe.gpu import GpuMeasurer, GpuOptions, compiler_in
 from autotune.moe.model import explicit_shape, load_config, shape_from_config
 from autotune.moe.plan import checks
 from autotune.moe.shape import MoeShape, MoeWorkload
@@ -69,14 +69,16 @@ def main(
         gpus=tuple(g.index for g in present_gpus(device, visible_gpus())),
         arch=device.arch,
         l2_bytes=device.l2_bytes,
-        workers=usable_cpus(),
     )
     begin = time.monotonic()
-    with GpuMeasurer(shape, kernel, options) as measurer, out.open("a", newline="") as file:
+    with (
+        compile_pool(usable_cpus(), kernel) as pool,
+        GpuMeasurer(shape, options, compiler_in(pool, kernel)) as measurer,
+        out.open("a", newline="") as file,
+    ):
         writer = csv.writer(file)
         if not known:
             writer.writerow(["workload", *FIELDS, "outcome", "value", "basis"])
-        facts = measurer.facts()
         for number, measurement in enumerate(measurer.measure(jobs())):
             candidate, workload = taken[number]
             value = "" if measurement.value is None else f"{measurement.value:.2f}"
@@ -85,6 +87,7 @@ def main(
             file.flush()
             if measurement.message:
                 print(workload.label, candidate.params, outcome, measurement.message[:150])
+        facts = measurer.facts()
     note = {
         "shape": shape.as_json(),
         "candidates": {w.label: len(c) for w, c in wanted.items()},

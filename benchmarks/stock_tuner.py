@@ -1,12 +1,12 @@
 """Seconds per candidate of vLLM's own tuner, benchmarks/kernels/benchmark_moe.py, on this GPU.
 
-    python benchmarks/stock_tuner.py path/to/benchmark_moe.py OUT.json [SECONDS]
+    TRITON_CACHE_DIR=$(mktemp -d) python benchmarks/stock_tuner.py benchmark_moe.py OUT.json 100
 
-Calls vLLM's ``benchmark_config`` as its ``tune`` does (20 replays of 10 calls), on random candidates
-of its grid: each first at M=8, compiled cold, then at M=1024, where the compiled kernel is in
-Triton's cache. Ray only spreads it over GPUs and is replaced by nothing. Its whole run of 18 keys
-compiles each candidate for three specialisations (M=1; 2 and 4; the rest) and finds it in the cache
-for the other 15 keys.
+Calls vLLM's ``benchmark_config`` as its ``tune`` does (20 replays of 10 calls), on random
+candidates of its grid: each first at M=8, compiled cold, then at M=1024, where the compiled kernel
+is in Triton's cache. Ray only spreads it over GPUs and is replaced by nothing. Its whole run of 18
+keys compiles each candidate for three specialisations (M=1; 2 and 4; the rest) and finds it in the
+cache for the other 15 keys.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import importlib.util
 import json
 import random
 import sys
-import tempfile
 import time
 import types
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
+
+import torch
+from vllm.config import VllmConfig, set_current_vllm_config
 
 from autotune.environment import environment
 
@@ -47,14 +50,8 @@ def load(path: Path) -> types.ModuleType:
 
 
 def main() -> None:
-    import os
-
-    os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
     path, out = Path(sys.argv[1]), Path(sys.argv[2])
     limit = float(sys.argv[3]) if len(sys.argv) > 3 else 100.0
-    import torch
-    from vllm.config import VllmConfig, set_current_vllm_config
-
     module = load(path)
     torch.set_default_device("cuda")
     grid = module.get_configs_compute_bound(False, None)
@@ -85,24 +82,15 @@ def main() -> None:
         "environment": environment(),
     }
     out.write_text(json.dumps(result, indent=1) + "\n")
-    print(
-        {
-            name: value
-            for name, value in result.items()
-            if name not in {"raw_seconds", "environment"}
-        }
-    )
+    hidden = {"raw_seconds", "environment"}
+    print({name: value for name, value in result.items() if name not in hidden})
 
 
 def measure(module: types.ModuleType, config: dict[str, int], m: int) -> None:
-    import torch
-
-    try:
+    with suppress(module.triton.runtime.autotuner.OutOfResources):
         module.benchmark_config(
             config, m, E, 2 * N, K, TOPK, torch.bfloat16, True, False, num_iters=20
         )
-    except module.triton.runtime.autotuner.OutOfResources:
-        pass
 
 
 if __name__ == "__main__":

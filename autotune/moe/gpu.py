@@ -11,14 +11,14 @@ import importlib
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from autotune.core import (
     Basis,
@@ -29,7 +29,7 @@ from autotune.core import (
     Outcome,
     digest,
 )
-from autotune.moe.compile import Compiled, CompileJob, KernelInfo, compile_many, compile_pool
+from autotune.moe.compile import Compiled, CompileJob, KernelInfo, compile_many
 from autotune.moe.measurer import COMPILE_TIMEOUT_S, compile_jobs
 from autotune.moe.requests import (
     EXIT_DEVICE_ERROR,
@@ -52,11 +52,33 @@ ROUNDS = 9
 """Of a comparison: the second smallest and second largest ratio then enclose 95 %."""
 
 
-class Compiler(Protocol):
-    """Compiles jobs into a Triton cache, in order."""
+class _Memory(dict[str, dict[str, Any]]):
+    """A compile cache for the life of a command: what it names lies in the Triton cache."""
 
-    def __call__(self, jobs: Iterable[CompileJob]) -> Iterator[Compiled]:
-        """Yield a result per job."""
+    def put(self, key: str, value: Mapping[str, Any]) -> None:
+        self[key] = dict(value)
+
+
+Compiler = Callable[[Iterable[CompileJob], str], Iterator[Compiled]]
+"""Compiles jobs, in order, into the Triton cache whose folder is given."""
+
+
+def compiler_in(pool: WorkerPool, kernel: KernelInfo) -> Compiler:
+    """A compiler that works in a pool of compile processes."""
+    known = _Memory()
+
+    def compiler(jobs: Iterable[CompileJob], folder: str) -> Iterator[Compiled]:
+        return compile_many(
+            pool,
+            jobs,
+            kernel,
+            known,
+            timeout_s=COMPILE_TIMEOUT_S,
+            disassemble=False,
+            keep=folder,
+        )
+
+    return compiler
 
 
 @dataclass(frozen=True)
@@ -67,7 +89,6 @@ class GpuOptions:
         gpus: indices of the GPUs to use, one process each.
         arch: their compute capability, such as 90.
         l2_bytes: of one.
-        workers: compile processes.
         routing: of the tokens.
         seed: of weights, inputs and routings.
         memory_limit_mib: a measuring process above it is replaced; None is no limit.
@@ -77,7 +98,6 @@ class GpuOptions:
     gpus: tuple[int, ...]
     arch: int
     l2_bytes: int
-    workers: int
     routing: Routing = field(default_factory=Routing)
     seed: int = 0
     memory_limit_mib: int | None = None
@@ -114,37 +134,21 @@ class Compared:
     measurement: Measurement
 
 
-class _Memory(dict[str, dict[str, Any]]):
-    """A compile cache for the life of a command: what it names lies in the Triton cache."""
-
-    def put(self, key: str, value: Mapping[str, Any]) -> None:
-        self[key] = dict(value)
-
-
 class GpuMeasurer:
     """Times candidates on this machine's GPUs; implements :class:`autotune.core.Measurer`."""
 
-    def __init__(
-        self,
-        shape: MoeShape,
-        kernel: KernelInfo,
-        options: GpuOptions,
-        compiler: Compiler | None = None,
-    ) -> None:
+    def __init__(self, shape: MoeShape, options: GpuOptions, compiler: Compiler) -> None:
         """Take what measuring needs; processes start on entering the context.
 
         Args:
             shape: of every workload that will be given.
-            kernel: from :func:`autotune.moe.compile.kernel_info`.
             options: how to measure.
-            compiler: in place of the compile processes.
+            compiler: from :func:`compiler_in`.
         """
-        self._shape, self._kernel, self._options = shape, kernel, options
-        self._compiler = compiler
+        self._shape, self._options, self._compiler = shape, options, compiler
         self._worker = partial(partial, _call, options.kernel)
         self._stack = ExitStack()
         self._best: dict[str, float] = {}
-        self._compiled = _Memory()
         self._requests = 0
         self.spent = Spent()
 
@@ -154,16 +158,14 @@ class GpuMeasurer:
         return Basis.MEASURED
 
     def __enter__(self) -> Self:
-        folder = tempfile.mkdtemp(prefix="autotune-gpu-")
-        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        self.folder = folder
-        self._triton_cache = str(Path(folder) / "triton")
+        self.folder = tempfile.mkdtemp(prefix="autotune-gpu-")
+        self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self._triton_cache = str(Path(self.folder) / "triton")
         Path(self._triton_cache).mkdir()
-        if self._compiler is None:
-            pool = self._stack.enter_context(compile_pool(self._options.workers, self._kernel))
-            self._compiler = self._compile_in(pool)
         self._gpus = self._stack.enter_context(self._measuring("search"))
         self._comparing = self._stack.enter_context(self._measuring("compare"))
+        # Importing vLLM takes half a minute: compilation goes on meanwhile.
+        self._facts = self._gpus.start(self._worker("device_facts"), 0, SET_UP_LIMIT_S)
         return self
 
     def __exit__(
@@ -173,20 +175,6 @@ class GpuMeasurer:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
-
-    def _compile_in(self, pool: WorkerPool) -> Compiler:
-        def compiler(jobs: Iterable[CompileJob]) -> Iterator[Compiled]:
-            return compile_many(
-                pool,
-                jobs,
-                self._kernel,
-                self._compiled,
-                timeout_s=COMPILE_TIMEOUT_S,
-                disassemble=False,
-                keep=self._triton_cache,
-            )
-
-        return compiler
 
     def _measuring(self, purpose: str) -> WorkerPool:
         """Measuring processes of their own, one per GPU."""
@@ -206,12 +194,12 @@ class GpuMeasurer:
         return WorkerPool(len(options.gpus), self._worker("set_up"), (setup,))
 
     def facts(self) -> dict[str, Any]:
-        """Versions, GPU and measured ceilings, as the measuring process sees them.
+        """Versions, GPU and measured ceilings, as the measuring process saw them at its start.
 
         Raises:
             MissingEnvironmentError: if nothing can be measured here.
         """
-        (result,) = self._gpus.map_ordered(self._worker("device_facts"), [0], SET_UP_LIMIT_S)
+        result = self._facts()
         if result.value is None:
             raise MissingEnvironmentError(f"nothing can be measured here: {_said(result)}")
         return dict(result.value)
@@ -219,7 +207,7 @@ class GpuMeasurer:
     def prepare_comparisons(self) -> None:
         """Start the processes of :meth:`compare` in the background; importing vLLM takes long."""
         for _ in self._options.gpus:
-            self._comparing.prepare(self._worker("ready"), None, SET_UP_LIMIT_S)
+            self._comparing.start(self._worker("ready"), None, SET_UP_LIMIT_S)
 
     def know_best(self, workload: MoeWorkload, us: float) -> None:
         """Tell a time that the candidates of ``workload`` race against."""
@@ -274,9 +262,7 @@ class GpuMeasurer:
                 group = candidate.int("GROUP_SIZE_M")
                 yield from compile_jobs(candidate, workload, self._options.arch, group)
 
-        if self._compiler is None:
-            raise RuntimeError("a GpuMeasurer measures within its context only")
-        results = self._compiler(gemms())
+        results = self._compiler(gemms(), self._triton_cache)
         for first in results:
             second = next(results)
             self.spent.compile_cpu += first.seconds + second.seconds

@@ -32,7 +32,7 @@ from autotune.moe.confirm import (
     select_stored,
 )
 from autotune.moe.defaults import default_rows
-from autotune.moe.gpu import GpuMeasurer, GpuOptions
+from autotune.moe.gpu import GpuMeasurer, GpuOptions, compiler_in
 from autotune.moe.measurer import PredictingMeasurer, estimated_resources, tile_of
 from autotune.moe.plan import FINALISTS, Plan
 from autotune.moe.predict import predict
@@ -214,7 +214,8 @@ def _predicted(plan: Plan, store: Store, log: StoredLog, on_progress: OnProgress
         cache = _CountingCache(store)
         measurer = PredictingMeasurer(plan.device, plan.kernel, cache, pool)
         defaults = default_rows(pool, plan.kernel, plan.shape, plan.ms)
-        baselines, searches = _search(plan, defaults, measurer, log, on_progress)
+        baselines = _baselines(plan, defaults, measurer, log, on_progress)
+        searches = _searches(plan, defaults, measurer, log, on_progress)
     selections = {
         m: select(s.workload, baselines.get(m), s.trials, plan.min_gain)
         for m, s in searches.items()
@@ -227,24 +228,26 @@ def _measured(plan: Plan, store: Store, log: StoredLog, on_progress: OnProgress)
     del store  # what is compiled for this machine's GPU lies in a Triton cache, not in the database
     watch = Stopwatch()
     timed = TimedLog(log, watch)
-    with watch.running("start"), compile_pool(plan.workers, plan.kernel) as pool:
-        asked = (*plan.ms, *held_out(plan.ms))
-        defaults = default_rows(pool, plan.kernel, plan.shape, asked)
     options = GpuOptions(
         gpus=tuple(gpu.index for gpu in plan.gpus),
         arch=plan.device.arch,
         l2_bytes=plan.device.l2_bytes,
-        workers=plan.workers,
         routing=plan.routing,
         seed=plan.seed,
         memory_limit_mib=plan.memory_limit_mib,
     )
-    with GpuMeasurer(plan.shape, plan.kernel, options) as measurer:
+    with (
+        compile_pool(plan.workers, plan.kernel) as pool,
+        GpuMeasurer(plan.shape, options, compiler_in(pool, plan.kernel)) as measurer,
+    ):
         with watch.running("start"):
+            asked = (*plan.ms, *held_out(plan.ms))
+            defaults = default_rows(pool, plan.kernel, plan.shape, asked)
+            _baselines(plan, defaults, measurer, timed, on_progress)
             facts = measurer.facts()
-            measurer.prepare_comparisons()
+        measurer.prepare_comparisons()
         with watch.running("search"):
-            _, searches = _search(plan, defaults, measurer, timed, on_progress, watch)
+            searches = _searches(plan, defaults, measurer, timed, on_progress, watch)
         finalists = {m: _finalists(search, defaults[m]) for m, search in searches.items()}
         with watch.running("confirm"):
             selections = confirm(
@@ -293,32 +296,42 @@ def _earlier(plan: Plan, trials: Sequence[Trial], ms: Sequence[int]) -> dict[int
     return selections
 
 
-def _search(
+def _baselines(
+    plan: Plan,
+    defaults: Mapping[int, Candidate],
+    measurer: Measurer,
+    log: TrialLog,
+    on_progress: OnProgress,
+) -> dict[int, Trial]:
+    """VLLM's default at every M."""
+    jobs = [(defaults[m], MoeWorkload(plan.shape, m)) for m in plan.ms]
+    baselines = {}
+    for m, progress in zip(plan.ms, measure_all(jobs, Phase.BASELINE, measurer, log), strict=True):
+        baselines[m] = progress.trial
+        on_progress(progress)
+    return baselines
+
+
+def _searches(
     plan: Plan,
     defaults: Mapping[int, Candidate],
     measurer: Measurer,
     log: TrialLog,
     on_progress: OnProgress,
     watch: Stopwatch | None = None,
-) -> tuple[dict[int, Trial], dict[int, Search]]:
-    """The default of every M, then the searches side by side."""
-    workloads = {m: MoeWorkload(plan.shape, m) for m in plan.ms}
-    jobs = [(defaults[m], workload) for m, workload in workloads.items()]
-    baselines = {}
-    for m, progress in zip(plan.ms, measure_all(jobs, Phase.BASELINE, measurer, log), strict=True):
-        baselines[m] = progress.trial
-        on_progress(progress)
+) -> dict[int, Search]:
+    """Search every M, side by side."""
     deadline = math.inf if plan.budget_s is None else time.monotonic() + plan.budget_s
-    limits = Limits(plan.trials_per_m, deadline)
     searches = {}
-    for m, workload in workloads.items():
+    for m in plan.ms:
         proposer = _proposer(plan, m, defaults[m])
-        searches[m] = Search(
-            workload, TimedProposer(proposer, watch) if watch else proposer, limits
-        )
+        if watch is not None:
+            proposer = TimedProposer(proposer, watch)
+        limits = Limits(plan.trials_per_m, deadline)
+        searches[m] = Search(MoeWorkload(plan.shape, m), proposer, limits)
     for progress in search_all(list(searches.values()), measurer, log):
         on_progress(progress)
-    return baselines, searches
+    return searches
 
 
 def _proposer(plan: Plan, m: int, default: Candidate) -> Proposer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -13,7 +14,7 @@ from autotune.devices import detect_gpus, resolve_device
 from autotune.environment import usable_cpus
 from autotune.moe.compile import compile_pool, kernel_info
 from autotune.moe.defaults import default_rows
-from autotune.moe.gpu import GpuMeasurer, GpuOptions
+from autotune.moe.gpu import GpuMeasurer, GpuOptions, compiler_in
 from autotune.moe.plan import checks
 from autotune.moe.shape import MoeShape, MoeWorkload, Scheme
 from autotune.space import load_space
@@ -35,16 +36,21 @@ SHAPES = {
 }
 
 
-def measurer(shape: MoeShape, kernel: str = "autotune.moe.kernel") -> GpuMeasurer:
+@contextmanager
+def measurer(shape: MoeShape, kernel: str = "autotune.moe.kernel") -> Iterator[GpuMeasurer]:
     device = resolve_device("auto")
     options = GpuOptions(
         gpus=(0,),
         arch=device.arch,
         l2_bytes=device.l2_bytes,
-        workers=max(1, usable_cpus() - 1),
         kernel=kernel,
     )
-    return GpuMeasurer(shape, kernel_info(), options)
+    found = kernel_info()
+    with (
+        compile_pool(usable_cpus(), found) as pool,
+        GpuMeasurer(shape, options, compiler_in(pool, found)) as opened,
+    ):
+        yield opened
 
 
 def defaults(shape: MoeShape, *ms: int) -> dict[int, Candidate]:

@@ -25,8 +25,8 @@ pytestmark = pytest.mark.vllm
 
 @pytest.fixture(autouse=True)
 def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    def measurer(shape: Any, kernel: Any, options: GpuOptions) -> GpuMeasurer:
-        return GpuMeasurer(shape, kernel, replace(options, kernel="tests.fake_kernel"), compiler)
+    def measurer(shape: Any, options: GpuOptions, _: Any) -> GpuMeasurer:
+        return GpuMeasurer(shape, replace(options, kernel="tests.fake_kernel"), compiler)
 
     monkeypatch.setattr(job, "GpuMeasurer", measurer)
 

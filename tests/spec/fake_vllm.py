@@ -17,7 +17,7 @@ from pathlib import Path
 
 BEHAVIOURS = {
     "good": "answers until SIGTERM",
-    "stubborn": "ignores SIGTERM, as does a child that has left for a session of its own",
+    "stubborn": "ignores SIGTERM, as does an orphan of its that is in another session",
     "mute": "never answers",
     "out-of-memory": "answers, and dies with status 0 after an error of the engine",
     "killed": "answers, and dies by SIGKILL",
@@ -64,8 +64,10 @@ def main() -> None:
     if model == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         loop = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-        child = subprocess.Popen([sys.executable, "-c", loop], start_new_session=True)
-        pids.append(child.pid)
+        orphan = [sys.executable, "-c", loop]
+        options = "start_new_session=True, stdout=2"
+        leave = f"import subprocess as s; print(s.Popen({orphan}, {options}).pid)"
+        pids.append(int(subprocess.check_output([sys.executable, "-c", leave])))
     else:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     with contextlib.suppress(KeyError):

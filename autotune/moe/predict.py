@@ -1,8 +1,8 @@
 """A small physical cost model of one ``fused_experts`` call. Every number here is PREDICTED.
 
 docs/prediction.md derives the formulas and says how far to trust them. Times are in µs, sizes in
-bytes, rates per clock and SM unless a name says otherwise. Nothing is fitted: the constants below
-are published micro-benchmark figures or stated assumptions.
+bytes, rates per clock and SM unless a name says otherwise. The constants below are published
+figures, or assumed; the five of which it says so were read off one landscape measured on an H200.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from autotune.core import BadInputError
 from autotune.devices import Device
 from autotune.moe.shape import MoeWorkload, is_naive
 
-MODEL_VERSION = "3"
+MODEL_VERSION = "4"
 """Raised whenever a prediction can change: old predictions are then not mixed with new ones."""
 
-DRAM_LATENCY_CYCLES = 600
-"""Global-load latency past L2; 480-680 on Hopper (arXiv 2402.13499, tab. IV), more under load."""
+MEMORY_LATENCY_CYCLES = 1000
+"""A global load while the memory is busy. Idle it takes 480-680 on Hopper (arXiv 2402.13499, tab.
+IV); 1000 was read off the H200 landscape, on which 800 to 1200 rank alike."""
+DEPENDENT_LOADS = 3
+"""What a block waits for one after the other before its first product: the number of padded rows,
+its token ids and expert, its first tiles (vLLM's ``fused_moe_kernel``)."""
 L2_BYTES_PER_SM_CLOCK = 32
 """L2 to SM. Assumed half of the 64 B/clk port: A100 and H100 sustain 30-45 (arXiv 2402.13499)."""
 SHARED_BYTES_PER_SM_CLOCK = 128
@@ -30,14 +34,35 @@ SHARED_BYTES_PER_SM_CLOCK = 128
 MMA_LATENCY_CYCLES = 33
 """One dependent mma.sync or wgmma step; 32-34 on Ampere to Hopper (arXiv 2402.13499, tab. VII)."""
 STEP_CYCLES = 60
-"""Assumed: barrier, ldmatrix latency and address arithmetic of one K step that nothing hides."""
-LAUNCH_US = 2.0
-"""Assumed: start and drain of one small kernel inside a CUDA graph."""
+"""Assumed: barrier, ldmatrix latency and loop control of one K step that nothing hides."""
+WARP_INSTRUCTIONS_PER_SM_CLOCK = 4
+"""One per sub-partition (CUDA C++ programming guide, compute capabilities)."""
+CONVERSIONS_PER_SM_CLOCK = 64
+"""Type conversions from 8-bit types (same guide, throughput table); one gives two fp16 here."""
+COPY_BYTES = 16
+"""What one thread copies with one cp.async; also where the row is padding and zeros are written."""
+INSTRUCTIONS_PER_COPY = 8
+"""Assumed: 64-bit pointer, mask and predicate of one cp.async. 0 to 12 rank the landscape alike."""
+SHORT_ROW_BYTES = 128
+"""A line of the L2."""
+SHORT_ROW_BANDWIDTH = 0.7
+"""Share of the memory bandwidth that weights read in shorter pieces of rows reach (BLOCK_SIZE_K 64
+of one byte). Read off the H200 landscape."""
+SCATTER = 0.005
+"""Weight traffic costs so much more per doubling of a group of row tiles beyond those of one
+expert: neighbouring blocks then read other experts' memory. Read off the H200 landscape."""
+TAIL = 0.5
+"""Assumed: on average the first SM runs out of blocks half a block's time before the last."""
+OVERLAP = 2.5
+"""How well an SM's units work at once: 1 adds up their times, infinity takes the longest. Read off
+the H200 landscape, on which 2 to 4 rank alike."""
+LAUNCH_US = 3.0
+"""Start and drain of one small kernel inside a CUDA graph. Read off the H200 landscape at M=1."""
 
-WAVE_SHARE = 0.2
-"""Share of a GEMM's time lost to the last partial wave from which on we call waves its limit."""
 MMA_K_BYTES = 32
 """All mma shapes used here contract 32 bytes of K: k32 of fp8 and int8, k16 of bf16."""
+WGMMA_ROWS = 64
+"""Rows of one wgmma, issued by a group of four warps."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +103,7 @@ class GemmPrediction:
 
     us: float
     limit: str
-    """The largest term, or ``waves`` where the last partial wave costs more than WAVE_SHARE."""
+    """The largest term."""
     terms: dict[str, float]
     ctas: float
     ctas_per_sm: int
@@ -185,6 +210,8 @@ class _Gemm:
     element: float
     rows_read: float
     pairs: float
+    scaled_by_block: bool
+    """Whether the products of each K step are scaled before they are added up."""
 
 
 def _gemms(workload: MoeWorkload) -> tuple[_Gemm, _Gemm]:
@@ -192,9 +219,10 @@ def _gemms(workload: MoeWorkload) -> tuple[_Gemm, _Gemm]:
     pairs = workload.m * shape.topk * shape.experts / shape.global_experts
     weight = {"fp8": 1.0, "int8": 1.0, "int4": 0.5}.get(shape.weight_dtype, 2.0)
     up = shape.intermediate * (2 if shape.gated else 1)
+    scaled = shape.block_shape is not None
     return (
-        _Gemm(up, shape.hidden, weight, workload.m, pairs),
-        _Gemm(shape.hidden, shape.intermediate, weight, pairs, pairs),
+        _Gemm(up, shape.hidden, weight, workload.m, pairs, scaled),
+        _Gemm(shape.hidden, shape.intermediate, weight, pairs, pairs, scaled),
     )
 
 
@@ -224,38 +252,20 @@ def least_work(workload: MoeWorkload) -> Work:
 def _dram_bytes(gemm: _Gemm, route: Routing, tile: Tile, device: Device) -> float:
     """Weights of the active experts once, activations read, bf16 output written.
 
-    An expert whose weights overflow half of L2 is read again for every group of row tiles.
+    An expert whose weights overflow half of L2 is read again for every group of row tiles. Weights
+    that are read in an unfavourable order count as so many more bytes.
     """
     weights = gemm.columns * gemm.contraction * gemm.element
     blocks_per_expert = max(1.0, route.row_blocks / max(route.active_experts, 1e-9))
     rereads = 1.0
     if weights > device.l2_bytes / 2:
         rereads = max(1.0, blocks_per_expert / tile.group_m)
+    order = 1 + SCATTER * math.log2(max(1.0, tile.group_m / blocks_per_expert))
+    if tile.block_k * gemm.element < SHORT_ROW_BYTES:
+        order /= SHORT_ROW_BANDWIDTH
     activations = gemm.rows_read * gemm.contraction * gemm.element
-    return route.active_experts * weights * rereads + activations + gemm.pairs * gemm.columns * 2
-
-
-def _wave_us(
-    active: float,
-    per_cta: dict[str, float],
-    dram_bytes: float,
-    sm: tuple[int, float],
-    device: Device,
-) -> dict[str, float]:
-    """One wave of ``active`` CTAs by each limit; ``sm``: slots per SM, bytes in flight per CTA."""
-    slots, in_flight = sm
-    us_per_cycle = 1 / device.boost_clock_mhz
-    busiest = min(slots, math.ceil(active / device.sm_count))
-    # Little's law: bandwidth is what is in flight over the latency, up to what the memory gives.
-    latency_us = DRAM_LATENCY_CYCLES * us_per_cycle
-    bandwidth = min(device.memory_bandwidth_gbs * 1e3, active * in_flight / latency_us)
-    return {
-        "bytes": dram_bytes / bandwidth,
-        "l2": busiest * per_cta["l2"] * us_per_cycle,
-        "tensor cores": busiest * per_cta["tensor"] * us_per_cycle,
-        "shared memory": busiest * per_cta["shared"] * us_per_cycle,
-        "latency": per_cta["latency"] * us_per_cycle,
-    }
+    read = route.active_experts * weights * rereads * order + activations
+    return read + gemm.pairs * gemm.columns * 2
 
 
 def _tensor_rate(mma: str, device: Device) -> float:
@@ -268,72 +278,95 @@ def _tensor_rate(mma: str, device: Device) -> float:
     return rate
 
 
+def _is_asynchronous(mma: str) -> bool:
+    """Whether products are wgmma or tcgen05, which read their operands from shared memory."""
+    return mma.startswith("utc") or mma[1:].startswith("gmma")
+
+
+def _products(gemm: _Gemm, tile: Tile, res: Resources, device: Device) -> tuple[float, float, int]:
+    """Of one K step: cycles of the tensor cores, shared-memory bytes read, 8-bit conversions."""
+    chunk = tile.block_k * gemm.element
+    rate = _tensor_rate(res.mma, device)
+    if _is_asynchronous(res.mma):
+        # With its operands swapped, a tile of few rows is computed transposed.
+        rows, columns = tile.block_m, tile.block_n
+        if rows < WGMMA_ROWS <= columns:
+            rows, columns = columns, rows
+        instructions = math.ceil(rows / WGMMA_ROWS)
+        across = max(1.0, tile.num_warps / 4 / instructions)
+        read = chunk * (rows * across + columns * instructions)
+        return 2 * rows * columns * tile.block_k / rate, read, 0
+    # mma.sync: every warp loads, and where it must converts, the fragments of its rows and columns,
+    # at least one mma's; warps beyond the tile repeat the work of others.
+    warps_m, warps_n = warps_per_tile(tile)
+    rows, columns = max(16, tile.block_m // warps_m), max(8, tile.block_n // warps_n)
+    cycles = 2 * tile.num_warps * rows * columns * tile.block_k / rate
+    fragments = tile.num_warps * (rows + columns) * tile.block_k
+    half_rate = gemm.element < 2 and res.mma.startswith("hmma")
+    return cycles, fragments * gemm.element, fragments // 2 if half_rate else 0
+
+
 def _cta_cycles(
     gemm: _Gemm, rows: float, tile: Tile, res: Resources, device: Device
 ) -> dict[str, float]:
-    """Cycles that one CTA needs of each unit of its SM, and of its own dependency chain."""
+    """Cycles that one block needs of each unit of its SM, and of its own dependency chain.
+
+    Padding rows are not loaded, but zeros are written for them, and multiplied.
+    """
     steps = math.ceil(gemm.contraction / tile.block_k)
     chunk = tile.block_k * gemm.element
-    flops = 2 * tile.block_m * tile.block_n * tile.block_k * steps
-    rate = _tensor_rate(res.mma, device)
-    # Each of the four sub-partitions of an SM has one tensor core: fewer warps leave some idle.
-    rate *= min(1.0, tile.num_warps / 4)
-    loaded = (tile.block_n + rows) * chunk
-    if res.mma.startswith("utc") or res.mma[1:].startswith("gmma"):
-        # wgmma and tcgen05 read their operands from shared memory, once.
-        read = chunk * (tile.block_m + tile.block_n)
-    else:  # mma.sync: every warp loads the fragments of its rows and columns
-        warps_m, warps_n = warps_per_tile(tile)
-        read = chunk * (tile.block_m * warps_n + tile.block_n * warps_m)
-    spilled = 2 * res.spill_bytes * 32 * tile.num_warps
-    # A block waits for its products before the next step; only other blocks of the SM overlap.
-    products = flops / steps / rate
-    chain = STEP_CYCLES + max(products, MMA_LATENCY_CYCLES * chunk / MMA_K_BYTES)
-    step = max(chain, DRAM_LATENCY_CYCLES / max(1, tile.num_stages - 1))
+    written = (tile.block_m + tile.block_n) * chunk
+    products, read, conversions = _products(gemm, tile, res, device)
+    shared = (written + read) / SHARED_BYTES_PER_SM_CLOCK
+    issued = written / COPY_BYTES / 32 * INSTRUCTIONS_PER_COPY
+    if gemm.scaled_by_block:  # the product of both scales, and what adds it to the accumulator
+        issued += 2 * tile.block_m * tile.block_n / 32
+    instructions = issued / WARP_INSTRUCTIONS_PER_SM_CLOCK + conversions / CONVERSIONS_PER_SM_CLOCK
+    # Spilled registers are stored and loaded in every step, and overflow the L1.
+    spilled = 2 * res.spill_bytes * 32 * tile.num_warps / L2_BYTES_PER_SM_CLOCK
+    # What one block does in turn; only other blocks of the SM fill the gaps. Each of the four
+    # sub-partitions of an SM has a tensor core and a scheduler: fewer warps leave some idle.
+    idle = max(1.0, 4 / tile.num_warps)
+    multiply = max(products * idle, MMA_LATENCY_CYCLES * chunk / MMA_K_BYTES)
+    if _is_asynchronous(res.mma):
+        compute = max(multiply, instructions * idle)
+    else:
+        compute = multiply + instructions * idle
+    busy = STEP_CYCLES + shared + compute + spilled
+    # A load is issued when the products of num_stages - 1 steps before are done (by the last one's
+    # where num_stages is 2), and is waited for: see docs/prediction.md.
+    step = max(busy, (MEMORY_LATENCY_CYCLES + busy - multiply) / max(1, tile.num_stages - 1))
+    stored = tile.block_m * tile.block_n * 2 / L2_BYTES_PER_SM_CLOCK
     return {
-        "tensor": flops / rate,
-        "l2": steps * loaded / L2_BYTES_PER_SM_CLOCK,
-        "shared": steps * (read + loaded + spilled) / SHARED_BYTES_PER_SM_CLOCK,
-        "latency": DRAM_LATENCY_CYCLES + steps * step,
+        "l2": steps * ((tile.block_n + rows) * chunk / L2_BYTES_PER_SM_CLOCK + spilled),
+        "tensor cores": steps * products,
+        "shared memory": steps * shared,
+        "instructions": steps * instructions,
+        "latency": DEPENDENT_LOADS * MEMORY_LATENCY_CYCLES + steps * step + stored,
     }
 
 
 def predict_gemm(
     gemm: _Gemm, route: Routing, tile: Tile, res: Resources, device: Device
 ) -> GemmPrediction:
-    """Predicted time of one GEMM: full waves, the last partial wave, and filling the pipeline."""
+    """Predicted time of one GEMM: what memory and the units of an SM need, partly overlapped."""
     ctas = route.row_blocks * math.ceil(gemm.columns / tile.block_n)
     rows = min(tile.block_m, gemm.pairs / max(route.row_blocks, 1e-9))
     slots = ctas_per_sm(res, tile, device)
-    capacity = slots * device.sm_count
-    per_cta = _cta_cycles(gemm, rows, tile, res, device)
-    in_flight = max(1, tile.num_stages - 1) * (tile.block_n + rows) * tile.block_k * gemm.element
-    dram = _dram_bytes(gemm, route, tile, device)
-    full = math.floor(ctas / capacity)
-    rest = ctas - full * capacity
-    terms = dict.fromkeys(("bytes", "l2", "tensor cores", "shared memory", "latency"), 0.0)
-    total = 0.0
-    for count, active in ((full, capacity), (1, rest)):
-        if active <= 0 or count == 0:
-            continue
-        wave = _wave_us(active, per_cta, dram * active / ctas, (slots, in_flight), device)
-        total += count * max(wave.values())
-        for name, value in wave.items():
-            terms[name] += count * value
-    lost = 0.0
-    if full:
-        whole = _wave_us(capacity, per_cta, dram * capacity / ctas, (slots, in_flight), device)
-        lost = total - max(whole.values()) * ctas / capacity
-    limit = "waves" if lost > WAVE_SHARE * total else max(terms, key=lambda name: terms[name])
-    steps = math.ceil(gemm.contraction / tile.block_k)
-    fill = DRAM_LATENCY_CYCLES + per_cta["latency"] / steps
+    waves = ctas / (slots * device.sm_count)
+    cycles = _cta_cycles(gemm, rows, tile, res, device)
+    per_sm = max(1.0, ctas / device.sm_count)
+    terms = {"bytes": _dram_bytes(gemm, route, tile, device) / (device.memory_bandwidth_gbs * 1e3)}
+    for name, value in cycles.items():
+        times = max(1.0, waves + TAIL) if name == "latency" else per_sm
+        terms[name] = times * value / device.boost_clock_mhz
     return GemmPrediction(
-        us=total + fill / device.boost_clock_mhz,
-        limit=limit,
+        us=math.fsum(value**OVERLAP for value in terms.values()) ** (1 / OVERLAP),
+        limit=max(terms, key=lambda name: terms[name]),
         terms=terms,
         ctas=ctas,
         ctas_per_sm=slots,
-        waves=ctas / capacity,
+        waves=waves,
     )
 
 

@@ -44,7 +44,7 @@ from autotune.stopwatch import Stopwatch, TimedLog, TimedProposer
 from autotune.store import Store
 from autotune.tune import Limits, Search, TrialLog, measure_all, search_all
 
-PRIOR_SEEDS = 12
+PRIOR_SEEDS = 24
 """Candidates that the cost model puts first before compiling, proposed before the sampler."""
 
 

@@ -22,20 +22,8 @@ STANDARD_LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536
 """The 18 keys of vLLM's own tuner (benchmarks/kernels/benchmark_moe.py)."""
 
 
-@dataclass(frozen=True)
-class Effort:
-    """Candidates searched per M; None is every feasible one."""
-
-    predicted: int | None
-    measured: int | None
-
-
-EFFORTS = {
-    "quick": Effort(24, 48),
-    "standard": Effort(64, 96),
-    "exhaustive": Effort(None, None),
-}
-"""A prediction costs a compilation on this machine's CPU; a measurement some 20 ms of the GPU."""
+EFFORTS: dict[str, int | None] = {"quick": 24, "standard": 64, "exhaustive": None}
+"""Candidates searched per M; None is every feasible one."""
 
 FINALISTS = 4
 """Candidates of each M that meet the default again, side by side."""
@@ -89,8 +77,7 @@ class Plan:
     @property
     def trials_per_m(self) -> int:
         """Candidates searched per M, at most."""
-        effort = EFFORTS[self.effort]
-        wanted = effort.measured if self.measured else effort.predicted
+        wanted = EFFORTS[self.effort]
         return len(self.feasible) if wanted is None else min(wanted, len(self.feasible))
 
     @property

@@ -112,13 +112,10 @@ def moe(
     ms = tuple(sorted({*flags.batch_sizes(batch_sizes, STANDARD_LADDER), *decode}))
     study, limit = flags.study_name(study), flags.mebibytes(memory_limit)
     seconds, gain = flags.seconds(budget), flags.fraction(min_gain, "--min-gain")
-    for flag, value, known in (("--effort", effort, EFFORTS), ("--sampler", sampler, SAMPLERS)):
-        if value not in known:
-            raise BadInputError(f"{flag} {value}: not one of {', '.join(known)}")
-    if workers is not None and not 1 <= workers <= 1024:
-        raise BadInputError(f"--workers {workers}: expected 1 to 1024")
-    if not 0 <= seed < 2**32:
-        raise BadInputError(f"--seed {seed}: expected 0 to {2**32 - 1}")
+    flags.one_of(effort, "--effort", EFFORTS)
+    flags.one_of(sampler, "--sampler", SAMPLERS)
+    flags.within(workers, "--workers", 1, 1024)
+    flags.within(seed, "--seed", 0, 2**32 - 1)
     target = resolve_device(device)
     sizes = {"experts": experts, "intermediate": intermediate, "hidden": hidden, "topk": topk}
     if any(value is not None for value in sizes.values()):
@@ -132,6 +129,9 @@ def moe(
         shape = shape_from_config(load_config(model), dtype=dtype, tp=tp, ep=ep, scheme=scheme)
     routed = parse_routing(routing)
     routed.weights(shape.global_experts)
+    gpus = () if predict else present_gpus(target, visible_gpus())
+    # The processes that measure, and the one that searches, must not wait for a compiler's CPU.
+    spare = 1 + len(gpus) if gpus else 0
     plan = Plan(
         study=study or default_study(target, shape),
         device=target,
@@ -144,10 +144,10 @@ def moe(
         sampler=sampler,
         seed=seed,
         min_gain=gain,
-        workers=workers or usable_cpus(),
+        workers=workers or max(1, usable_cpus() - spare),
         kernel=kernel_info(),
         command=shlex.join(["autotune", *sys.argv[1:]]),
-        gpus=() if predict else present_gpus(target, visible_gpus()),
+        gpus=gpus,
         routing=routed,
         memory_limit_mib=limit,
     )

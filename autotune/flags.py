@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from autotune.core import BadInputError
 
@@ -82,3 +83,15 @@ def fraction(text: str, flag: str) -> float:
             f"{flag} {text}: expected a share from 0 to below 1, such as 1% or 0.01"
         )
     return value
+
+
+def one_of(text: str, flag: str, known: Iterable[str]) -> None:
+    """Refuse what is not among ``known``."""
+    if text not in known:
+        raise BadInputError(f"{flag} {text}: not one of {', '.join(known)}")
+
+
+def within(number: int | None, flag: str, least: int, most: int) -> None:
+    """Refuse a number below ``least`` or above ``most``; None is no number."""
+    if number is not None and not least <= number <= most:
+        raise BadInputError(f"{flag} {number}: expected {least} to {most}")

@@ -26,7 +26,7 @@ OPTUNA_VERSION: str = optuna.__version__
 
 def _tpe(seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(
-        seed=seed, multivariate=True, constant_liar=True, n_startup_trials=10, n_ei_candidates=48
+        seed=seed, multivariate=True, constant_liar=True, n_startup_trials=10, n_ei_candidates=24
     )
 
 

@@ -1,0 +1,62 @@
+"""The search on a MEASURED landscape: one H200, vLLM 0.24.0, Triton 3.6.0, replayed."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+from autotune.core import Basis
+from autotune.moe.plan import EFFORTS
+from autotune.replay import Landscape
+from benchmarks.strategies import LANDSCAPE, ranked, recorded, regrets
+
+SEEDS = 20
+STANDARD, QUICK = EFFORTS["standard"], EFFORTS["quick"]
+MS = (1, 4, 8, 16, 64, 256, 1024, 4096)
+
+
+@pytest.fixture(scope="module")
+def landscape() -> Landscape:
+    return Landscape.read(LANDSCAPE)
+
+
+def test_what_was_recorded(landscape: Landscape) -> None:
+    table = recorded(landscape)
+    assert landscape.basis is Basis.MEASURED
+    assert sorted(table) == list(MS)
+    assert {m: len(times) for m, times in table.items()} == {
+        1: 538,
+        4: 1272,
+        **dict.fromkeys(MS[2:], 1696),
+    }
+
+
+@pytest.mark.parametrize(
+    ("trials", "share", "median", "worst"),
+    [(STANDARD, 0.15, 0.01, 0.03), (QUICK, 0.05, 0.03, 0.06)],
+    ids=["standard", "quick"],
+)
+def test_the_search_finds_what_exhaustive_measuring_found(
+    landscape: Landscape, trials: int, share: float, median: float, worst: float
+) -> None:
+    """Regret against the best of the whole landscape, at every M, over seeds."""
+    table = recorded(landscape)
+    order = ranked(table)
+    best = {m: min(times.values()) for m, times in table.items()}
+    assert all(trials <= share * len(table[m]) for m in MS if m > 1)
+    found = [regrets("model + tpe", seed, trials, landscape, order, best) for seed in range(SEEDS)]
+    assert statistics.median(r for f in found for r in f.values()) <= median
+    for m in MS:
+        assert max(f[m] for f in found) <= worst, m
+
+
+def test_better_than_chance(landscape: Landscape) -> None:
+    """So that the test above is not met by any search at all."""
+    table = recorded(landscape)
+    order = ranked(table)
+    best = {m: min(times.values()) for m, times in table.items()}
+    found = [
+        regrets("random, no model", seed, QUICK or 0, landscape, order, best) for seed in range(5)
+    ]
+    assert statistics.median(r for f in found for r in f.values()) > 0.03

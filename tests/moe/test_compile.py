@@ -25,7 +25,12 @@ from autotune.moe.compile import (
     representative_m,
     specialise,
 )
-from autotune.moe.compile_worker import count_instructions, launch_arguments
+from autotune.moe.compile_worker import (
+    count_families,
+    count_instructions,
+    instructions,
+    launch_arguments,
+)
 from autotune.worker import WorkerPool
 from tests.moe.test_feasibility import job, shape
 
@@ -369,3 +374,22 @@ def test_a_launcher_of_another_version_gets_what_it_knows() -> None:
         """Lacks most parameters, has one without and one with a default."""
 
     assert _matching(launcher, {"A": 1, "B": 2}) == {"A": 1, "new_flag": False}
+
+
+@pytest.mark.parametrize(
+    ("line", "family"),
+    [
+        ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 { %f1 }", "HMMA"),
+        ("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 { %f1 }", "QMMA"),
+        ("wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {%r1}", "QGMMA"),
+        ("mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32 {%r1}", "IMMA"),
+        ("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %f1 }", "HMMA"),
+    ],
+)
+def test_ptx_tells_the_family_where_the_machine_code_is_unread(line: str, family: str) -> None:
+    """As Triton 3.6.0 and 3.8.0 write it; the disassembler of 3.6.0 does not know sm_121."""
+    ptx = f"\t{line};\n\tadd.s32 %r1, %r2, %r3;\n\t{line};\n"
+    assert count_families(ptx) == {family: 2}
+    assert instructions("no disassembly", ptx)[family] == 2
+    read = instructions("        /*0000*/                   QMMA.16832 R4, R8 ;\n", ptx)
+    assert (read["QMMA"], read["total"]) == (1, 1)

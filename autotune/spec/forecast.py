@@ -1,0 +1,201 @@
+"""Which gamma is worth a boot: from the baseline and one probe to PREDICTED rates.
+
+The arithmetic is :mod:`autotune.spec.acceptance`'s. What other parameters (KV dtype, …) change is
+taken to be a factor that is the same at every gamma, learnt from the first trial with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autotune.core import Candidate, Outcome, Scalar, Trial
+from autotune.spec.acceptance import StepTimes, predict, step_seconds, tokens_per_step
+from autotune.spec.recipe import GAMMA
+from autotune.spec.scenario import SpecScenario
+
+MARGIN = 0.1
+"""A candidate is worth a boot while its predicted time, less this share, beats the best one."""
+
+Others = tuple[tuple[str, Scalar], ...]
+"""A candidate's parameters but gamma."""
+
+
+def others(candidate: Candidate) -> Others:
+    """All parameters but gamma."""
+    return tuple(item for item in candidate.items if item[0] != GAMMA)
+
+
+def level_rates(trial: Trial) -> dict[int, float]:
+    """Measured aggregate tokens per second at every concurrency; empty for a failed trial."""
+    levels: Mapping[str, Any] = trial.measurement.details.get("levels", {})
+    return {int(c): float(level["tok_s"]) for c, level in levels.items()}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """PREDICTED aggregate tokens per second, by gamma and concurrency."""
+
+    probe_gamma: int
+    tok_s: Mapping[int, Mapping[int, float]]
+
+    def microseconds(self, gamma: int, scenario: SpecScenario) -> float:
+        """PREDICTED µs per output token by the objective.
+
+        Raises:
+            KeyError: a gamma above the probe's.
+        """
+        return scenario.microseconds(self.tok_s[gamma])
+
+
+def forecast(
+    baseline: Trial, probe: Trial, growth: Callable[[int], float] = float
+) -> Forecast | None:
+    """Rates at every gamma up to the probe's; None where the probe does not tell its acceptance.
+
+    Args:
+        baseline: a trial at gamma 0.
+        probe: a trial at the largest gamma, all else equal.
+        growth: see :class:`autotune.spec.acceptance.StepTimes`.
+    """
+    gamma = probe.candidate.int(GAMMA)
+    before, after = level_rates(baseline), level_rates(probe)
+    table: dict[int, dict[int, float]] = {g: {} for g in range(gamma + 1)}
+    for concurrency, rate in after.items():
+        reached = _rates(probe, concurrency, gamma)
+        if reached is None or not before.get(concurrency) or not rate:
+            return None
+        times = StepTimes(
+            step_seconds(before[concurrency], concurrency, 1.0),
+            step_seconds(rate, concurrency, tokens_per_step(reached)),
+            gamma,
+            concurrency,
+            growth=growth,
+        )
+        for one in predict(reached, times):
+            table[one.gamma][concurrency] = one.aggregate
+    return Forecast(gamma, table) if after else None
+
+
+def _rates(probe: Trial, concurrency: int, gamma: int) -> Sequence[float] | None:
+    """Acceptance per step; nothing drafted at all is nothing accepted."""
+    level = probe.measurement.details["levels"][str(concurrency)]
+    rates: Sequence[float] | None = level.get("per_step")
+    return rates if rates is not None and len(rates) == gamma else None
+
+
+class ForecastProposer:
+    """The probe first, then whatever may win by the forecast; :class:`autotune.core.Proposer`.
+
+    One candidate at a time: every trial may rule others out. What is proposed is a function of the
+    trials told alone.
+    """
+
+    def __init__(
+        self,
+        grid: Sequence[Candidate],
+        baseline: Trial,
+        scenario: SpecScenario,
+        growth: Callable[[int], float] = float,
+    ) -> None:
+        """Make a proposer.
+
+        Args:
+            grid: what may be proposed.
+            baseline: gamma 0 and the first value of every other parameter.
+            scenario: gives the objective.
+            growth: see :class:`autotune.spec.acceptance.StepTimes`.
+        """
+        self._baseline, self._scenario, self._growth = baseline, scenario, growth
+        self._untried = dict.fromkeys(c for c in grid if c != baseline.candidate)
+        self._told: dict[Candidate, Trial] = {baseline.candidate: baseline}
+        self._unfit = False
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """From the probe: the trial with the largest gamma beside the baseline."""
+        home = others(self._baseline.candidate)
+        ok = [t for t in self._told.values() if others(t.candidate) == home and _is_ok(t)]
+        probe = max(ok, key=lambda t: t.candidate.int(GAMMA))
+        if probe.candidate.int(GAMMA) == 0:
+            return None
+        return forecast(self._baseline, probe, self._growth)
+
+    def ask(self, n: int, hints: Sequence[Candidate] = ()) -> list[Candidate]:
+        """The next candidate, or none when nothing left can win; hints are not used."""
+        del n, hints
+        chosen = self._probe() or self._most_promising()
+        if chosen is None:
+            return []
+        del self._untried[chosen]
+        return [chosen]
+
+    def tell(self, trial: Trial) -> None:
+        """Take in what came of a candidate."""
+        self._untried.pop(trial.candidate, None)
+        self._told[trial.candidate] = trial
+        self._unfit |= bool(trial.measurement.details.get("nothing_accepted"))
+
+    def ruled_out(self) -> dict[Candidate, float | None]:
+        """What was not tried, with its PREDICTED µs per token; None where nothing is accepted."""
+        return {c: self.predicted(c) for c in self._untried}
+
+    def predicted(self, candidate: Candidate) -> float | None:
+        """PREDICTED µs per output token; None where there is nothing to predict from."""
+        found, gamma = self.forecast, candidate.int(GAMMA)
+        if found is None or gamma not in found.tok_s:
+            return None
+        factors = [f for f in map(self._factor, self._of(others(candidate))) if f is not None]
+        return found.microseconds(gamma, self._scenario) * (min(factors) if factors else 1.0)
+
+    def _of(self, values: Others) -> list[Trial]:
+        return [t for t in self._told.values() if others(t.candidate) == values and _is_ok(t)]
+
+    def _factor(self, trial: Trial) -> float | None:
+        """How a measured trial differs from the forecast for its gamma."""
+        found, gamma = self.forecast, trial.candidate.int(GAMMA)
+        value = trial.measurement.value
+        if found is None or gamma not in found.tok_s or value is None:
+            return None
+        if others(trial.candidate) == others(self._baseline.candidate):
+            return 1.0
+        return value / found.microseconds(gamma, self._scenario)
+
+    def _probe(self) -> Candidate | None:
+        """The largest gamma beside the baseline, while none has succeeded."""
+        if self._unfit or self.forecast is not None:
+            return None
+        home = others(self._baseline.candidate)
+        left = [c for c in self._untried if others(c) == home and c.int(GAMMA)]
+        tried = any(c.int(GAMMA) and others(c) == home and _is_ok(t) for c, t in self._told.items())
+        return None if tried else max(left, key=lambda c: c.int(GAMMA), default=None)
+
+    def _most_promising(self) -> Candidate | None:
+        """The best by the forecast that may beat the best trial; unknown parameters always may."""
+        best = min(t.measurement.value or 0.0 for t in self._told.values() if _is_ok(t))
+        candidates: list[tuple[float, str, Candidate]] = []
+        for candidate in self._untried:
+            unfit = self._unfit and candidate.int(GAMMA)
+            if unfit or self._is_refused(others(candidate)):
+                continue
+            predicted = self.predicted(candidate)
+            if predicted is None:  # nothing to go by: every one is tried, after what is known
+                candidates.append((best, candidate.key, candidate))
+            elif self._is_new(others(candidate)) or predicted * (1 - MARGIN) < best:
+                candidates.append((predicted, candidate.key, candidate))
+        return min(candidates)[2] if candidates else None
+
+    def _is_refused(self, values: Others) -> bool:
+        """Whether vLLM took none of the settings with these parameters, and called one invalid."""
+        found = [t for t in self._told.values() if others(t.candidate) == values]
+        invalid = any(t.measurement.outcome is Outcome.CONSTRAINT for t in found)
+        return invalid and not any(_is_ok(t) for t in found)
+
+    def _is_new(self, values: Others) -> bool:
+        """Whether no trial, failed ones included, had these other parameters."""
+        return all(others(t.candidate) != values for t in self._told.values())
+
+
+def _is_ok(trial: Trial) -> bool:
+    return trial.measurement.outcome is Outcome.OK

@@ -177,18 +177,21 @@ def run(plan: Plan, store: Store, on_progress: OnProgress) -> Result:
         record = store.search(study, plan.setup())
         with _recorded(store, record, plan.command) as run_record:
             log = StoredLog(store, record, run_record)
-            found = (_measured if plan.measured else _predicted)(plan, store, log, on_progress)
-            trials = store.trials(record)
             # Keys tuned by earlier commands stay in the file: fewer keys are a worse file.
             ms = [w.spec["m"] for w in store.workloads(record)]
-            selections = _earlier(plan, trials, ms) | found.selections
+            earlier = _earlier(plan, store.trials(record), ms)
+            if plan.measured:
+                found = _measured(plan, earlier, log, on_progress)
+            else:
+                found = _predicted(plan, earlier, store, log, on_progress)
+            trials = store.trials(record)
     counts = {o.value: sum(t.measurement.outcome is o for t in trials) for o in Outcome}
     seconds = time.monotonic() - began
     return Result(
         plan=plan,
         setup=plan.setup(),
         environment=environment(),
-        selections=selections,
+        selections=found.selections,
         counts={name: n for name, n in counts.items() if n},
         trials=len(trials),
         fresh=log.appended,
@@ -209,7 +212,13 @@ class _Found:
     measured: MeasuredFacts | None = None
 
 
-def _predicted(plan: Plan, store: Store, log: StoredLog, on_progress: OnProgress) -> _Found:
+def _predicted(
+    plan: Plan,
+    earlier: Mapping[int, Selection],
+    store: Store,
+    log: StoredLog,
+    on_progress: OnProgress,
+) -> _Found:
     with compile_pool(plan.workers, plan.kernel) as pool:
         cache = _CountingCache(store)
         measurer = PredictingMeasurer(plan.device, plan.kernel, cache, pool)
@@ -221,11 +230,12 @@ def _predicted(plan: Plan, store: Store, log: StoredLog, on_progress: OnProgress
         for m, s in searches.items()
     }
     late = tuple(m for m, s in searches.items() if s.out_of_time)
-    return _Found(selections, late, len(cache.stored), len(cache.found))
+    return _Found({**earlier, **selections}, late, len(cache.stored), len(cache.found))
 
 
-def _measured(plan: Plan, store: Store, log: StoredLog, on_progress: OnProgress) -> _Found:
-    del store  # what is compiled for this machine's GPU lies in a Triton cache, not in the database
+def _measured(
+    plan: Plan, earlier: Mapping[int, Selection], log: StoredLog, on_progress: OnProgress
+) -> _Found:
     watch = Stopwatch()
     timed = TimedLog(log, watch)
     options = GpuOptions(
@@ -241,7 +251,8 @@ def _measured(plan: Plan, store: Store, log: StoredLog, on_progress: OnProgress)
         GpuMeasurer(plan.shape, options, compiler_in(pool, plan.kernel)) as measurer,
     ):
         with watch.running("start"):
-            asked = (*plan.ms, *held_out(plan.ms))
+            keys = {*earlier, *plan.ms}
+            asked = tuple(keys | set(held_out(list(keys))))
             defaults = default_rows(pool, plan.kernel, plan.shape, asked)
             _baselines(plan, defaults, measurer, timed, on_progress)
             facts = measurer.facts()
@@ -262,7 +273,7 @@ def _measured(plan: Plan, store: Store, log: StoredLog, on_progress: OnProgress)
         with watch.running("between"):
             checked = check_between(
                 plan.shape,
-                selections,
+                {**earlier, **selections},
                 defaults,
                 measurer,
                 timed,

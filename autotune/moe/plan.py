@@ -31,6 +31,10 @@ FINALISTS = 4
 SECONDS_PER_COMPILE = 0.8
 """For the estimate only: mean over the stock grid for sm_121, both GEMMs, one x86 core."""
 
+MEASURED_START_S = 30.0
+SECONDS_PER_MEASUREMENT = 0.03
+"""For the estimate only: read on one H200, where importing vLLM is most of the start."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -100,6 +104,8 @@ class Plan:
     def estimated_seconds(self) -> float:
         """A rough estimate from an empty cache, or the budget where that is less."""
         estimate = self.expected_compiles * SECONDS_PER_COMPILE / self.workers
+        if self.measured:
+            estimate += MEASURED_START_S + self.steps * SECONDS_PER_MEASUREMENT
         return min(estimate, self.budget_s or math.inf)
 
     def identity(self) -> dict[str, Any]:

@@ -88,6 +88,9 @@ def test_keys_of_an_earlier_command_stay(tmp_path: Path) -> None:
     tune(tmp_path)
     result, _ = tune(tmp_path, ms=(256,))
     assert set(result.selections) >= {1, 8, 64, 256}
+    assert result.measured is not None
+    # The file is checked between all its keys, not only those of this command.
+    assert {b.m for b in result.measured.between} == {5, 36, 160, 512}
 
 
 def test_counts_what_does_not_compile(tmp_path: Path) -> None:

@@ -22,6 +22,11 @@ class Finding:
     severity: Severity
     message: str
 
+    @property
+    def refuses(self) -> bool:
+        """Whether it stops the start."""
+        return self.severity is Severity.REFUSE
+
 
 def refuse(code: str, message: str) -> Finding:
     """A finding that stops the start."""

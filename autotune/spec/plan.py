@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Plan:
     @functools.cached_property
     def grid(self) -> list[Candidate]:
         """The points of the space that the drafter can do."""
-        allowed = {g for g in self.gammas if not any(map(_refuses, check_gamma(self.pair, g)))}
+        allowed = {g for g in self.gammas if not any(f.refuses for f in check_gamma(self.pair, g))}
         return [c for c in self.space.feasible({}) if c.int(GAMMA) in allowed]
 
     @property
@@ -131,10 +131,6 @@ class Plan:
         }
 
 
-def _refuses(finding: Finding) -> bool:
-    return finding.severity is Severity.REFUSE
-
-
 def preflight(plan: Plan) -> list[Finding]:
     """Everything that speaks against the plan, the worst first. No server is started.
 
@@ -142,15 +138,40 @@ def preflight(plan: Plan) -> list[Finding]:
         BadInputError: a size in a configuration, or a length among the flags, that cannot be read.
     """
     length = _whole(plan.recipe.server_args, "--max-model-len")
-    found = check_pair(plan.pair, gammas=plan.gammas, max_model_len=length)
+    found = check_pair(plan.pair, max_model_len=length)
+    found += _unless_all(list(check_gamma(plan.pair, gamma)) for gamma in plan.gammas if gamma)
     served = length or plan.pair.target.size("max_position_embeddings")
     if served is None:
         return found
-    for setting in _memory_settings(plan):
-        serving = _serving(plan, setting, served)
-        found += check_memory(memory_need(plan.pair, serving), plan.memory, serving)
+    servings = [_serving(plan, setting, served) for setting in _memory_settings(plan)]
+    found += _unless_all(
+        check_memory(memory_need(plan.pair, serving), plan.memory, serving) for serving in servings
+    )
     order = list(Severity)
     return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.severity))
+
+
+def _unless_all(groups: Iterable[list[Finding]]) -> list[Finding]:
+    """The findings of several settings; what refuses some but not all of them is a warning."""
+    listed = list(groups)
+    if all(any(finding.refuses for finding in group) for group in listed):
+        return [finding for group in listed for finding in group]
+    return [
+        Finding(f.code, Severity.WARN, f"{f.message}; the others go on") if f.refuses else f
+        for group in listed
+        for f in group
+    ]
+
+
+def refusal(findings: Sequence[Finding]) -> None:
+    """End the command where a finding refuses; ``--force`` passes over it.
+
+    Raises:
+        BadInputError: the refusals, in one line.
+    """
+    refused = [finding.message for finding in findings if finding.refuses]
+    if refused:
+        raise BadInputError(f"{'; '.join(refused)} (--force goes on)")
 
 
 def _memory_settings(plan: Plan) -> list[dict[str, Scalar]]:

@@ -111,7 +111,7 @@ def make_qwen3(folder: Path, *, seed: int = 0, chat: bool = True, **changes: Any
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
-    return _save(Qwen3ForCausalLM(Qwen3Config(**_QWEN, **_IDS, **changes)), folder, chat=chat)
+    return _save(Qwen3ForCausalLM(Qwen3Config(**(_QWEN | _IDS | changes))), folder, chat=chat)
 
 
 def make_qwen3_moe(folder: Path, *, seed: int = 0, chat: bool = True) -> Path:
@@ -237,3 +237,40 @@ _MAKERS: dict[str, Callable[[Path], Path]] = {
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """The tiny models of this test session."""
     return TinyModels(tmp_path_factory.mktemp("tiny-models"))
+
+
+def make_deep_pair(root: Path, *, layers: int = 16, noise: float = 0.02) -> tuple[Path, Path]:
+    """A Qwen3 of many layers and a drafter of its first two, cheap and nearly right.
+
+    All layers of the target but two add next to nothing to what passes through them, so that it
+    says what its first two layers say.
+
+    Args:
+        root: where both folders go.
+        layers: of the target.
+        noise: of the drafter; see :func:`make_noisy_copy`.
+
+    Returns:
+        Target and drafter.
+    """
+    from safetensors.torch import load_file, save_file
+
+    target, shallow = make_qwen3(root / "deep", num_hidden_layers=layers), root / "shallow"
+    weights = load_file(target / "model.safetensors")
+    for name in weights:
+        late = name.startswith("model.layers.") and int(name.split(".")[2]) >= 2
+        if late and name.endswith(("o_proj.weight", "down_proj.weight")):
+            weights[name] *= 1e-3
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    shutil.copytree(target, shallow)
+    kept = {
+        name: values
+        for name, values in weights.items()
+        if not name.startswith("model.layers.") or int(name.split(".")[2]) < 2
+    }
+    save_file(kept, shallow / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((shallow / "config.json").read_text())
+    config["num_hidden_layers"] = 2
+    config.pop("layer_types", None)
+    (shallow / "config.json").write_text(json.dumps(config))
+    return target, make_noisy_copy(shallow, root / "deep-drafter", noise=noise)

@@ -130,7 +130,9 @@ def _space(request: Request) -> Space:
         if given is not None:
             raise BadInputError(f"--space and {given} exclude each other")
         return _checked(load_space(request.space, "spec"))
-    parameters: dict[str, tuple[Scalar, ...]] = {GAMMA: parse_gammas(request.gamma or GAMMAS)}
+    parameters: dict[str, tuple[Scalar, ...]] = {
+        GAMMA: parse_gammas(GAMMAS if request.gamma is None else request.gamma)
+    }
     if request.kv_cache_dtype is not None:
         parameters[KV_DTYPE] = _values(request.kv_cache_dtype, flag_of(KV_DTYPE))
     if request.gpu_memory_utilization is not None:

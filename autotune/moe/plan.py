@@ -23,7 +23,10 @@ STANDARD_LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536
 
 
 EFFORTS: dict[str, int | None] = {"quick": 24, "standard": 64, "exhaustive": None}
-"""Candidates searched per M; None is every feasible one."""
+"""Candidates measured per M; None is every feasible one."""
+
+PREDICTED_EFFORTS: dict[str, int | None] = {"quick": 12, "standard": 32, "exhaustive": None}
+"""Candidates predicted per M: each is compiled first, and the model has put them in order."""
 
 FINALISTS = 4
 """Candidates of each M that meet the default again, side by side."""
@@ -81,7 +84,7 @@ class Plan:
     @property
     def trials_per_m(self) -> int:
         """Candidates searched per M, at most."""
-        wanted = EFFORTS[self.effort]
+        wanted = (EFFORTS if self.measured else PREDICTED_EFFORTS)[self.effort]
         return len(self.feasible) if wanted is None else min(wanted, len(self.feasible))
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 
 from autotune.core import Candidate, Outcome, Scalar, Trial
 from autotune.spec.acceptance import StepTimes, predict, step_seconds, tokens_per_step
+from autotune.spec.quality import BAR, share_of, without_speculation
 from autotune.spec.recipe import GAMMA
 from autotune.spec.scenario import SpecScenario
 
@@ -98,6 +99,7 @@ class ForecastProposer:
         baseline: Trial,
         scenario: SpecScenario,
         growth: Callable[[int], float] = float,
+        bar: float = BAR,
     ) -> None:
         """Make a proposer.
 
@@ -106,7 +108,9 @@ class ForecastProposer:
             baseline: gamma 0 and the first value of every other parameter.
             scenario: gives the objective.
             growth: see :class:`autotune.spec.acceptance.StepTimes`.
+            bar: least share of identical outputs of a trial that others must beat.
         """
+        self._bar = bar
         self._baseline, self._scenario, self._growth = baseline, scenario, growth
         self._untried = dict.fromkeys(c for c in grid if c != baseline.candidate)
         self._told: dict[Candidate, Trial] = {baseline.candidate: baseline}
@@ -173,7 +177,8 @@ class ForecastProposer:
 
     def _most_promising(self) -> Candidate | None:
         """The best by the forecast that may beat the best trial; unknown parameters always may."""
-        best = min(t.measurement.value or 0.0 for t in self._told.values() if _is_ok(t))
+        known = [t for t in self._told.values() if _is_ok(t) and self._may_be_recommended(t)]
+        best = min(t.measurement.value or 0.0 for t in known)  # the baseline is always among them
         candidates: list[tuple[float, str, Candidate]] = []
         for candidate in self._untried:
             unfit = self._unfit and candidate.int(GAMMA)
@@ -185,6 +190,12 @@ class ForecastProposer:
             elif self._is_new(others(candidate)) or predicted * (1 - MARGIN) < best:
                 candidates.append((predicted, candidate.key, candidate))
         return min(candidates)[2] if candidates else None
+
+    def _may_be_recommended(self, trial: Trial) -> bool:
+        """Whether its outputs are those without speculation, as far as that is known."""
+        reference = self._told.get(without_speculation(trial.candidate))
+        share = share_of(trial, reference) if reference is not None else None
+        return share is None or share >= self._bar
 
     def _is_refused(self, values: Others) -> bool:
         """Whether vLLM took none of the settings with these parameters, and called one invalid."""

@@ -168,7 +168,8 @@ class _Found:
 def _tuned(plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProgress) -> _Found:
     scenario = plan.scenario
     baseline = _baseline(plan, measurer, log, on_progress)
-    proposer = ForecastProposer(plan.grid, baseline, scenario, plan.growth())
+    bar = 0.0 if plan.recipe.synthetic else BAR
+    proposer = ForecastProposer(plan.grid, baseline, scenario, plan.growth(), bar)
     deadline = float("inf") if plan.budget_s is None else time.monotonic() + plan.budget_s
     search = Search(scenario, proposer, Limits(_UNLIMITED, deadline))
     for progress in search_all([search], measurer, log):

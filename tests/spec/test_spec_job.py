@@ -42,10 +42,10 @@ def make_request(target: Path, prompts: Path | str, **changes: Any) -> Request:
         prompts=str(prompts),
         max_tokens=24,
         ignore_eos=True,
-        repeats=3,
+        repeats=6,
         waves=1,
         objective="geomean",
-        confirm_boots=2,
+        confirm_boots=1,
         min_gain=0.01,
         budget_s=None,
         server_args=(),
@@ -106,7 +106,7 @@ def test_the_best_gamma_is_found_and_what_cannot_win_is_not_booted(bench: Bench)
     assert gammas(result)[:3] == [0, 6, 2]  # baseline, probe, the best by the forecast
     assert {c.int("gamma") for c in result.ruled_out} >= {4, 5}
     assert result.boots == result.fresh_boots == bench.boots
-    assert bench.boots < 7 + 2 * 3
+    assert bench.boots < 7 + 3
 
 
 def test_a_second_run_boots_nothing_and_a_wider_one_only_what_is_new(bench: Bench) -> None:
@@ -206,7 +206,7 @@ def test_the_budget_ends_the_search_but_not_the_result(bench: Bench) -> None:
 
 
 def test_confirmation_takes_turns_in_fresh_boots(bench: Bench) -> None:
-    result = bench.tune(gamma="0,2")
+    result = bench.tune(gamma="0,2", repeats=3, confirm_boots=2)
     assert result.confirmed is not None
     lines = bench.boots_file.read_text().splitlines()[2:]
     assert ["speculative" in line for line in lines] == [False, True, True, False]
@@ -247,7 +247,7 @@ def test_the_files_say_what_was_found(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_the_prediction_is_near_what_is_measured(bench: Bench) -> None:
-    result = bench.tune({"base_ms": 5.0}, gamma="0,1,2,4")
+    result = bench.tune({"base_ms": 5.0, "draft_ms": 1.2}, gamma="0,1,2,4")
     rows = export.document(result)["forecast"]["rows"]
     checked = [row for row in rows if row["measured_tok_s"] and not row["is_input"]]
     assert checked

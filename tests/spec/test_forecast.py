@@ -1,0 +1,194 @@
+"""What is tried next, and what is left out, from told trials alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
+from autotune.spec.acceptance import tokens_per_step
+from autotune.spec.forecast import ForecastProposer, forecast
+from autotune.spec.quality import identical_share, without_speculation
+from autotune.spec.recipe import Recipe, argument_value
+from autotune.spec.scenario import SpecScenario
+
+REACHED = [0.8, 0.6, 0.3, 0.1]
+LEVELS = (1, 4)
+
+
+def scenario(objective: str = "geomean") -> SpecScenario:
+    return SpecScenario("m", "d", "chat", "k", LEVELS, 8, True, True, 3, 1, objective)
+
+
+def rate(gamma: int, concurrency: int, draft: float) -> float:
+    """Tokens per second of a server whose steps take 10 ms and ``draft`` ms per drafted token."""
+    return concurrency * tokens_per_step(REACHED, gamma) / (0.010 + gamma * draft / 1e3)
+
+
+def trial(gamma: int, draft: float = 1.0, factor: float = 1.0, **more: Any) -> Trial:
+    levels: dict[str, dict[str, Any]] = {
+        str(c): {"tok_s": rate(gamma, c, draft) / factor, "per_step": REACHED[:gamma]}
+        for c in LEVELS
+    }
+    value = scenario().microseconds({int(c): level["tok_s"] for c, level in levels.items()})
+    details: dict[str, Any] = {"levels": levels, "outputs": more.pop("outputs", ["a", "b"])}
+    ok = Measurement(Outcome.OK, Basis.MEASURED, value, (value,), details=details)
+    return Trial(Candidate.of({"gamma": gamma} | more), "w", Phase.SEARCH, 0, ok)
+
+
+def failed(
+    gamma: int, outcome: Outcome, details: dict[str, Any] | None = None, **more: Any
+) -> Trial:
+    bad = Measurement(outcome, Basis.MEASURED, message="no", details=details or {})
+    return Trial(Candidate.of({"gamma": gamma} | more), "w", Phase.SEARCH, 0, bad)
+
+
+def grid(*gammas: int, **more: Any) -> list[Candidate]:
+    return [Candidate.of({"gamma": g} | more) for g in gammas]
+
+
+def asked(proposer: ForecastProposer) -> int | None:
+    found = proposer.ask(8)
+    assert len(found) <= 1
+    return found[0].int("gamma") if found else None
+
+
+def test_the_forecast_is_exact_where_the_model_holds() -> None:
+    found = forecast(trial(0), trial(4))
+    assert found is not None
+    for gamma in range(5):
+        for concurrency in LEVELS:
+            expected = rate(gamma, concurrency, 1.0)
+            assert found.tok_s[gamma][concurrency] == pytest.approx(expected)
+
+
+def test_probe_first_then_the_best_predicted_then_nothing_that_cannot_win() -> None:
+    proposer = ForecastProposer(grid(0, 1, 2, 3, 4), trial(0, 3.0), scenario())
+    assert asked(proposer) == 4
+    proposer.tell(trial(4, 3.0))
+    # Tokens per ms: 0.1, 0.138, 0.15, 0.142, 0.127.
+    assert asked(proposer) == 2
+    proposer.tell(trial(2, 3.0))
+    assert asked(proposer) == 3
+    proposer.tell(trial(3, 3.0))
+    assert asked(proposer) == 1
+    proposer.tell(trial(1, 3.0))
+    assert asked(proposer) is None
+
+
+def test_a_clear_winner_ends_the_search() -> None:
+    proposer = ForecastProposer(grid(0, 1, 4), trial(0, 0.0), scenario())
+    proposer.tell(trial(4, 0.0))
+    assert asked(proposer) is None
+    (left,) = proposer.ruled_out()
+    assert left.int("gamma") == 1
+    assert proposer.predicted(left) == pytest.approx(trial(1, 0.0).measurement.value)
+
+
+def test_a_failed_probe_is_followed_by_the_next_largest() -> None:
+    proposer = ForecastProposer(grid(0, 1, 2, 4), trial(0), scenario())
+    assert asked(proposer) == 4
+    proposer.tell(failed(4, Outcome.OUT_OF_MEMORY))
+    assert asked(proposer) == 2
+
+
+def test_nothing_accepted_ends_all_drafting() -> None:
+    proposer = ForecastProposer(
+        [*grid(0, 1, 2, x="a"), *grid(0, 2, x="b")], trial(0, x="a"), scenario()
+    )
+    assert asked(proposer) == 2
+    proposer.tell(failed(2, Outcome.CONSTRAINT, {"nothing_accepted": True}, x="a"))
+    (other,) = proposer.ask(8)
+    assert other.params == {"gamma": 0, "x": "b"}
+    proposer.tell(trial(0, x="b"))
+    assert proposer.ask(8) == []
+
+
+def test_other_parameters_are_tried_once_and_again_only_where_they_help() -> None:
+    candidates = [*grid(0, 2, 4, x="a"), *grid(0, 2, 4, x="b")]
+    proposer = ForecastProposer(candidates, trial(0, 3.0, x="a"), scenario())
+    proposer.tell(trial(4, 3.0, x="a"))
+    proposer.tell(trial(2, 3.0, x="a"))
+    (first,) = proposer.ask(8)
+    assert first.params == {"gamma": 2, "x": "b"}
+    proposer.tell(trial(2, 3.0, factor=2.0, x="b"))
+    assert proposer.ask(8) == []
+
+
+def test_an_invalid_parameter_is_not_tried_again() -> None:
+    candidates = [*grid(0, 2, x="a"), *grid(0, 1, 2, x="b")]
+    proposer = ForecastProposer(candidates, trial(0, x="a"), scenario())
+    proposer.tell(trial(2, x="a"))
+    proposer.tell(failed(2, Outcome.CONSTRAINT, x="b"))
+    assert proposer.ask(8) == []
+
+
+def test_a_trial_with_other_outputs_rules_nothing_out() -> None:
+    for outputs, then in ((["a", "b"], None), (["a", "x"], 1)):
+        proposer = ForecastProposer(grid(0, 1, 4), trial(0, 0.0), scenario())
+        proposer.tell(trial(4, 0.0, outputs=outputs))
+        assert asked(proposer) == then
+
+
+def test_what_is_told_decides_and_not_who_asked() -> None:
+    told = [trial(4, 3.0), trial(2, 3.0)]
+    asking = ForecastProposer(grid(0, 1, 2, 3, 4), trial(0, 3.0), scenario())
+    restored = ForecastProposer(grid(0, 1, 2, 3, 4), trial(0, 3.0), scenario())
+    for one in told:
+        asking.ask(1)
+        asking.tell(one)
+        restored.tell(one)
+    assert asking.ask(1) == restored.ask(1)
+
+
+def test_without_counters_there_is_no_forecast() -> None:
+    probe = trial(4)
+    for level in probe.measurement.details["levels"].values():
+        del level["per_step"]
+    assert forecast(trial(0), probe) is None
+
+
+def test_objectives() -> None:
+    rates = {1: 100.0, 4: 200.0}
+    assert scenario("single").microseconds(rates) == pytest.approx(1e4)
+    assert scenario("aggregate").microseconds(rates) == pytest.approx(5e3)
+    assert scenario().microseconds(rates) == pytest.approx(1e6 / 20_000**0.5)
+
+
+def test_a_scenario_is_known_by_its_content() -> None:
+    first = scenario()
+    assert first.key == scenario().key
+    assert first.in_round(1).key != first.key
+    assert scenario("single").key != first.key
+    assert (first.label, first.in_round(2).label) == ("c=1,4", "c=1,4 round 2")
+
+
+def test_identical_outputs() -> None:
+    assert identical_share(["a", "b", "c", "d"], ["a", "b", "c", "x"]) == 0.75
+    assert identical_share([], []) is None
+    assert without_speculation(Candidate.of({"gamma": 3, "x": "y"})).params == {
+        "gamma": 0,
+        "x": "y",
+    }
+
+
+def test_flags_of_a_candidate() -> None:
+    recipe = Recipe("m", "draft_model", "d", (0.9, 0.5, 0.1), ("--max-model-len=9",), {"A": "b"})
+    params: dict[str, Any] = {"gamma": 2, "kv_cache_dtype": "fp8", "gpu_memory_utilization": "0.5"}
+    settings = recipe.settings(
+        Candidate.of(params | {"max_num_seqs": "8", "eager": True, "x": False})
+    )
+    assert settings.speculative == {
+        "method": "draft_model",
+        "model": "d",
+        "num_speculative_tokens": 2,
+        "rejection_sample_method": "synthetic",
+        "synthetic_acceptance_rates": [0.9, 0.5],
+    }
+    assert (settings.kv_cache_dtype, settings.gpu_memory_utilization) == ("fp8", 0.5)
+    expected = ("--eager", "--max-num-seqs", "8", "--no-x", "--max-model-len=9")
+    assert settings.extra_args == expected
+    assert recipe.settings(Candidate.of({"gamma": 0})).speculative is None
+    assert argument_value(settings.extra_args, "--max-model-len") == "9"
+    assert argument_value(["--a", "1", "--a", "2"], "--a") == "2"

@@ -171,6 +171,136 @@ def moe(
 
 
 @app.command()
+def spec(
+    target: Annotated[str, typer.Option(help="Model to serve: a folder or a hub id.")],
+    drafter: Annotated[
+        str, typer.Option(help="Folder, hub id, or a method without a model: ngram, suffix, mtp.")
+    ],
+    gamma: Annotated[
+        str | None, typer.Option(help="Drafted tokens, such as 0-6 (default) or 0,2,4.")
+    ] = None,
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option(help="KV-cache types to compare, such as auto,fp8.")
+    ] = None,
+    gpu_memory_utilization: Annotated[
+        str | None, typer.Option(help="Shares to compare, such as 0.8,0.85.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="More flags of vllm serve to compare: max-num-seqs=8,16."),
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(help="All of these from a space: its name, or a .yaml file.")
+    ] = None,
+    concurrency: Annotated[str, typer.Option(help="Requests in flight at once.")] = "1,4,8",
+    prompts: Annotated[
+        str, typer.Option(help="chat, code, prose, structured, or a FILE.jsonl.")
+    ] = "chat",
+    max_tokens: Annotated[int, typer.Option(help="Output tokens per request.")] = 128,
+    ignore_eos: Annotated[
+        bool, typer.Option(help="Generate all of them whatever the model says.")
+    ] = True,
+    repeats: Annotated[int, typer.Option(help="Timed loads at each concurrency.")] = 5,
+    waves: Annotated[
+        int, typer.Option(help="Requests of a load, as a multiple of its concurrency.")
+    ] = 4,
+    objective: Annotated[str, typer.Option(help="geomean, single or aggregate.")] = "geomean",
+    confirm_boots: Annotated[int, typer.Option(help="Fresh boots of the best to confirm.")] = 2,
+    min_gain: Annotated[str, typer.Option(help="Least gain over no speculation.")] = "1%",
+    budget: Annotated[str | None, typer.Option(help="Stop searching after, such as 2h.")] = None,
+    server_arg: Annotated[
+        list[str] | None,
+        typer.Option(help="For every server, such as --server-arg '--max-model-len 4096'."),
+    ] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for every server.")] = None,
+    moe_config: Annotated[
+        Path | None, typer.Option(help="Folder with tuned MoE files for every server.")
+    ] = None,
+    synthetic_acceptance: Annotated[
+        str | None, typer.Option(help="Tell vLLM what to accept by position, such as .8,.6,.4.")
+    ] = None,
+    vllm: Annotated[
+        str | None, typer.Option("--vllm", help="Program to start; default: this Python's vLLM.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Docker image to write compose.yaml for.")
+    ] = None,
+    start_timeout: Annotated[str, typer.Option(help="A start may take so long.")] = "30m",
+    request_timeout: Annotated[str, typer.Option(help="A request may take so long.")] = "10m",
+    force: Annotated[bool, typer.Option("--force", help="Go on in spite of refusals.")] = False,
+    study: Annotated[str | None, typer.Option(help="Name; default from the models.")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Where result files go.")] = Path("outputs"),
+    db: Db = DEFAULT_DB,
+    json_: Json = False,
+) -> None:
+    """Tune speculative decoding and serving flags on real vLLM servers."""
+    from autotune.files import check_writable  # noqa: PLC0415 - keeps `--help` fast
+    from autotune.spec import export  # noqa: PLC0415
+    from autotune.spec.job import run  # noqa: PLC0415
+    from autotune.spec.plan import preflight, refusal  # noqa: PLC0415
+    from autotune.spec.request import Request, make_plan  # noqa: PLC0415
+    from autotune.spec.terminal import (  # noqa: PLC0415
+        progress,
+        show_findings,
+        show_plan,
+        show_result,
+    )
+    from autotune.store import Store  # noqa: PLC0415
+
+    request = Request(
+        target=target,
+        drafter=drafter,
+        gamma=gamma,
+        kv_cache_dtype=kv_cache_dtype,
+        gpu_memory_utilization=gpu_memory_utilization,
+        sets=sets or (),
+        space=space,
+        concurrency=concurrency,
+        prompts=prompts,
+        max_tokens=max_tokens,
+        ignore_eos=ignore_eos,
+        repeats=repeats,
+        waves=waves,
+        objective=objective,
+        confirm_boots=confirm_boots,
+        min_gain=flags.fraction(min_gain, "--min-gain"),
+        budget_s=flags.seconds(budget),
+        server_args=server_arg or (),
+        env=env or (),
+        moe_config=moe_config,
+        synthetic=synthetic_acceptance,
+        program=vllm,
+        image=image,
+        start_timeout=start_timeout,
+        request_timeout=request_timeout,
+        study=flags.study_name(study),
+        command=shlex.join(["autotune", *sys.argv[1:]]),
+    )
+    plan = make_plan(request)
+    found = preflight(plan)
+    if not json_:
+        show_findings([finding for finding in found if force or not finding.refuses])
+    if not force:
+        refusal(found)
+    logs = export.folder_of(folder, plan.study) / "logs"
+    check_writable(logs)
+    with Store.open(db) as store:
+        # Another pair under this name, or another process on it, is told before the plan.
+        store.study(plan.study, "spec", plan.identity())
+        with store.lock_study(plan.study):
+            pass
+        if not json_:
+            show_plan(plan)
+        with progress(plan, json_) as update:
+            result = run(plan, store, logs, update)
+    files = export.write(result, folder)
+    if json_:
+        _print_json(export.document(result) | {"files": [str(path) for path in files]})
+        return
+    show_result(result, files)
+
+
+@app.command()
 def studies(db: Db = DEFAULT_DB, json_: Json = False) -> None:
     """List the studies of a database."""
     from autotune.store import Store  # noqa: PLC0415

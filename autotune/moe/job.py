@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ from autotune.core import (
     Proposer,
     Selection,
     Trial,
-    Workload,
     digest,
 )
 from autotune.environment import environment
@@ -38,7 +36,7 @@ from autotune.moe.plan import FINALISTS, Plan
 from autotune.moe.predict import predict
 from autotune.moe.shape import MoeWorkload
 from autotune.propose import OptunaProposer, OrderedProposer
-from autotune.records import RunRecord, RunStatus, SearchRecord
+from autotune.runlog import StoredLog, recorded
 from autotune.selection import select
 from autotune.stopwatch import Stopwatch, TimedLog, TimedProposer
 from autotune.store import Store
@@ -88,26 +86,6 @@ class Result:
         return any(t.measurement.details.get("fp16_fallback") for t in trials)
 
 
-class StoredLog:
-    """The store as the loop sees it: one run of one search; a :class:`autotune.tune.TrialLog`."""
-
-    def __init__(self, store: Store, search_record: SearchRecord, run: RunRecord) -> None:
-        self._store, self._search, self._run = store, search_record, run
-        self._ids: dict[str, int] = {}
-        self.appended = 0
-
-    def load(self, workload: Workload, phase: Phase) -> list[Trial]:
-        """The trials stored so far."""
-        return self._store.trials(self._search, workload.key, phase)
-
-    def append(self, workload: Workload, trial: Trial) -> None:
-        """Store a trial of this run."""
-        if workload.key not in self._ids:
-            self._ids[workload.key] = self._store.workload(self._search, workload).id
-        self._store.add_trials(self._run, self._ids[workload.key], [trial])
-        self.appended += 1
-
-
 class _CountingCache:
     """Passes a cache through and counts what was found and what had to be compiled."""
 
@@ -148,21 +126,6 @@ def rank(plan: Plan, m: int) -> list[Candidate]:
     return sorted(plan.feasible_at(m), key=lambda c: (predicted(c), c.key))
 
 
-@contextmanager
-def _recorded(store: Store, search_record: SearchRecord, command: str) -> Iterator[RunRecord]:
-    """A run in the store whose status says how it ended."""
-    run = store.start_run(search_record, store.environment(environment()), command)
-    status = RunStatus.FAILED
-    try:
-        yield run
-        status = RunStatus.DONE
-    except KeyboardInterrupt:
-        status = RunStatus.INTERRUPTED
-        raise
-    finally:
-        store.end_run(run, status)
-
-
 def run(plan: Plan, store: Store, on_progress: OnProgress) -> Result:
     """Search every M of the plan; all that is learnt goes to the store.
 
@@ -175,8 +138,7 @@ def run(plan: Plan, store: Store, on_progress: OnProgress) -> Result:
     study = store.study(plan.study, "moe", plan.identity())
     with store.lock_study(plan.study):
         record = store.search(study, plan.setup())
-        with _recorded(store, record, plan.command) as run_record:
-            log = StoredLog(store, record, run_record)
+        with recorded(store, record, plan.command) as log:
             # Keys tuned by earlier commands stay in the file: fewer keys are a worse file.
             ms = [w.spec["m"] for w in store.workloads(record)]
             earlier = _earlier(plan, store.trials(record), ms)

@@ -118,6 +118,37 @@ class ProposerContract(ABC):
             run(proposer, self.verdict, batches)
         assert proposers[0].ask(3) == proposers[1].ask(8)[:3]
 
+    @pytest.mark.parametrize("batches", [0, 1, 5])
+    def test_hints_change_the_order_alone(self, batches: int) -> None:
+        """Nothing infeasible, unknown or known comes of them, and nothing twice."""
+        proposer, feasible = self.make(4), sorted(self.feasible(), key=lambda c: c.key)
+        trials, _ = run(proposer, self.verdict, batches)
+        known = [t.candidate for t in trials]
+        elsewhere = Candidate.of({"of another": "space"})
+        hints = [elsewhere, *feasible[:3], *known[:2], *feasible[:1]]
+        batch = proposer.ask(8, hints)
+        assert len(set(batch)) == len(batch) == 8
+        assert set(batch) <= self.feasible() - set(known)
+
+    def test_the_same_hints_give_the_same_proposals(self) -> None:
+        """Also to a proposer that was started again."""
+        hints = sorted(self.feasible(), key=lambda c: c.key)[:5]
+        undisturbed, restarted = self.make(3), self.make(3)
+        trials, _ = run(undisturbed, self.verdict, 3)
+        for trial in trials:
+            restarted.tell(trial)
+        assert restarted.ask(8, hints) == undisturbed.ask(8, hints)
+
+    def test_hints_keep_nothing_from_being_tried(self) -> None:
+        proposer, candidates = self.make_small(1)
+        found: list[Candidate] = []
+        while batch := proposer.ask(5, candidates[-2:]):
+            for candidate in batch:
+                trial = Trial(candidate, "w", Phase.SEARCH, len(found), self.verdict(candidate))
+                found.append(candidate)
+                proposer.tell(trial)
+        assert sorted(c.items for c in found) == sorted(c.items for c in candidates)
+
     def test_what_is_told_is_not_proposed(self) -> None:
         proposer, candidates = self.make_small(1)
         for sequence, candidate in enumerate(candidates[:-1]):

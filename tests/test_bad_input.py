@@ -18,7 +18,7 @@ import pytest
 
 from autotune import cli
 from autotune.database import VERSION_TABLE
-from autotune.devices import get_device
+from autotune.devices import get_device, present_gpus
 from autotune.moe.model import load_config, shape_from_config
 from autotune.moe.plan import default_study
 from autotune.resources import data_root
@@ -92,6 +92,7 @@ def quant(**values: object) -> Files:
 G = "moe --device gb10 "
 S = G + "--space {t}/s.yaml"
 M = G + "--model {t}"
+R = G + "--routing {t}/r.json"
 D = "moe --device {t}/d.yaml"
 ONE_WEIGHT = {"weights": {"type": "int", "num_bits": 4}, "input_activations": None}
 
@@ -230,6 +231,51 @@ CASES = [
     Case("budget without end", G + "--budget " + "9" * 400, BAD, ("--budget",)),
     Case("gain as text", G + "--min-gain some", BAD, ("--min-gain some", "1%")),
     Case("gain above all", G + "--min-gain 150%", BAD, ("--min-gain 150%",)),
+    Case("routing unknown", G + "--routing hot", BAD, ("--routing hot", "uniform", "zipf:1.1")),
+    Case("routing empty", G + "--routing=", BAD, ("--routing ", "uniform")),
+    Case("routing: zipf of nothing", G + "--routing zipf:", BAD, ("--routing zipf:", "zipf:1.1")),
+    Case("routing: zipf negative", G + "--routing zipf:-1", BAD, ("--routing zipf:-1",)),
+    Case("routing: zipf too steep", G + "--routing zipf:11", BAD, ("exponent", "at most 10")),
+    Case("routing is a folder", G + "--routing {t}", BAD, ("--routing {t}", "JSON file")),
+    Case("routing file absent", R, BAD, ("--routing {t}/r.json", "JSON file")),
+    Case("routing not JSON", R, BAD, ("{t}/r.json", "not JSON"), {"r.json": "1 2"}),
+    Case("routing not UTF-8", R, BAD, ("{t}/r.json", "not JSON"), {"r.json": b"[\xff]"}),
+    Case("routing no list", R, BAD, ("r.json", "list of counts"), {"r.json": '{"0": 1}'}),
+    Case("routing of texts", R, BAD, ("r.json", "list of counts"), {"r.json": '["1"]'}),
+    Case("routing negative", R, BAD, ("r.json", "list of counts"), {"r.json": "[1, -1]"}),
+    Case("routing not a number", R, BAD, ("r.json", "list of counts"), {"r.json": "[1, NaN]"}),
+    Case("routing of nobody", R, BAD, ("r.json", "no expert was ever chosen"), {"r.json": "[0]"}),
+    Case(
+        "routing of another model",
+        R,
+        BAD,
+        ("--routing {t}/r.json", "3 counts for 128 experts"),
+        {"r.json": "[1, 2, 3]"},
+    ),
+    Case(
+        "routing of one rank",
+        R + " --ep 2",
+        BAD,
+        ("64 counts for 128 experts",),
+        {"r.json": json.dumps([1] * 64)},
+    ),
+    Case("gamma negative", G + "--gamma=-1", BAD, ("--gamma", "-1 is not between 0 and 64")),
+    Case("gamma huge", G + "--gamma 65", BAD, ("--gamma", "65 is not between")),
+    Case("gamma twice", G + "--gamma 2,4,2", BAD, ("--gamma", "2 is given twice")),
+    Case("gamma as text", G + "--gamma some", BAD, ("--gamma some", "numbers")),
+    Case("gamma as fraction", G + "--gamma 2.5", BAD, ("--gamma 2.5", "numbers")),
+    Case("gamma empty", G + "--gamma=", BAD, ("--gamma", "numbers")),
+    Case("concurrency zero", G + "--concurrency 0", BAD, ("--concurrency", "0 is not between 1")),
+    Case("concurrency huge", G + "--concurrency 65537", BAD, ("--concurrency", "65537")),
+    Case("concurrency twice", G + "--gamma 2 --concurrency 8,8", BAD, ("--concurrency", "twice")),
+    Case("concurrency as text", G + "--concurrency all", BAD, ("--concurrency all", "numbers")),
+    Case("memory zero", G + "--memory-limit 0G", BAD, ("--memory-limit 0G", "512M or more")),
+    Case("memory too little", G + "--memory-limit 511M", BAD, ("--memory-limit 511M", "512M")),
+    Case("memory without a unit", G + "--memory-limit 16", BAD, ("--memory-limit 16", "16G")),
+    Case("memory negative", G + "--memory-limit=-8G", BAD, ("--memory-limit -8G", "16G")),
+    Case("memory as text", G + "--memory-limit most", BAD, ("--memory-limit most", "16G")),
+    Case("memory empty", G + "--memory-limit=", BAD, ("--memory-limit", "16G")),
+    Case("memory beyond all", G + "--memory-limit " + "9" * 400 + "G", BAD, ("--memory-limit",)),
     Case("seed negative", G + "--seed=-1", BAD, ("--seed -1",)),
     Case("no workers", G + "--workers 0", BAD, ("--workers 0", "1 to 1024")),
     Case("unknown option", G + "--bogus", BAD, ("No such option", "--bogus")),
@@ -597,3 +643,59 @@ def test_interrupted(place: Path, command: Command, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("autotune.devices.load_devices", interrupt)
     check(command(*G.split()), 130, "interrupted", "the same command goes on")
+
+
+# ------------------------------------------------------------------- a machine with GPUs
+
+
+def show_gpus(place: Path, *names: str) -> None:
+    """An nvidia-smi that shows GPUs of these names."""
+    program = place / "nvidia-smi"
+    rows = "".join(f"echo '{name}, GPU-{n}, 570.1, 143771, 9.0'\n" for n, name in enumerate(names))
+    program.write_text("#!/bin/sh\n" + rows)
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "visible", ["GPU-0", "0,GPU-1", "MIG-GPU-0/1/0", "all", "-1", "0;1", "0.5", "void\n1"]
+)
+def test_gpus_named_in_a_way_that_is_not_understood(
+    visible: str, place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show_gpus(place, "NVIDIA H200", "NVIDIA H200")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    said = f"CUDA_VISIBLE_DEVICES={visible}".replace("\n", " ")
+    for device_flag in ("h200", "auto"):
+        check(command("moe", "--device", device_flag), BAD, said, "indices", "nvidia-smi")
+
+
+def test_the_installed_program_with_gpus(place: Path) -> None:
+    show_gpus(place, "NVIDIA H200")
+    got = real("moe", "--device", "auto", CUDA_VISIBLE_DEVICES="GPU-0")
+    check(got, BAD, "CUDA_VISIBLE_DEVICES=GPU-0", "such as 0")
+
+
+def test_a_gpu_that_no_file_describes(place: Path, command: Command) -> None:
+    show_gpus(place, "ACME Abacus 9000")
+    check(command("moe", "--device", "auto"), BAD, "'ACME Abacus 9000'", "--device")
+
+
+@pytest.mark.parametrize(
+    ("visible", "indices"),
+    [
+        (None, (0, 1, 2)),
+        ("0", (0,)),
+        ("2,0", (0, 2)),
+        (" 1 , ", (1,)),
+        ("", ()),
+        ("7", ()),
+    ],
+)
+def test_the_gpus_that_may_be_used(
+    visible: str | None, indices: tuple[int, ...], place: Path
+) -> None:
+    show_gpus(place, "NVIDIA H200", "NVIDIA H200", "NVIDIA H200")
+    found = present_gpus(get_device("h200"), visible)
+    assert tuple(gpu.index for gpu in found) == indices
+    # On a machine without the device, how its GPUs are named does not matter.
+    assert present_gpus(get_device("gb10"), "GPU-0") == ()

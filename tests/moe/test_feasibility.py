@@ -5,14 +5,24 @@ from __future__ import annotations
 import itertools
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from autotune.core import Outcome
-from autotune.moe import feasibility
+from autotune.core import Candidate, Outcome
+from autotune.moe import feasibility, kernel_source
 from autotune.moe.compile import CompileJob, compile_many, compile_pool, kernel_info, specialise
-from autotune.moe.feasibility import CONSTRAINTS, shared_memory_bytes
+from autotune.moe.compile_worker import launch_arguments
+from autotune.moe.feasibility import (
+    CONSTRAINTS,
+    accumulators_fit,
+    distinct,
+    row_blocks_most,
+    shared_memory_bytes,
+)
 from autotune.moe.shape import MoeShape, Scheme
 
 PARAMETERS = ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "num_warps", "num_stages")
@@ -188,3 +198,149 @@ def test_each_constraint_says_why(
     fine = params(64, 64, 128, 4, 3)
     assert CONSTRAINTS[name](fine, shape(kind), GB10) is None
     assert reason in (CONSTRAINTS[name]({**fine, **changed}, shape(kind), GB10) or "")
+
+
+# ---------------------------------------------------------------------------- registers
+
+
+@pytest.mark.parametrize(
+    ("block_m", "block_n", "warps", "sums"),
+    [
+        (64, 64, 4, 32),
+        (128, 128, 4, 128),
+        (128, 256, 8, 128),
+        (256, 256, 8, 256),
+        (128, 256, 4, 256),
+        (256, 128, 4, 256),
+        (256, 256, 4, 512),
+        (64, 128, 1, 256),
+        (64, 64, 1, 128),
+        (16, 256, 1, 128),
+        (256, 256, 32, 64),
+    ],
+)
+def test_sums_that_fit_into_registers(block_m: int, block_n: int, warps: int, sums: int) -> None:
+    """A thread has 255; tensor memory needs none of them."""
+    for stages, arch in itertools.product((2, 5), (90, 121, 120, 89)):
+        limits = Limits(arch, 10**9)
+        said = accumulators_fit(params(block_m, block_n, 64, warps, stages), GEMMA, limits)
+        assert (said is None) == (sums < 256), (arch, said)
+        assert said is None or said.startswith(f"{sums} sums per thread do not fit into 255")
+    for arch in (100, 103, 110):
+        tile = params(block_m, block_n, 64, warps, 3)
+        assert accumulators_fit(tile, GEMMA, Limits(arch, 10**9)) is None
+
+
+# -------------------------------------------------------------------------- launch grid
+
+
+GEMMA = shape("channel")
+FEW_EXPERTS = replace(GEMMA, experts=8, global_experts=8, topk=2)  # as Mixtral
+PARALLEL = replace(GEMMA, experts=32)  # a quarter of the experts on this rank: never naive
+ALONE = replace(GEMMA, experts=1, global_experts=1, topk=1)
+SHAPES = (GEMMA, FEW_EXPERTS, PARALLEL, ALONE)
+MS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 63, 64, 96, 127, 128, 255, 256, 512, 1024, 4096)
+
+
+class GridOnly:
+    """In place of the kernel: keeps the number of programs of each launch."""
+
+    def __init__(self) -> None:
+        self.programs: list[int] = []
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*_: Any, **options: Any) -> None:
+            self.programs.append(grid(options)[0])
+
+        return launch
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("it", SHAPES, ids=["gemma", "few", "parallel", "alone"])
+def test_row_blocks_are_those_of_the_launch(it: MoeShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the grid of vLLM's own launcher, for both GEMMs."""
+    module, kernel = kernel_source.load_kernel(kernel_info().path), GridOnly()
+    monkeypatch.setitem(module.__dict__, "fused_moe_kernel", kernel)
+    for m, block_m, gemm in itertools.product(MS, (16, 32, 64, 128, 256), (1, 2)):
+        one = replace(
+            job("channel", 121, (block_m, 64, 64, 4, 2), gemm),
+            shape=it,
+            specialisation=specialise(it, m),
+        )
+        arguments = launch_arguments(one, m=m)
+        module.invoke_fused_moe_triton_kernel(**arguments)
+        columns = -(-arguments["B"].shape[1] // 64)
+        expected = kernel.programs.pop() / columns
+        assert row_blocks_most(it, m, block_m) == expected, (m, block_m, gemm)
+
+
+@given(
+    it=st.sampled_from(SHAPES),
+    m=st.integers(1, 5000),
+    block_m=st.sampled_from([16, 32, 64, 128, 256]),
+    data=st.data(),
+)
+def test_row_blocks_are_enough_for_any_routing(
+    it: MoeShape, m: int, block_m: int, data: st.DataObject
+) -> None:
+    """Each expert's tokens take whole tiles; as few experts as possible to as many."""
+    used = data.draw(st.integers(it.topk, min(it.global_experts, m * it.topk)))
+    spread = [m * it.topk // used + (n < m * it.topk % used) for n in range(used)]
+    most = row_blocks_most(it, m, block_m)
+    assert sum(-(-tokens // block_m) for tokens in spread) <= most
+    assert most <= m * it.topk
+
+
+def grouped(block_m: int, group: int, stages: int = 3) -> Candidate:
+    return Candidate.of({**params(block_m, 64, 64, 4, stages), "GROUP_SIZE_M": group})
+
+
+GRID = [
+    grouped(block_m, group, stages)
+    for block_m in STOCK[0]
+    for stages in STOCK[4]
+    for group in (1, 4, 16, 32, 64, 256)
+]
+
+
+def other_parameters(candidate: Candidate) -> Candidate:
+    return Candidate.of({n: v for n, v in candidate.params.items() if n != "GROUP_SIZE_M"})
+
+
+@given(
+    it=st.sampled_from(SHAPES),
+    m=st.integers(1, 5000),
+    candidates=st.lists(st.sampled_from(GRID), unique=True, max_size=40),
+)
+def test_only_copies_are_left_out(it: MoeShape, m: int, candidates: list[Candidate]) -> None:
+    kept = distinct(candidates, it, m)
+    assert kept == [c for c in candidates if c in set(kept)], "the order stays"
+
+    def whole(candidate: Candidate) -> bool:
+        blocks = row_blocks_most(it, m, candidate.int("BLOCK_SIZE_M"))
+        return candidate.int("GROUP_SIZE_M") >= blocks
+
+    for candidate in set(candidates) - set(kept):
+        alike = [c for c in kept if whole(c) and other_parameters(c) == other_parameters(candidate)]
+        assert whole(candidate)
+        assert len(alike) == 1
+        assert alike[0].int("GROUP_SIZE_M") < candidate.int("GROUP_SIZE_M")
+    covering = [other_parameters(c) for c in kept if whole(c)]
+    assert len(covering) == len(set(covering)), "exactly one of the copies stays"
+
+
+def test_which_copies_are_left_out() -> None:
+    """One token of Gemma: 8 row tiles, whatever the tile."""
+    groups = [64, 1, 8, 16, 7, 32]
+    kept = distinct([grouped(16, g) for g in groups], GEMMA, 1)
+    assert [c.int("GROUP_SIZE_M") for c in kept] == [1, 8, 7]
+
+
+@pytest.mark.parametrize("it", SHAPES, ids=["gemma", "few", "parallel", "alone"])
+def test_at_a_large_batch_every_group_differs(it: MoeShape) -> None:
+    m = 256 * 256 + 1
+    assert distinct(GRID, it, m) == GRID
+
+
+def test_nothing_to_compare() -> None:
+    assert distinct([], GEMMA, 1) == []

@@ -60,8 +60,8 @@ def document(result: Result) -> dict[str, Any]:
         "trials": trial_rows(result),
         "forecast": {"basis": "predicted", "rows": forecast_rows(result)},
         "not_tried": [
-            {"setting": setting(c), "predicted_us_per_token": value}
-            for c, value in result.ruled_out.items()
+            {"setting": setting(candidate), "why": why}
+            for candidate, why in result.left_out.items()
         ],
         "confirmed": confirm_rows(result),
     }
@@ -105,7 +105,8 @@ def compose(settings: ServeSettings, image: str) -> str:
     folders.append(settings.env.get("VLLM_TUNED_CONFIG_FOLDER", ""))
     mounts = [Path(f).absolute() for f in dict.fromkeys(folders) if f and Path(f).is_dir()]
     args = serve_args(settings, "0.0.0.0", CONTAINER_PORT)  # noqa: S104  (inside a container)
-    lines = ["services:", "  vllm:", f"    image: {json.dumps(image)}", "    command:"]
+    lines = ["# Made from the best setting; autotune has not started it."]
+    lines += ["services:", "  vllm:", f"    image: {json.dumps(image)}", "    command:"]
     # A dollar sign begins a variable in a compose file; doubled it is itself.
     lines += [f"      - {json.dumps(_absolute(arg, mounts)).replace('$', '$$')}" for arg in args]
     lines += ["    ports:", f'      - "127.0.0.1:8000:{CONTAINER_PORT}"', "    ipc: host"]

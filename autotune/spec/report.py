@@ -51,6 +51,7 @@ def report(result: Result) -> str:
         *_searched(result),
         *_acceptance(result),
         *_forecast(result),
+        *_left_out(result),
         *_confirmed(result),
         *_failures(result.failures),
     ]
@@ -65,7 +66,7 @@ def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
 def _searched(result: Result) -> list[str]:
     levels = [str(c) for c in result.plan.scenario.concurrency]
     heads = ["setting", *(f"tok/s at {c}" for c in levels), "× baseline", "identical"]
-    heads += ["KV tokens", "memory GiB", "start s"]
+    heads += ["KV tokens", "host memory GiB", "start s"]
     rows = []
     for row in trial_rows(result):
         memory = row["memory_bytes"]
@@ -137,11 +138,6 @@ def _forecast(result: Result) -> list[str]:
     if not rows:
         return []
     heads = ["gamma", "concurrency", "predicted tok/s", "measured tok/s", "error"]
-    skipped = [
-        f"- {setting(candidate)}: {number(value)} µs per token (predicted)"
-        for candidate, value in result.ruled_out.items()
-    ]
-    more = ["Not tried, because it could not win by the prediction:", "", *skipped, ""]
     said = "The rates from the baseline and one probe at the largest gamma; see `autotune.spec`."
     return [
         "## Predicted against measured",
@@ -150,8 +146,12 @@ def _forecast(result: Result) -> list[str]:
         "",
         *_table(heads, rows),
         "",
-        *more * bool(skipped),
     ]
+
+
+def _left_out(result: Result) -> list[str]:
+    lines = [f"- {setting(candidate)}: {why}" for candidate, why in result.left_out.items()]
+    return ["## Not tried", "", *lines, ""] if lines else []
 
 
 def _percent(share: float | None) -> float | None:

@@ -38,7 +38,9 @@ def _trial_row(result: Result, trial: Trial) -> dict[str, Any]:
         "times_baseline": before / value if before and value else None,
         "tok_s": {c: level["tok_s"] for c, level in levels.items()},
         "levels": levels,
-        "identical_share": result.identical.get(trial.candidate),
+        "identical_share": result.identical.get(trial.candidate)
+        if trial.candidate[GAMMA]
+        else None,
         "kv_cache_tokens": details.get("kv_cache_tokens"),
         "memory_bytes": details.get("memory_bytes"),
         "start_s": details.get("start_s"),

@@ -110,8 +110,8 @@ def show_result(result: Result, files: Sequence[Path]) -> None:
     for trial in result.failures:
         said = f"{setting(trial.candidate)} failed: {trial.measurement.message}"
         out.print(escape(said), soft_wrap=True)
-    for candidate, value in result.ruled_out.items():
-        said = f"{setting(candidate)} not tried: predicted {number(value)} µs per token"
+    for candidate, why in result.left_out.items():
+        said = f"{setting(candidate)} not tried: {why}"
         out.print(escape(said), soft_wrap=True)
     for text in warnings(result):
         err.print(f"[yellow]Warning: {escape(text)}[/yellow]", soft_wrap=True)

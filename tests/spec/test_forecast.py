@@ -81,7 +81,7 @@ def test_a_clear_winner_ends_the_search() -> None:
     proposer = ForecastProposer(grid(0, 1, 4), trial(0, 0.0), scenario())
     proposer.tell(trial(4, 0.0))
     assert asked(proposer) is None
-    (left,) = proposer.ruled_out()
+    (left,) = proposer.left_out()
     assert left.int("gamma") == 1
     assert proposer.predicted(left) == pytest.approx(trial(1, 0.0).measurement.value)
 

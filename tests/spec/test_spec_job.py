@@ -104,7 +104,7 @@ def test_the_best_gamma_is_found_and_what_cannot_win_is_not_booted(bench: Bench)
     assert not result.selection.kept_incumbent
     assert result.selection.speedup == pytest.approx(2.4 / 1.4, rel=0.15)
     assert gammas(result)[:3] == [0, 6, 2]  # baseline, probe, the best by the forecast
-    assert {c.int("gamma") for c in result.ruled_out} >= {4, 5}
+    assert {c.int("gamma") for c in result.left_out} >= {4, 5}
     assert result.boots == result.fresh_boots == bench.boots
     assert bench.boots < 7 + 3
 
@@ -160,7 +160,7 @@ def test_other_parameters_are_searched_at_the_gammas_that_promise_most(bench: Be
     result = bench.tune(serving, gamma="0,1,4", sets=("max-num-seqs=8,16",))
     winner = result.selection.winner.candidate
     assert winner.params == {"gamma": 1, "max_num_seqs": "16"}
-    assert Candidate.of({"gamma": 4, "max_num_seqs": "16"}) in result.ruled_out
+    assert Candidate.of({"gamma": 4, "max_num_seqs": "16"}) in result.left_out
 
 
 def test_a_drafter_of_which_nothing_is_accepted_is_stopped_early(bench: Bench) -> None:

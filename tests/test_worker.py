@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -218,6 +219,95 @@ def test_closing_the_generator_cancels_what_is_outstanding(tmp_path: Path) -> No
         start = time.monotonic()
         assert [r.value for r in pool.map_ordered(double, [5], 30)] == [10]
         assert time.monotonic() - start < 10
+
+
+def sleep_half(number: int) -> int:
+    time.sleep(0.5)
+    return number
+
+
+def test_a_task_in_the_background() -> None:
+    """It runs while the caller does something else, and answers as often as asked."""
+    with WorkerPool(1) as pool:
+        list(pool.map_ordered(double, [1], 30))  # the worker is there
+        began = time.monotonic()
+        answer = pool.start(sleep_half, 7, 30)
+        assert time.monotonic() - began < 0.3
+        time.sleep(0.6)
+        began = time.monotonic()
+        assert [answer().value, answer().value] == [7, 7]
+        assert time.monotonic() - began < 0.3
+        assert answer().status is TaskStatus.OK
+        assert answer().seconds >= 0.5
+
+
+def test_tasks_in_the_background_go_first(pool: WorkerPool) -> None:
+    answers = [pool.start(sleep_half, number, 30) for number in range(2)]
+    assert [r.value for r in pool.map_ordered(double, range(4), 30)] == [0, 2, 4, 6]
+    assert [answer().value for answer in answers] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "message"),
+    [
+        ("abort", TaskStatus.CRASH, "SIGABRT"),
+        ("exit", TaskStatus.CRASH, "status 7"),
+        ("raise", TaskStatus.ERROR, "KeyError: 'the reason'"),
+        ("sys.exit", TaskStatus.ERROR, "SystemExit: 3"),
+    ],
+)
+def test_what_fails_in_the_background_is_a_result(
+    how: str, status: TaskStatus, message: str
+) -> None:
+    with WorkerPool(1) as pool:
+        answer = pool.start(misbehave, how, 30)
+        assert answer().status is status
+        assert message in answer().message
+        assert [r.value for r in pool.map_ordered(double, [4], 30)] == [8]
+        assert answer().status is status
+
+
+def test_what_hangs_in_the_background_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    with WorkerPool(1) as pool:
+        answer = pool.start(hang, str(file), 1.5)
+        assert answer().status is TaskStatus.TIMEOUT
+        worker, child = map(int, file.read_text().split())
+        assert wait_for(lambda: gone(worker) and dead(child), 2)
+
+
+def test_leaving_the_block_kills_what_runs_in_the_background(tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    with WorkerPool(1) as pool:
+        pool.start(hang, str(file), 100)
+        assert wait_for(lambda: file.exists() and len(file.read_text().split()) == 2, 30)
+        began = time.monotonic()
+    assert time.monotonic() - began < 3
+    worker, child = map(int, file.read_text().split())
+    assert wait_for(lambda: gone(worker) and dead(child), 2)
+
+
+@pytest.mark.xfail(strict=False, reason="a race in closing: the future may never be settled")
+def test_an_answer_that_will_not_come_is_not_waited_for(tmp_path: Path) -> None:
+    for turn in range(4):
+        file = tmp_path / str(turn)
+        with WorkerPool(1) as pool:
+            answer = pool.start(hang, str(file), 100)
+            assert wait_for(file.exists, 30)
+        asking = threading.Thread(target=answer, daemon=True)
+        asking.start()
+        asking.join(2)
+        assert not asking.is_alive()
+        assert answer().status in (TaskStatus.CRASH, TaskStatus.ERROR)
+
+
+def test_a_worker_that_died_idle_is_replaced_for_the_background() -> None:
+    with WorkerPool(1) as pool:
+        (process,) = [r.value for r in pool.map_ordered(pid, [0], 30)]
+        assert process is not None
+        os.kill(process, signal.SIGKILL)
+        time.sleep(0.5)
+        assert pool.start(double, 3, 30)().value == 6
 
 
 PARENT = """

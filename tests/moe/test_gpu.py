@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from autotune.core import Basis, Candidate, Measurement, Measurer, Outcome, Workload
 from autotune.moe.compile import Compiled, CompileJob, KernelInfo
 from autotune.moe.gpu import GpuMeasurer, GpuOptions
+from autotune.moe.requests import Comparison, GpuSetup, Timing
 from autotune.moe.shape import MoeShape, MoeWorkload, Scheme
 from tests import fake_kernel
 from tests.contracts import MeasurerContract
+from tests.test_worker import dead, wait_for
 
 SHAPE = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
 KERNEL = KernelInfo(Path("fused_moe.py"), "0" * 64, "0.0", "0.0")
@@ -178,3 +192,162 @@ class TestCompare:
         found = self.compare(candidate(), candidate(columns=32))
         assert found[candidate(columns=32)].outcome is Outcome.COMPILE_ERROR
         assert found[candidate()].outcome is Outcome.OK
+
+
+# ------------------------------------------------------------------- a parent that is killed
+
+
+PIDS = "AUTOTUNE_TEST_PIDS"
+"""In the environment: a file with the measuring processes."""
+STUCK = "stuck"
+"""Beside it: while this file is there and empty, the next candidate never returns."""
+
+JOB = """
+    import sys
+    from dataclasses import replace
+    from pathlib import Path
+    from autotune.moe import export, job
+    from autotune.moe.gpu import GpuMeasurer
+    from autotune.store import Store
+    from tests.moe.test_gpu import compiler
+    from tests.moe.test_measured_job import plan
+
+    def measurer(shape, options, _):
+        return GpuMeasurer(shape, replace(options, kernel=sys.argv[2]), compiler)
+
+    if __name__ == "__main__":
+        job.GpuMeasurer = measurer
+        folder = Path(sys.argv[1])
+        with Store.open(f"sqlite:///{folder}/a.db") as store:
+            result = job.run(plan(ms=(1, 64)), store, lambda progress: None)
+        export.write(result, folder)
+        print(result.fresh)
+"""
+
+
+def set_up(setup: GpuSetup) -> None:
+    """This module in place of the kernel: as the fake, and every process leaves its pid."""
+    fake_kernel.set_up(setup)
+    with Path(os.environ[PIDS]).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+device_facts, ready = fake_kernel.device_facts, fake_kernel.ready
+
+
+def time_candidate(request: Timing) -> dict[str, Any]:
+    stuck = Path(os.environ[PIDS]).with_name(STUCK)
+    if stuck.exists() and not stuck.read_text() and request.best_us is not None:
+        with stuck.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        # As inside a driver that does not answer: the interpreter itself stands still.
+        ctypes.PyDLL(None).sleep(600)
+    # Times without the race, which knows nothing of an earlier process.
+    return fake_kernel.time_candidate(replace(request, best_us=None))
+
+
+def compare(request: Comparison) -> dict[str, Any]:
+    time.sleep(0.2)
+    return fake_kernel.compare(request)
+
+
+def start_job(folder: Path) -> subprocess.Popen[str]:
+    """A measuring job as a program of its own."""
+    script = folder / "job.py"
+    script.write_text(textwrap.dedent(JOB))
+    root = str(Path(__file__).parents[2])
+    environment = {PIDS: str(folder / "pids"), "PYTHONPATH": root, "TMPDIR": str(folder)}
+    return subprocess.Popen(
+        [sys.executable, str(script), str(folder), "tests.moe.test_gpu"],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def processes_of(process: subprocess.Popen[str]) -> set[int]:
+    return {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+
+
+def stored(folder: Path) -> list[tuple[Any, ...]]:
+    query = """
+        SELECT w.label, t.phase, t.sequence, t.candidate_key, m.outcome, m.value
+        FROM trials t JOIN workloads w ON w.id = t.workload_id
+        JOIN measurements m ON m.trial_id = t.id ORDER BY 1, 2, 3
+    """
+    try:
+        with closing(sqlite3.connect(folder / "a.db")) as database:
+            return database.execute(query).fetchall()
+    except sqlite3.OperationalError:  # no tables yet
+        return []
+
+
+def has_stored(folder: Path, trials: int) -> bool:
+    return len(stored(folder)) >= trials
+
+
+def finished(folder: Path) -> tuple[int, bytes]:
+    """Let a job run to its end: the trials that it made, and the file."""
+    process = start_job(folder)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    (file,) = folder.glob("*/measured/E=*.json")
+    return int(out), file.read_bytes()
+
+
+def kill(process: subprocess.Popen[str], folder: Path) -> None:
+    """Kill -9: nothing of it may be left, the measuring processes least of all."""
+    left = processes_of(process)
+    measuring = {int(pid) for pid in (folder / "pids").read_text().split()}
+    assert left & measuring, "nothing was being measured"
+    process.kill()
+    process.communicate()
+    assert wait_for(lambda: all(dead(pid) for pid in left | measuring), 3)
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(300)
+def test_killed_while_measuring_and_run_again(tmp_path: Path) -> None:
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    calm.mkdir()
+    rough.mkdir()
+    made, expected = finished(calm)
+    assert made == len(stored(calm)) > 50
+    seen: list[tuple[Any, ...]] = []
+    for moment in (20, made - 3):  # in the search, while confirming
+        process = start_job(rough)
+        assert wait_for(partial(has_stored, rough, moment), 90)
+        kill(process, rough)
+        assert set(seen) <= set(stored(rough)), "a stored trial was lost"
+        seen = stored(rough)
+        assert len(seen) < made, "it was over before the kill"
+        (rough / "pids").unlink()
+    fresh, file = finished(rough)
+    assert fresh < made - 30, "what was stored was measured again"
+    assert file == expected
+    searched = [row for row in stored(rough) if row[1] != "confirm"]
+    assert searched == [row for row in stored(calm) if row[1] != "confirm"]
+
+
+@pytest.mark.vllm
+def test_killed_while_a_measuring_process_hangs(tmp_path: Path) -> None:
+    """It stands still inside a call, so that nothing but a signal can end it."""
+    stuck = tmp_path / STUCK
+    stuck.touch()
+    process = start_job(tmp_path)
+    try:
+        assert wait_for(lambda: stuck.read_text().strip(), 90)
+        hanging = int(stuck.read_text())
+        assert not dead(hanging)
+        kill(process, tmp_path)
+        assert dead(hanging)
+    finally:
+        process.kill()
+        process.communicate()
+    before = stored(tmp_path)
+    assert before
+    stuck.unlink()
+    fresh, _ = finished(tmp_path)
+    assert set(before) <= set(stored(tmp_path))
+    assert fresh == len(stored(tmp_path)) - len(before)

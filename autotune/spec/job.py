@@ -28,7 +28,7 @@ from autotune.spec.measurer import ServingMeasurer
 from autotune.spec.plan import FINALISTS, Plan
 from autotune.spec.quality import BAR, share_of, without_speculation
 from autotune.store import Store
-from autotune.tune import Limits, Progress, Search, TrialLog, measure_all, search_all
+from autotune.tune import Limits, Search, TrialLog, measure_all, search_all
 
 _NEAR = 1.03
 """A trial this much slower than the baseline may still be its equal, and is measured again."""
@@ -257,6 +257,3 @@ def _passes(plan: Plan, candidate: Candidate, identical: Mapping[Candidate, floa
     """Whether a setting may be recommended: identical enough, or the acceptance is synthetic."""
     share = identical.get(candidate)
     return bool(plan.recipe.synthetic) or (share is not None and share >= BAR)
-
-
-__all__ = ["Progress", "Result", "StoredLog", "run"]

@@ -67,10 +67,6 @@ def make_plan(request: Request) -> Plan:
     space = _space(request)
     args = tuple(word for text in request.server_args for word in _words(text, "--server-arg"))
     check_server_args(args, [name for name, _ in space.parameters if name != GAMMA])
-    if request.objective not in OBJECTIVES:
-        known = ", ".join(OBJECTIVES)
-        raise BadInputError(f"--objective {request.objective}: not one of {known}")
-    levels = tuple(sorted(_numbers(request.concurrency, "--concurrency", 1, _MOST_CONCURRENCY)))
     prompts = load_prompts(request.prompts)
     program = tuple(_words(request.program, "--vllm")) if request.program is not None else ()
     pair = load_pair(request.target, request.drafter)
@@ -82,19 +78,7 @@ def make_plan(request: Request) -> Plan:
         args,
         _environment(request),
     )
-    scenario = SpecScenario(
-        request.target,
-        request.drafter,
-        request.prompts,
-        prompts_key(prompts),
-        levels,
-        _between(request.max_tokens, "--max-tokens", 2, 1_000_000),
-        request.ignore_eos,
-        pair.target.chat is not False,
-        _between(request.repeats, "--repeats", 1, 1000),
-        _between(request.waves, "--waves", 1, 1000),
-        request.objective,
-    )
+    scenario = _scenario(request, prompts_key(prompts), chat=pair.target.chat is not False)
     plan = Plan(
         study=request.study or default_study(request.target, request.drafter),
         pair=pair,
@@ -115,6 +99,27 @@ def make_plan(request: Request) -> Plan:
     if not any(candidate.int(GAMMA) for candidate in plan.grid) and len(plan.grid) < 2:
         raise BadInputError("--gamma: nothing to compare with no speculation; name one above 0")
     return plan
+
+
+def _scenario(request: Request, key: str, *, chat: bool) -> SpecScenario:
+    """The load that the flags describe."""
+    if request.objective not in OBJECTIVES:
+        known = ", ".join(OBJECTIVES)
+        raise BadInputError(f"--objective {request.objective}: not one of {known}")
+    levels = tuple(sorted(_numbers(request.concurrency, "--concurrency", 1, _MOST_CONCURRENCY)))
+    return SpecScenario(
+        request.target,
+        request.drafter,
+        request.prompts,
+        key,
+        levels,
+        _between(request.max_tokens, "--max-tokens", 2, 1_000_000),
+        request.ignore_eos,
+        chat,
+        _between(request.repeats, "--repeats", 1, 1000),
+        _between(request.waves, "--waves", 1, 1000),
+        request.objective,
+    )
 
 
 def _space(request: Request) -> Space:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.spec.test_spec_job import FAKE
 from tests.spec.tiny_models import TinyModels
 
+SMALL = "--server-arg=--kv-cache-memory-bytes=268435456"
+"""What is free on the machine of the test then decides nothing."""
 BINARY = Path(sys.executable).with_name("autotune")
 
 
@@ -32,7 +37,7 @@ def autotune(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
 def spec(folder: Path, target: Path, *args: str) -> subprocess.CompletedProcess[str]:
     given = f"--target {target} --drafter ngram --prompts p.jsonl --concurrency 1 --max-tokens 24"
     given += " --waves 1 --repeats 6 --confirm-boots 1 --study s"
-    return autotune(folder, "spec", *given.split(), "--vllm", FAKE, *args)
+    return autotune(folder, "spec", *given.split(), "--vllm", FAKE, SMALL, *args)
 
 
 def test_plan_progress_result_and_a_second_run(folder: Path, tiny_models: TinyModels) -> None:
@@ -78,3 +83,41 @@ def test_a_refused_pair_needs_force(folder: Path, tiny_models: TinyModels) -> No
     forced = spec(folder, tiny_models.qwen3, *args, "--force")
     assert forced.returncode == 0, forced.stderr
     assert "refuse:" in forced.stderr
+
+
+def serving_in(folder: Path) -> list[int]:
+    """Servers whose model path or working folder is of this test."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            line = process.cmdline()
+            if any("fake_serving.py" in word for word in line) and process.cwd() == str(folder):
+                found.append(process.pid)
+    return found
+
+
+def test_kill_9_leaves_no_server_and_loses_no_finished_trial(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    boots = tmp_path / "boots"
+    env = "--env=FAKE_SERVING=" + json.dumps({"boots": str(boots)})
+    args = f"spec --target {tiny_models.qwen3} --drafter ngram --prompts p.jsonl --gamma 0,2"
+    args += " --concurrency 1 --max-tokens 24 --waves 1 --repeats 6 --confirm-boots 1 --study s"
+    command = [str(BINARY), *args.split(), "--vllm", FAKE, SMALL, env]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as tuner:
+        end = time.monotonic() + 60
+        while not boots.exists() or len(boots.read_text().splitlines()) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        tuner.kill()
+    end = time.monotonic() + 20
+    while serving_in(tmp_path):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    ran = autotune(tmp_path, *command[1:], "--json")
+    assert ran.returncode == 0, ran.stderr
+    document = json.loads(ran.stdout)
+    # The baseline was finished, the second boot was not: it alone is made again.
+    assert (document["boots"], document["fresh_boots"]) == (4, 3)
+    assert len(boots.read_text().splitlines()) == 5

@@ -65,6 +65,7 @@ def serving(script: Script) -> Iterator[SseServer]:
     application = web.Application()
     application.router.add_post("/{tail:.*}", server.answer)
     application.router.add_get("/metrics", server.tell)
+    application.router.add_get("/health", server.tell)
     runner = web.AppRunner(application, shutdown_timeout=0.1)
 
     async def start() -> None:

@@ -23,13 +23,14 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 BINARY = Path(sys.executable).with_name("autotune")
 GAMMAS = (0, 1, 4)
+"""Twelve repeats: with six, one that the machine disturbs is enough for a tie."""
 
 
 def test_the_truly_best_of_a_small_grid_is_found_on_real_servers(tmp_path: Path) -> None:
     target, drafter = make_deep_pair(tmp_path)
     server = [f"--server-arg={' '.join((*CPU_ARGS, *CACHE_ARGS))}"]
     server += [f"--env={name}={value}" for name, value in CPU_ENV.items()]
-    load = ["--concurrency", "1", "--max-tokens", "32", "--repeats", "6", "--waves", "1"]
+    load = ["--concurrency", "1", "--max-tokens", "32", "--repeats", "12", "--waves", "1"]
     command = [str(BINARY), "spec", f"--target={target}", f"--drafter={drafter}", *server, *load]
     command += [f"--gamma={','.join(map(str, GAMMAS))}", "--confirm-boots=1", "--study=e2e"]
     command += ["--json", f"--out={tmp_path}/out", f"--db=sqlite:///{tmp_path}/a.db"]
@@ -48,7 +49,7 @@ def test_the_truly_best_of_a_small_grid_is_found_on_real_servers(tmp_path: Path)
             drafter=str(drafter),
             gamma="0,1,4",
             max_tokens=32,
-            repeats=6,
+            repeats=12,
             confirm_boots=1,
             server_args=server[0].removeprefix("--server-arg=").split(),
             env=[f"{name}={value}" for name, value in CPU_ENV.items()],
@@ -69,7 +70,7 @@ def test_the_truly_best_of_a_small_grid_is_found_on_real_servers(tmp_path: Path)
         assert measurement.value is not None, measurement.message
         values[gamma] = measurement.value
     best = min(values, key=lambda gamma: values[gamma])
-    assert document["best"]["candidate"] == {"gamma": best}
+    assert document["best"]["candidate"] == {"gamma": best}, document["confirmed"]
     assert best > 0, "the drafter is eight times smaller; were it no gain, nothing would be shown"
     assert document["best"]["speedup"] > 1.1
 

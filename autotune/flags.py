@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 from autotune.core import BadInputError
 
+MOST_TOKENS = 1_048_576
+"""The largest M."""
+
 
 def seconds(text: str | None) -> float | None:
     """``90``, ``90s``, ``10m`` or ``2h`` to seconds."""
@@ -25,7 +28,7 @@ def batch_sizes(text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
     """``1,8,64`` to ascending values of M; nothing, or ``auto``, to ``default``."""
     if text is None or text == "auto":
         return default
-    return tuple(sorted(_counts(text, "--batch-sizes", 1, 1_048_576)))
+    return tuple(sorted(_counts(text, "--batch-sizes", 1, MOST_TOKENS)))
 
 
 def _counts(text: str, flag: str, least: int, most: int) -> list[int]:
@@ -51,7 +54,12 @@ def decode_sizes(gamma: str | None, concurrency: str | None) -> tuple[int, ...]:
         return ()
     drafted = _counts(gamma, "--gamma", 0, 64) if gamma is not None else []
     sequences = _counts(concurrency, "--concurrency", 1, 65_536) if concurrency is not None else [1]
-    return tuple(sorted({(g + 1) * b for g in {0, *drafted} for b in sequences}))
+    sizes = sorted({(g + 1) * b for g in {0, *drafted} for b in sequences})
+    if sizes[-1] > MOST_TOKENS:
+        raise BadInputError(
+            f"--gamma with --concurrency: {sizes[-1]} tokens are more than {MOST_TOKENS}"
+        )
+    return tuple(sizes)
 
 
 def mebibytes(text: str | None) -> int | None:

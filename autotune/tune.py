@@ -98,6 +98,7 @@ class Search:
         """Searches whose best candidates are hints for this one."""
         self._known: dict[Candidate, Trial] = {}
         self._stored = 0
+        self._takes_all = True
         self._batch: list[Candidate] = []
 
     def restore(self, stored: Sequence[Trial]) -> list[Trial]:
@@ -107,16 +108,17 @@ class Search:
             self._tell(trial)
         self._known = {trial.candidate: trial for trial in stored[whole:]}
         self._stored = len(stored)
+        self._takes_all = len(stored) <= self._limits.trials
         return list(stored[:whole])
 
     def next_batch(self) -> tuple[list[Candidate], list[Trial]] | None:
         """What to measure now, and what of the batch was stored; None when the search is over."""
         limits, searched = self._limits, len(self.trials)
         if searched >= limits.trials:
-            return None
+            return self._left_over()
         if searched >= self._stored and limits.clock() >= limits.deadline:
             self.out_of_time = True
-            return None
+            return self._left_over()
         # In turns of a batch each, the others have been told at least all but the last batch that
         # this one was told: so much of them, and no more, is known whatever was interrupted when.
         late = searched >= LATE * limits.trials
@@ -124,9 +126,17 @@ class Search:
         hints = [candidate for best in zip_longest(*alike) for candidate in best if candidate]
         self._batch = self._proposer.ask(min(BATCH, limits.trials - searched), hints)
         if not self._batch:
-            return None
+            return self._left_over()
         reused = [self._known[c] for c in self._batch if c in self._known]
         return [c for c in self._batch if c not in self._known], reused
+
+    def _left_over(self) -> tuple[list[Candidate], list[Trial]] | None:
+        """Stored trials that were not asked for again, as after a kill and with a larger limit."""
+        left = list(self._known.values())
+        if not left or not self._takes_all:
+            return None
+        self._batch = [trial.candidate for trial in left]
+        return [], left
 
     def best(self, told: int) -> list[Candidate]:
         """The best few of the first ``told`` trials."""
@@ -209,7 +219,8 @@ def search_all(searches: Sequence[Search], measurer: Measurer, log: TrialLog) ->
     for search in searches:
         for trial in search.restore(log.load(search.workload, Phase.SEARCH)):
             yield Progress(search.workload, trial, reused=True)
-    feed = _Feed(searches)
+    # Whatever was interrupted when, those that are behind are asked first, as if undisturbed.
+    feed = _Feed(sorted(searches, key=lambda search: len(search.trials)))
     while feed.open:
         measured = measurer.measure(feed)
         for measurement in measured:

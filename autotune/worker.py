@@ -117,6 +117,7 @@ class WorkerPool:
         self._scratch = tempfile.mkdtemp(prefix="autotune-workers-")
         self._pool = self._new_pool()
         self._restarts = 0
+        self._started: list[Any] = []
 
     def _new_pool(self) -> ProcessPool:
         return ProcessPool(
@@ -143,6 +144,7 @@ class WorkerPool:
         self._pool.stop()
         try:
             self._pool.join()
+            self._give_up_started()
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -197,6 +199,7 @@ class WorkerPool:
             Waits for the result; a task that a broken pool never ran counts as a crash.
         """
         future = self._schedule(function, item, timeout_s)
+        self._started.append(future)
         lost: TaskResult[Value] = TaskResult(TaskStatus.CRASH, message="never ran")
         return lambda: _result_of(future, timeout_s) or lost
 
@@ -215,6 +218,12 @@ class WorkerPool:
             return future
         return self._schedule(function, item, timeout_s)
 
+    def _give_up_started(self) -> None:
+        """Settle what the closed pool will not: whoever waits for it is told."""
+        for future in self._started:
+            future.cancel()
+        self._started.clear()
+
     def _restart(self) -> None:
         """Replace a broken pool.
 
@@ -226,6 +235,7 @@ class WorkerPool:
             raise BrokenProcessPool("worker processes die as soon as they start")
         self._pool.stop()
         self._pool.join()
+        self._give_up_started()
         self._pool = self._new_pool()
 
 

@@ -247,7 +247,6 @@ def test_killed_again_and_again_loses_and_doubles_nothing(lives: list[int], ahea
             assert trials == calm.load(Tokens(m), Phase.SEARCH)[: len(trials)]
 
 
-@pytest.mark.xfail(strict=True, reason=FOLLOWS)
 @given(kills, st.integers(1, 30))
 @example([BATCH] * 6, 1)
 def test_killed_again_and_again_keeps_the_order_and_the_hints(lives: list[int], ahead: int) -> None:
@@ -260,7 +259,6 @@ def test_killed_again_and_again_keeps_the_order_and_the_hints(lives: list[int], 
             assert all(expected[n] == h for n, h, _ in it.asked)
 
 
-@pytest.mark.xfail(strict=True, reason=FOLLOWS)
 def test_killed_after_every_batch_proposes_the_same() -> None:
     """What is proposed late depends on the neighbours: they must be as far as undisturbed."""
     calm, log = Memory(), Memory()
@@ -303,7 +301,6 @@ def test_a_smaller_effort_after_a_kill_in_a_late_batch_leaves_nothing_out() -> N
     assert [len(s.trials) for s in made] == [FIRST_LATE] * len(MS)
 
 
-@pytest.mark.xfail(strict=True, reason="hints depend on the limit of trials")
 def test_a_larger_effort_after_a_kill_in_a_late_batch_leaves_nothing_out() -> None:
     """All that is stored is told in the end, or a winner may be lost."""
     log = Memory()

@@ -287,7 +287,6 @@ def test_leaving_the_block_kills_what_runs_in_the_background(tmp_path: Path) -> 
     assert wait_for(lambda: gone(worker) and dead(child), 2)
 
 
-@pytest.mark.xfail(strict=False, reason="a race in closing: the future may never be settled")
 def test_an_answer_that_will_not_come_is_not_waited_for(tmp_path: Path) -> None:
     for turn in range(4):
         file = tmp_path / str(turn)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from autotune.core import Candidate, Outcome, Phase, Selection, Trial
 from autotune.moe.config_file import look_up
@@ -72,9 +71,13 @@ def select_stored(
 ) -> Selection | None:
     """The selection of one M by its latest stored comparison, if there was one."""
     keys = [key for t in trials if (key := t.measurement.details.get("compared"))]
-    group = [t for t in trials if keys and t.measurement.details.get("compared") == keys[-1]]
-    incumbent = next((t for t in group if t.candidate == default), None)
-    return select_confirmed(workload, incumbent, group, min_gain) if group else None
+    # A comparison that was cut off and repeated has two trials of a candidate: the later is whole.
+    group = {
+        t.candidate: t for t in trials if keys and t.measurement.details.get("compared") == keys[-1]
+    }
+    if not group:
+        return None
+    return select_confirmed(workload, group.get(default), list(group.values()), min_gain)
 
 
 def side_by_side(
@@ -94,8 +97,8 @@ def side_by_side(
     found: dict[MoeWorkload, list[Trial]] = {}
     stored = {workload: log.load(workload, Phase.CONFIRM) for workload in groups}
     for workload, candidates in groups.items():
-        known = {t.candidate: t for t in stored[workload] if _seed(t) == seed}
-        if all(candidate in known for candidate in candidates):
+        known = _whole_comparison(stored[workload], candidates, seed)
+        if known is not None:
             found[workload] = [known[candidate] for candidate in candidates]
             for trial in found[workload]:
                 on_progress(Progress(workload, trial, reused=True))
@@ -108,8 +111,17 @@ def side_by_side(
     return {workload: found[workload] for workload in groups}
 
 
-def _seed(trial: Trial) -> Any:
-    return trial.measurement.details.get("seed")
+def _whole_comparison(
+    stored: Sequence[Trial], candidates: Sequence[Candidate], seed: int
+) -> dict[Candidate, Trial] | None:
+    """The latest stored comparison with this seed that holds all candidates."""
+    comparisons: dict[str, dict[Candidate, Trial]] = {}
+    for trial in stored:
+        details = trial.measurement.details
+        if details.get("seed") == seed and "compared" in details:
+            comparisons.setdefault(details["compared"], {})[trial.candidate] = trial
+    whole = [c for c in comparisons.values() if all(candidate in c for candidate in candidates)]
+    return whole[-1] if whole else None
 
 
 def _logged(

@@ -13,7 +13,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -369,7 +369,11 @@ class GpuMeasurer:
                 candidates, failed = compiled.popleft()
                 request = requests.popleft()
                 found = failed | self._compared(request, candidates, result)
-                yield [Compared(candidate, m) for candidate, m in found.items()]
+                named = {"compared": request.key, "seed": request.seed}
+                yield [
+                    Compared(candidate, replace(m, details={**m.details, **named}))
+                    for candidate, m in found.items()
+                ]
 
     def _compared(
         self,
@@ -383,11 +387,11 @@ class GpuMeasurer:
                 return {candidates[0]: value}
             return self._one_by_one(request, candidates)
         measurements = {}
-        details = {"compared": request.key, "clocks": value["clocks"]}
+        details = {"clocks": value["clocks"]}
         for candidate, samples, error in zip(
             candidates, value["samples"], value["errors"], strict=True
         ):
-            own = details | {"error": error, "seed": request.seed}
+            own = details | {"error": error}
             if error is not None and not error <= value["tolerance"]:
                 measurements[candidate] = Measurement(
                     Outcome.WRONG_RESULT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from autotune.core import BadInputError
 
 _STEEPEST = 10.0
+_MOST = 1e18  # tokens; NaN is not below it either
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,21 @@ def parse_routing(text: str) -> Routing:
             raise BadInputError(f"--routing {text}: the exponent must be at most {_STEEPEST:g}")
         return Routing(text, exponent=exponent)
     path = Path(text)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):  # such as a name that is too long
+        is_file = False
+    if not is_file:
         raise BadInputError(
-            f"--routing {text}: expected uniform, zipf:1.1, or a JSON file with a list of counts"
+            f"--routing {text[:100]}: expected uniform, zipf:1.1, or a JSON file with a list of "
+            "counts"
         )
     try:
         counts = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInputError(f"--routing {text}: not JSON: {error}") from None
     if not isinstance(counts, list) or not all(
-        isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < math.inf for n in counts
+        isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < _MOST for n in counts
     ):
         raise BadInputError(f"--routing {text}: expected a list of counts, one for each expert")
     if not any(counts):

@@ -186,6 +186,9 @@ class TestCompare:
     ) -> None:
         found = self.compare(candidate(), candidate(kind), candidate(stages=4))
         assert found[candidate(kind)].outcome is outcome
+        # So that the next command finds it in the store.
+        assert {m.details["seed"] for m in found.values()} == {5}
+        assert len({m.details["compared"] for m in found.values()}) == 1
         assert len(found[candidate()].samples) == len(found[candidate(stages=4)].samples) == 9
 
     def test_what_does_not_compile_is_left_out(self) -> None:

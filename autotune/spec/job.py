@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from autotune.core import (
     Workload,
 )
 from autotune.environment import environment
-from autotune.records import RunRecord, RunStatus, SearchRecord
+from autotune.runlog import recorded
 from autotune.spec.confirm import Confirmed, OnProgress, confirm
 from autotune.spec.forecast import Forecast, ForecastProposer
 from autotune.spec.load import LoadOptions
@@ -75,39 +74,6 @@ class Result:
         return [t for t in self.trials if t.measurement.outcome is not Outcome.OK]
 
 
-class StoredLog:
-    """The store as the loop sees it: one run of one search; a :class:`autotune.tune.TrialLog`."""
-
-    def __init__(self, store: Store, search_record: SearchRecord, run: RunRecord) -> None:
-        self._store, self._search, self._run = store, search_record, run
-        self._ids: dict[str, int] = {}
-
-    def load(self, workload: Workload, phase: Phase) -> list[Trial]:
-        """The trials stored so far."""
-        return self._store.trials(self._search, workload.key, phase)
-
-    def append(self, workload: Workload, trial: Trial) -> None:
-        """Store a trial of this run."""
-        if workload.key not in self._ids:
-            self._ids[workload.key] = self._store.workload(self._search, workload).id
-        self._store.add_trials(self._run, self._ids[workload.key], [trial])
-
-
-@contextmanager
-def _recorded(store: Store, search_record: SearchRecord, command: str) -> Iterator[RunRecord]:
-    """A run in the store whose status says how it ended."""
-    run = store.start_run(search_record, store.environment(environment()), command)
-    status = RunStatus.FAILED
-    try:
-        yield run
-        status = RunStatus.DONE
-    except KeyboardInterrupt:
-        status = RunStatus.INTERRUPTED
-        raise
-    finally:
-        store.end_run(run, status)
-
-
 def run(plan: Plan, store: Store, logs: Path, on_progress: OnProgress) -> Result:
     """Measure what the plan asks for; all that is learnt goes to the store.
 
@@ -126,8 +92,7 @@ def run(plan: Plan, store: Store, logs: Path, on_progress: OnProgress) -> Result
     study = store.study(plan.study, "spec", plan.identity())
     with store.lock_study(plan.study):
         record = store.search(study, plan.setup())
-        with _recorded(store, record, plan.command) as run_record:
-            log = StoredLog(store, record, run_record)
+        with recorded(store, record, plan.command) as log:
             measurer = ServingMeasurer(
                 plan.launcher,
                 plan.recipe.settings,

@@ -16,7 +16,6 @@ from autotune.core import (
     Phase,
     Selection,
     Trial,
-    Workload,
 )
 from autotune.environment import environment
 from autotune.runlog import recorded

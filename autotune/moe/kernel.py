@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
-from filelock import FileLock
 
 from autotune.core import MissingEnvironmentError, Outcome
 from autotune.moe.problem import Problem
@@ -53,7 +53,6 @@ class _Worker:
 
     setup: GpuSetup
     gpu: int
-    lock: FileLock
     problem: Problem
     kernel: Any
     pool: Any
@@ -76,6 +75,23 @@ def set_up(setup: GpuSetup) -> None:
         MissingEnvironmentError: no GPU is free, or vLLM cannot be imported.
     """
     gpu, lock = claim_gpu(setup)
+    with ExitStack() as stack:
+        stack.callback(lock.release)  # another try in this process must be able to say why again
+        _log_to(Path(setup.folder) / f"gpu-{gpu}.log")
+        _worker.append(_prepared(setup, gpu, stack))
+        _worker[0].stack = stack.pop_all()
+
+
+def _log_to(path: Path) -> None:
+    """Keep what vLLM logs off the terminal."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def _prepared(setup: GpuSetup, gpu: int, stack: ExitStack) -> _Worker:
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi counts them
     os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     os.environ["TRITON_CACHE_DIR"] = setup.triton_cache
@@ -89,18 +105,16 @@ def set_up(setup: GpuSetup) -> None:
     os.environ["TRITON_CACHE_DIR"] = setup.triton_cache  # vLLM 0.24 may have set its own
     if not torch.cuda.is_available():
         raise MissingEnvironmentError("torch sees no CUDA device; is this a CPU build of torch?")
-    stack = ExitStack()
     stack.enter_context(set_current_vllm_config(VllmConfig()))
     problem = Problem(setup.shape, setup.routing, setup.seed, setup.l2_bytes)
-    worker = _Worker(
-        setup, gpu, lock, problem, fused_moe.fused_moe_kernel, torch.cuda.graph_pool_handle(), stack
-    )
+    pool = torch.cuda.graph_pool_handle()
+    worker = _Worker(setup, gpu, problem, fused_moe.fused_moe_kernel, pool, stack)
 
     def count(*_: Any, cache_hit: bool, **__: Any) -> None:
         worker.compiled[cache_hit] += 1
 
     knobs.compilation.listener = count
-    _worker.append(worker)
+    return worker
 
 
 @contextmanager
@@ -116,7 +130,7 @@ def _guarded(worker: _Worker, key: str, seconds: float) -> Iterator[dict[str, An
 
     result: dict[str, Any] = {"outcome": Outcome.OK}
     _make_room(worker)
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
     try:
         yield result
         torch.cuda.synchronize()

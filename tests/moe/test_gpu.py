@@ -354,3 +354,25 @@ def test_killed_while_a_measuring_process_hangs(tmp_path: Path) -> None:
     fresh, _ = finished(tmp_path)
     assert set(before) <= set(stored(tmp_path))
     assert fresh == len(stored(tmp_path)) - len(before)
+
+
+@pytest.mark.vllm
+def test_a_gpu_that_torch_cannot_use_is_one_line(tmp_path: Path) -> None:
+    """nvidia-smi shows a GPU, but torch is the CPU build: told by the real measuring process."""
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text('#!/bin/sh\necho "NVIDIA GB10, GPU-1, 580.1, [N/A], 12.1"\n')
+    smi.chmod(0o755)
+    ran = subprocess.run(
+        [sys.executable, "-m", "autotune", "moe", "--device", "auto", "--batch-sizes", "8"],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{smi.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert ran.returncode == 3
+    assert ran.stderr.splitlines()[-1] == (
+        "autotune: torch sees no CUDA device; is this a CPU build of torch?"
+    )
+    assert "Traceback" not in ran.stderr

@@ -365,6 +365,7 @@ def test_a_gpu_that_torch_cannot_use_is_one_line(tmp_path: Path) -> None:
     smi.chmod(0o755)
     ran = subprocess.run(
         [sys.executable, "-m", "autotune", "moe", "--device", "auto", "--batch-sizes", "8"],
+        check=False,
         cwd=tmp_path,
         env=os.environ | {"PATH": f"{smi.parent}:{os.environ['PATH']}"},
         capture_output=True,

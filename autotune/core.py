@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import cached_property
-from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 Scalar = int | float | str | bool
@@ -23,6 +22,7 @@ class ExitCode(IntEnum):
     """What a command's exit status means (documented in README.md)."""
 
     DONE = 0
+    FLAGGED = 1
     BAD_INPUT = 2
     MISSING_ENVIRONMENT = 3
     NO_FEASIBLE_CANDIDATE = 4
@@ -63,6 +63,9 @@ class Outcome(StrEnum):
     CRASH = "crash"
     RUNTIME_ERROR = "runtime_error"
     WRONG_RESULT = "wrong_result"
+    SLO_MISSED = "slo_missed"
+    CANNOT_WIN = "cannot_win"
+    """Stopped half-way: the best that it could still come to is clearly worse than another."""
 
 
 class Basis(StrEnum):
@@ -226,12 +229,7 @@ class Measurer(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 class HoldsNothing:
@@ -240,12 +238,7 @@ class HoldsNothing:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Nothing to do."""
 
 

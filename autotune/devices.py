@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,10 +84,12 @@ class GpuInfo:
         return asdict(self)
 
 
-def detect_gpus() -> list[GpuInfo]:
-    """The GPUs that nvidia-smi shows; none when it is absent, fails or hangs."""
-    query = "name,uuid,driver_version,memory.total,compute_cap"
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+def nvidia_smi(*fields: str) -> list[list[str]]:
+    """The fields of every GPU as ``nvidia-smi --query-gpu`` tells them, in the order of the bus.
+
+    None when it is absent, fails or hangs.
+    """
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         shown = subprocess.run(  # noqa: S603 - fixed arguments
             command, capture_output=True, text=True, timeout=20, check=True
@@ -94,7 +97,13 @@ def detect_gpus() -> list[GpuInfo]:
     except (OSError, subprocess.SubprocessError):
         return []
     rows = csv.reader(shown.stdout.splitlines(), skipinitialspace=True)
-    return [GpuInfo(index, *row) for index, row in enumerate(rows) if len(row) == 5]
+    return [row for row in rows if len(row) == len(fields)]
+
+
+def detect_gpus() -> list[GpuInfo]:
+    """The GPUs that nvidia-smi shows."""
+    rows = nvidia_smi("name", "uuid", "driver_version", "memory.total", "compute_cap")
+    return [GpuInfo(index, *row) for index, row in enumerate(rows)]
 
 
 def load_devices() -> dict[str, Device]:
@@ -132,31 +141,50 @@ def get_device(ref: str) -> Device:
     )
 
 
-def resolve_device(ref: str) -> Device:
-    """Like :func:`get_device`, where ``auto`` is the first GPU of this machine.
+def resolve_device(ref: str, visible: str | None = None) -> Device:
+    """Like :func:`get_device`, where ``auto`` is the first GPU that CUDA would use here.
+
+    Args:
+        ref: see :func:`get_device`, or ``auto``.
+        visible: ``CUDA_VISIBLE_DEVICES``, if set.
 
     Raises:
-        BadInputError: unknown name, or a GPU that no file describes.
-        MissingEnvironmentError: ``auto`` on a machine without a GPU.
+        BadInputError: unknown name, a GPU that no file describes, or GPUs named in another way.
+        MissingEnvironmentError: ``auto`` where there is no GPU, or none that is visible.
     """
     if ref != "auto":
         return get_device(ref)
-    gpus = detect_gpus()
-    if not gpus:
-        raise MissingEnvironmentError(
-            "--device auto: nvidia-smi shows no GPU here; name one, such as --device gb10"
-        )
-    found = _matching(load_devices(), gpus[0].name)
+    if why := no_gpu(visible):
+        raise MissingEnvironmentError(f"--device auto: {why}; name one, such as --device gb10")
+    first = _visible(detect_gpus(), visible)[0]
+    found = _matching(load_devices(), first.name)
     if found is None:
         raise BadInputError(
-            f"--device auto: no file describes {gpus[0].name!r}; copy one of "
+            f"--device auto: no file describes {first.name!r}; copy one of "
             "search_spaces/devices, fill in its figures and give its path with --device"
         )
     return found
 
 
+def no_gpu(visible: str | None) -> str | None:
+    """Why CUDA would use no GPU of this machine; None if it would.
+
+    Args:
+        visible: ``CUDA_VISIBLE_DEVICES``, if set.
+
+    Raises:
+        BadInputError: it names GPUs in another way than by index.
+    """
+    here = detect_gpus()
+    if _visible(here, visible):
+        return None
+    if not here:
+        return "nvidia-smi shows no GPU here"
+    return f"CUDA_VISIBLE_DEVICES={visible} leaves none of the {len(here)} that nvidia-smi shows"
+
+
 def present_gpus(device: Device, visible: str | None = None) -> tuple[GpuInfo, ...]:
-    """The GPUs of this machine that are the device.
+    """The GPUs of this machine that are the device, in the order of the bus.
 
     Args:
         device: which.
@@ -166,11 +194,17 @@ def present_gpus(device: Device, visible: str | None = None) -> tuple[GpuInfo, .
         BadInputError: it names GPUs in another way.
     """
     gpus = [gpu for gpu in detect_gpus() if _matching({device.name: device}, gpu.name) is not None]
+    return tuple(sorted(_visible(gpus, visible), key=lambda gpu: gpu.index))
+
+
+def _visible(gpus: Sequence[GpuInfo], visible: str | None) -> list[GpuInfo]:
+    """Those that ``CUDA_VISIBLE_DEVICES`` lists, in its order; without it, or without GPUs, all."""
     if not gpus or visible is None:
-        return tuple(gpus)
+        return list(gpus)
     listed = [part.strip() for part in visible.split(",") if part.strip()]
     if not all(part.isdecimal() for part in listed):
         raise BadInputError(
             f"CUDA_VISIBLE_DEVICES={visible}: expected indices as nvidia-smi counts them, such as 0"
         )
-    return tuple(gpu for gpu in gpus if str(gpu.index) in listed)
+    by_index = {str(gpu.index): gpu for gpu in gpus}
+    return [by_index[index] for index in dict.fromkeys(listed) if index in by_index]

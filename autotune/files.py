@@ -10,15 +10,17 @@ from pathlib import Path
 from autotune.core import AutotuneError, BadInputError, MissingEnvironmentError
 
 
-def _translated(error: OSError, path: Path) -> AutotuneError:
+def _translated(error: OSError, path: Path, flag: str) -> AutotuneError:
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return MissingEnvironmentError(f"{path}: {reason}; free some and run the command again")
-    return BadInputError(f"{path}: cannot be written: {reason}; name another folder with --out")
+    return BadInputError(f"{path}: cannot be written: {reason}; name another folder with {flag}")
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, flag: str = "--out") -> None:
     """Replace ``path`` by ``data``: a reader or a crash sees the old file or the new one.
+
+    ``flag`` is what names another folder, for messages.
 
     Raises:
         BadInputError: the place cannot be written.
@@ -37,11 +39,11 @@ def write_whole(path: Path, data: bytes) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise _translated(error, path) from None
+        raise _translated(error, path, flag) from None
 
 
-def check_writable(folder: Path) -> None:
-    """Fail before the work rather than after it.
+def check_writable(folder: Path, flag: str = "--out") -> None:
+    """Fail before the work rather than after it; ``flag`` names another folder, for messages.
 
     Raises:
         BadInputError: ``folder`` is not a folder that files can be made in.
@@ -53,4 +55,4 @@ def check_writable(folder: Path) -> None:
             probe.write(b"x" * 4096)
             probe.flush()
     except OSError as error:
-        raise _translated(error, folder) from None
+        raise _translated(error, folder, flag) from None

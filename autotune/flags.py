@@ -11,16 +11,12 @@ MOST_TOKENS = 1_048_576
 """The largest M."""
 
 
-def seconds(text: str | None) -> float | None:
+def seconds(text: str, flag: str) -> float:
     """``90``, ``90s``, ``10m`` or ``2h`` to seconds."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    if found is None:
-        raise BadInputError(f"--budget {text}: expected a time such as 90s, 10m or 2h")
-    value = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
-    if not 0 < value < float("inf"):
-        raise BadInputError(f"--budget {text}: must be more than nothing, and a time")
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smh]?)", text.strip(), re.ASCII)
+    value = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if value <= 0:
+        raise BadInputError(f"{flag} {text}: expected a time such as 90s, 10m or 2h")
     return value
 
 
@@ -28,20 +24,20 @@ def batch_sizes(text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
     """``1,8,64`` to ascending values of M; nothing, or ``auto``, to ``default``."""
     if text is None or text == "auto":
         return default
-    return tuple(sorted(_counts(text, "--batch-sizes", 1, MOST_TOKENS)))
+    return counts(text, "--batch-sizes", 1, MOST_TOKENS)
 
 
-def _counts(text: str, flag: str, least: int, most: int) -> list[int]:
+def counts(text: str, flag: str, least: int, most: int) -> tuple[int, ...]:
+    """``1,8,64`` to ascending numbers, none of them twice."""
     try:
-        counts = [int(part) for part in text.split(",")]
+        found = [int(part) for part in text.split(",")]
     except ValueError:
         raise BadInputError(f"{flag} {text}: expected numbers such as 1,8,64") from None
-    for count in counts:
-        if not least <= count <= most:
-            raise BadInputError(f"{flag}: {count} is not between {least} and {most}")
-        if counts.count(count) > 1:
-            raise BadInputError(f"{flag}: {count} is given twice")
-    return counts
+    for one in found:
+        within(one, flag, least, most)
+        if found.count(one) > 1:
+            raise BadInputError(f"{flag}: {one} is given twice")
+    return tuple(sorted(found))
 
 
 def decode_sizes(gamma: str | None, concurrency: str | None) -> tuple[int, ...]:
@@ -52,8 +48,8 @@ def decode_sizes(gamma: str | None, concurrency: str | None) -> tuple[int, ...]:
     """
     if gamma is None and concurrency is None:
         return ()
-    drafted = _counts(gamma, "--gamma", 0, 64) if gamma is not None else []
-    sequences = _counts(concurrency, "--concurrency", 1, 65_536) if concurrency is not None else [1]
+    drafted = counts(gamma, "--gamma", 0, 64) if gamma is not None else ()
+    sequences = counts(concurrency, "--concurrency", 1, 65_536) if concurrency is not None else (1,)
     sizes = sorted({(g + 1) * b for g in {0, *drafted} for b in sequences})
     if sizes[-1] > MOST_TOKENS:
         raise BadInputError(
@@ -91,6 +87,12 @@ def fraction(text: str, flag: str) -> float:
             f"{flag} {text}: expected a share from 0 to below 1, such as 1% or 0.01"
         )
     return value
+
+
+def one_line(text: str | None, flag: str) -> None:
+    """Refuse what is empty or breaks lines; None is no text."""
+    if text is not None and (not text.strip() or not text.isprintable()):
+        raise BadInputError(f"{flag} {text!r}: expected a line of text")
 
 
 def one_of(text: str, flag: str, known: Iterable[str]) -> None:

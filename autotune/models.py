@@ -162,6 +162,21 @@ class MeasurementRow(Base):
     seconds: Mapped[float]
 
 
+class PartRow(Base):
+    """A finished part of a measurement that takes long, stored before the whole of it is known."""
+
+    __tablename__ = "parts"
+    __table_args__ = (UniqueConstraint("workload_id", "candidate_key", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"))
+    workload_id: Mapped[int] = mapped_column(ForeignKey("workloads.id"))
+    candidate_key: Mapped[str]
+    name: Mapped[str]
+    value: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
 class CompileResultRow(Base):
     """What compiling a candidate told, under a digest that the caller computes."""
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from autotune.core import Phase, Trial
 from autotune.records import StudyDetail
+from autotune.spec.stored import Served
+from autotune.spec.tables import setting
 
 
 def best_rows(detail: StudyDetail, trials: Mapping[int, Sequence[Trial]]) -> list[dict[str, Any]]:
@@ -38,3 +40,26 @@ def best_rows(detail: StudyDetail, trials: Mapping[int, Sequence[Trial]]) -> lis
         }
         for key, (value, trial) in best.items()
     ]
+
+
+def served_rows(served: Served) -> list[dict[str, Any]]:
+    """Every setting of a load of a ``spec`` study, the baseline first, as JSON values.
+
+    ``times_baseline`` is of the search's single boot, ``fresh_boots`` of the boots that took turns.
+    """
+    before = None if served.baseline is None else served.baseline.measurement.value
+    rows = []
+    for trial in served.searched:
+        measurement, ratio = trial.measurement, served.confirmed_ratio(trial.candidate)
+        value, levels = measurement.value, measurement.details.get("levels", {})
+        rows.append(
+            {
+                "setting": setting(trial.candidate),
+                "outcome": measurement.outcome.value,
+                "tok_s": {c: level["tok_s"] for c, level in levels.items()},
+                "times_baseline": before / value if before and value else None,
+                "fresh_boots": None if ratio is None else ratio.value,
+                "identical_share": served.identical(trial),
+            }
+        )
+    return rows

@@ -1,4 +1,4 @@
-"""Proposers: what to try next. The only module that imports Optuna.
+"""Proposers: what to try next.
 
 Optuna runs in memory; our own tables are the truth (docs/adr/0001). Before every ``ask`` the
 sampler is made anew with a seed derived from the number of trials told, so that what is proposed

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from autotune.core import Basis, Outcome
+from autotune.core import Basis, Outcome, Trial
 
 
 class RunStatus(StrEnum):
@@ -92,6 +92,15 @@ class WorkloadRecord(Record):
     key: str
     label: str
     spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DatedTrial:
+    """A trial, the run that made it, and when it was stored."""
+
+    trial: Trial
+    run_id: int
+    created_at: datetime
 
 
 @dataclass(frozen=True)

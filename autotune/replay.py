@@ -60,7 +60,7 @@ class Landscape(HoldsNothing):
         """
         try:
             frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise BadInputError(f"{path}: not a landscape: {error}") from None
         missing = sorted(_FIXED - set(frame.columns))
         if missing:

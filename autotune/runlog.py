@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from autotune.core import Phase, Trial, Workload
+from autotune.core import Candidate, Phase, Trial, Workload
 from autotune.environment import environment
 from autotune.records import RunRecord, RunStatus, SearchRecord
 from autotune.store import Store
@@ -25,10 +26,23 @@ class StoredLog:
 
     def append(self, workload: Workload, trial: Trial) -> None:
         """Store a trial of this run."""
+        self._store.add_trials(self._run, self._id(workload), [trial])
+        self.appended += 1
+
+    def load_parts(self, workload: Workload, candidate: Candidate) -> dict[str, dict[str, Any]]:
+        """What a run that was cut off had finished of a measurement, by name."""
+        return self._store.parts(self._search, workload.key, candidate)
+
+    def append_part(
+        self, workload: Workload, candidate: Candidate, name: str, value: Mapping[str, Any]
+    ) -> None:
+        """Store a finished part of a measurement under way."""
+        self._store.add_part(self._run, self._id(workload), candidate, name, value)
+
+    def _id(self, workload: Workload) -> int:
         if workload.key not in self._ids:
             self._ids[workload.key] = self._store.workload(self._search, workload).id
-        self._store.add_trials(self._run, self._ids[workload.key], [trial])
-        self.appended += 1
+        return self._ids[workload.key]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from autotune.core import BadInputError, Candidate, NoFeasibleCandidateError, Scalar, digest
+from autotune.published import Published
 from autotune.resources import data_root
 from autotune.yamlfile import load_yaml
 
@@ -64,6 +65,18 @@ class _SpaceFile(BaseModel):
     source: StrictStr
     parameters: Annotated[dict[str, _Parameter], Field(min_length=1)]
     constraints: list[StrictStr] = []
+    published: Published | None = None
+
+    @field_validator("published")
+    @classmethod
+    def _of_this_space(cls, published: Published | None, info: ValidationInfo) -> Published | None:
+        """A figure with a misspelt parameter would stand beside no candidate."""
+        known = info.data.get("parameters", {})
+        figures = published.figures if published else []
+        strange = [name for f in figures for name in f.setting if known and name not in known]
+        if strange:
+            raise ValueError(f"a figure's setting names {strange[0]!r}, which is no parameter here")
+        return published
 
     @field_validator("parameters")
     @classmethod
@@ -90,11 +103,15 @@ class _SpaceFile(BaseModel):
 
 @dataclass(frozen=True)
 class Space:
-    """A finite product of parameter values, in the order of the file, and constraint names."""
+    """A finite product of parameter values, in the order of the file, and constraint names.
+
+    ``published`` is what others measured on some of its points; it decides nothing.
+    """
 
     name: str
     parameters: tuple[tuple[str, tuple[Scalar, ...]], ...]
     constraints: tuple[str, ...] = ()
+    published: Published | None = field(default=None, compare=False)
 
     @cached_property
     def digest(self) -> str:
@@ -178,6 +195,7 @@ def load_space(ref: str, half: str, whole: Sequence[str] | None = None) -> Space
         name=file.name,
         parameters=tuple((n, tuple(p.values)) for n, p in file.parameters.items()),
         constraints=tuple(file.constraints),
+        published=file.published,
     )
     if space.size > _MOST_CANDIDATES:
         raise BadInputError(

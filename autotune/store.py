@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Engine, Row, Select, case, func, insert, select, update
+from sqlalchemy import Engine, Row, Select, bindparam, case, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from autotune import catalogue, studylock
@@ -37,6 +36,7 @@ from autotune.models import (
     Base,
     EnvironmentRow,
     MeasurementRow,
+    PartRow,
     RunRow,
     SearchRow,
     StudyRow,
@@ -44,6 +44,7 @@ from autotune.models import (
     WorkloadRow,
 )
 from autotune.records import (
+    DatedTrial,
     EnvironmentRecord,
     RunRecord,
     RunStatus,
@@ -99,12 +100,7 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def cache(self) -> StoredCache:
@@ -202,12 +198,11 @@ class Store:
         if any(trial.measurement.value != trial.measurement.value for trial in trials):
             raise ValueError("a measurement has the value NaN")
         with self._session.writing() as connection:
-            wanted = (WorkloadRow.id == workload_id) & (WorkloadRow.search_id == run.search_id)
-            key = connection.scalar(select(WorkloadRow.key).where(wanted))
+            wanted = {"workload_id": workload_id, "search_id": run.search_id}
+            key, first = connection.execute(_NEXT_TRIAL, wanted).one_or_none() or (None, 1)
             others = {trial.workload_key for trial in trials} - {key}
             if others:
                 raise ValueError(f"trials of workloads {others} given for workload {key}")
-            first = (connection.scalar(select(func.max(TrialRow.id))) or 0) + 1
             common = {
                 "search_id": run.search_id,
                 "run_id": run.id,
@@ -241,6 +236,57 @@ class Store:
             statement = statement.where(TrialRow.phase == phase.value)
         with self._session.reading() as connection:
             return [_trial(row) for row in connection.execute(statement)]
+
+    def dated_trials(self, search: SearchRecord) -> list[DatedTrial]:
+        """The trials of ``search`` in the order in which they were stored."""
+        statement = _TRIALS.where(TrialRow.search_id == search.id).order_by(None)
+        with self._session.reading() as connection:
+            rows = connection.execute(statement.order_by(TrialRow.id))
+            return [DatedTrial(_trial(row), row.run_id, row.created_at) for row in rows]
+
+    def add_part(
+        self,
+        run: RunRecord,
+        workload_id: int,
+        candidate: Candidate,
+        name: str,
+        value: Mapping[str, Any],
+    ) -> None:
+        """Store a finished part of a measurement under way; durable on return.
+
+        Raises:
+            BadInputError: if it is stored already.
+        """
+        row = {
+            "run_id": run.id,
+            "workload_id": workload_id,
+            "candidate_key": candidate.key,
+            "name": name,
+            "value": dict(value),
+            "created_at": self._now(),
+        }
+        with self._session.writing() as connection:
+            try:
+                connection.execute(insert(PartRow), row)
+            except IntegrityError as error:
+                raise BadInputError(
+                    f"{self.path}: run {run.id} measured {name}, which is stored already; two "
+                    "commands tuned the same study, start this one again"
+                ) from error
+
+    def parts(
+        self, search: SearchRecord, workload_key: str, candidate: Candidate
+    ) -> dict[str, dict[str, Any]]:
+        """What is stored of the measurement of ``candidate``, by name, oldest first."""
+        statement = (
+            select(PartRow.name, PartRow.value)
+            .join(WorkloadRow, PartRow.workload_id == WorkloadRow.id)
+            .where(WorkloadRow.search_id == search.id, WorkloadRow.key == workload_key)
+            .where(PartRow.candidate_key == candidate.key)
+            .order_by(PartRow.id)
+        )
+        with self._session.reading() as connection:
+            return {row.name: row.value for row in connection.execute(statement)}
 
     def list_studies(self) -> list[StudySummary]:
         """Every study with its counts, by name."""
@@ -291,12 +337,18 @@ class Store:
             return dict(found._mapping)
 
 
+# Made once: this runs for every trial, and building it takes longer than the query.
+_NEXT_TRIAL = select(
+    WorkloadRow.key, func.coalesce(select(func.max(TrialRow.id)).scalar_subquery(), 0) + 1
+).where(WorkloadRow.id == bindparam("workload_id"), WorkloadRow.search_id == bindparam("search_id"))
 _TRIALS: Select[Any] = (
     select(
         WorkloadRow.key.label("workload_key"),
         TrialRow.phase,
         TrialRow.sequence,
         TrialRow.candidate,
+        TrialRow.run_id,
+        TrialRow.created_at,
         MeasurementRow.outcome,
         MeasurementRow.basis,
         MeasurementRow.value,

@@ -22,16 +22,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from multiprocessing.context import SpawnContext, SpawnProcess
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
+
+from autotune.core import MissingEnvironmentError
 
 Value = TypeVar("Value")
 Item = TypeVar("Item")
 
 _PR_SET_PDEATHSIG = 1
 _RESTARTS = 3
+_DEATH_SECONDS = 30.0
+"""For a killed process to be gone: a driver that does not answer keeps it for ever."""
 
 
 class TaskStatus(StrEnum):
@@ -64,7 +67,28 @@ class TaskResult(Generic[Value]):
 
 
 class _KillableProcess(SpawnProcess):
-    """A process that leads a group; ending it kills its children (such as ptxas) at once."""
+    """A process that leads a group; ending it kills its children (such as ptxas) at once.
+
+    One that stays although it was killed is waited for no longer than ``_DEATH_SECONDS`` and then
+    counts as dead, so that neither the pool nor the end of the program waits for it.
+    """
+
+    _given_up = False
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the end; without ``timeout`` the process was killed.
+
+        Asked again and again, because a process may have closed its files, which is what the
+        standard library waits for, and still hang in the driver.
+        """
+        end = time.monotonic() + (_DEATH_SECONDS if timeout is None else timeout)
+        while self.is_alive() and time.monotonic() < end:
+            time.sleep(0.01)
+        self._given_up |= timeout is None and self.is_alive()
+
+    def is_alive(self) -> bool:
+        """Whether it runs and is not given up."""
+        return not self._given_up and super().is_alive()
 
     def terminate(self) -> None:
         """Kill the group; a worker inside C++ code would not answer anything gentler."""
@@ -131,12 +155,7 @@ class WorkerPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -160,6 +179,9 @@ class WorkerPool:
             function: importable by name in a fresh interpreter; what it returns must pickle.
             items: the inputs; they must pickle.
             timeout_s: wall seconds a task may take before its worker is killed.
+
+        Raises:
+            MissingEnvironmentError: if no worker lives long enough to do anything.
         """
         source = iter(items)
         waiting: deque[tuple[Item, Any]] = deque()
@@ -228,11 +250,13 @@ class WorkerPool:
         """Replace a broken pool.
 
         Raises:
-            BrokenProcessPool: when workers die again and again without doing anything.
+            MissingEnvironmentError: when workers die again and again without doing anything.
         """
         self._restarts += 1
         if self._restarts > _RESTARTS:
-            raise BrokenProcessPool("worker processes die as soon as they start")
+            raise MissingEnvironmentError(
+                "worker processes die as soon as they start; is the memory of this machine full?"
+            )
         self._pool.stop()
         self._pool.join()
         self._give_up_started()

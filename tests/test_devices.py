@@ -109,6 +109,23 @@ def test_auto_takes_the_gpu_of_this_machine(smi: Any) -> None:
     assert not present_gpus(DEVICES["gb10"])
 
 
+def test_auto_takes_a_gpu_that_may_be_used(smi: Any) -> None:
+    smi("NVIDIA H200, GPU-1, 580.1, 143771, 9.0\nNVIDIA GB10, GPU-2, 580.1, [N/A], 12.1\n")
+    assert resolve_device("auto") == DEVICES["h200"]
+    assert resolve_device("auto", "1") == DEVICES["gb10"]
+    assert resolve_device("auto", "1,0") == DEVICES["gb10"]  # as CUDA counts them
+    assert [gpu.index for gpu in present_gpus(DEVICES["gb10"], "1")] == [1]
+    for visible in ("", "7"):
+        with pytest.raises(
+            MissingEnvironmentError,
+            match=rf"CUDA_VISIBLE_DEVICES={visible} leaves none of the 2 .* --device gb10",
+        ):
+            resolve_device("auto", visible)
+        assert resolve_device("gb10", visible) == DEVICES["gb10"]
+    with pytest.raises(BadInputError, match="expected indices"):
+        resolve_device("auto", "GPU-1")
+
+
 def test_auto_reads_unified_memory(smi: Any) -> None:
     smi("NVIDIA GB10, GPU-1, 580.1, [N/A], 12.1\n")
     assert resolve_device("auto") == DEVICES["gb10"]

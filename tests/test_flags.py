@@ -46,16 +46,16 @@ def test_every_draft_with_every_concurrency(gamma: list[int], concurrency: list[
 @pytest.mark.parametrize(
     ("gamma", "concurrency", "reason"),
     [
-        ("-1", None, "--gamma: -1 is not between 0 and 64"),
-        ("65", None, "--gamma: 65 is not between"),
+        ("-1", None, "--gamma -1: expected 0 to 64"),
+        ("65", None, "--gamma 65: expected 0 to 64"),
         ("2,2", None, "--gamma: 2 is given twice"),
         ("two", None, "--gamma two: expected numbers"),
         ("", None, "--gamma : expected numbers"),
         ("2,", None, "--gamma 2,: expected numbers"),
         ("2.5", None, "--gamma 2.5: expected numbers"),
-        (None, "0", "--concurrency: 0 is not between 1 and 65536"),
-        (None, "65537", "--concurrency: 65537 is not between"),
-        (None, "-4", "--concurrency: -4 is not between"),
+        (None, "0", "--concurrency 0: expected 1 to 65536"),
+        (None, "65537", "--concurrency 65537: expected"),
+        (None, "-4", "--concurrency -4: expected"),
         ("2", "8,8", "--concurrency: 8 is given twice"),
         ("2", "many", "--concurrency many: expected numbers"),
         ("2", "", "--concurrency : expected numbers"),
@@ -129,3 +129,20 @@ def test_what_decoding_asks_for_may_be_asked_for_by_hand(
 def test_decoding_beyond_what_may_be_asked_for() -> None:
     with pytest.raises(BadInputError, match="--gamma with --concurrency: 4259840 tokens are more"):
         flags.decode_sizes("64", "65536")
+
+
+@pytest.mark.parametrize(
+    ("given_text", "expected"),
+    [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), (" 10 m ", 600), ("0.001", 0.001)],
+)
+def test_seconds(given_text: str, expected: float) -> None:
+    assert flags.seconds(given_text, "--x") == expected
+
+
+@pytest.mark.parametrize(
+    "given_text",
+    ["", "0", "0s", "-1", "+1", "1d", "m", "1m30s", "1e3", "nan", "inf", "9" * 400, "١"],
+)
+def test_no_seconds(given_text: str) -> None:
+    with pytest.raises(BadInputError, match=r"^--start-timeout .*: expected a time such as 90s"):
+        flags.seconds(given_text, "--start-timeout")

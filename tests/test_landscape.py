@@ -26,7 +26,7 @@ def test_what_was_recorded(landscape: Landscape) -> None:
     assert landscape.basis is Basis.MEASURED
     assert sorted(table) == list(MS)
     assert {m: len(times) for m, times in table.items()} == {
-        1: 538,
+        1: 832,
         4: 1272,
         **dict.fromkeys(MS[2:], 1696),
     }

@@ -574,3 +574,17 @@ def test_full_disk_by_page_count(store: Store) -> None:
     message = fill(store, search, run)
     assert "disk is full; free some space" in message
     assert "\n" not in message
+
+
+def test_dated_trials_come_in_the_order_stored(store: Store) -> None:
+    search, run = begin(store)
+    first, second = store.workload(search, Size(1)).id, store.workload(search, Size(2)).id
+    store.add_trials(run, second, [trial(0, m=2)])
+    store.add_trials(run, first, [trial(1), trial(0)])
+    dated = store.dated_trials(search)
+    assert [(t.trial.workload_key, t.trial.sequence) for t in dated] == [
+        ("m2", 0),
+        ("m1", 1),
+        ("m1", 0),
+    ]
+    assert {(t.run_id, t.created_at) for t in dated} == {(run.id, NOW)}

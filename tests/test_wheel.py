@@ -30,6 +30,8 @@ def test_wheel_carries_what_the_program_reads(unpacked: Path) -> None:
         here = {p.name for p in (ROOT / kind).rglob("*") if p.suffix in {".yaml", ".py"}}
         there = {p.name for p in (data / kind).rglob("*") if p.is_file()}
         assert here <= there
+    for path in (ROOT / "autotune").rglob("templates/*"):
+        assert (unpacked / path.relative_to(ROOT)).is_file(), path
 
 
 def test_program_runs_from_the_wheel_alone(unpacked: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from autotune import worker
+from autotune.core import MissingEnvironmentError
 from autotune.worker import TaskResult, TaskStatus, WorkerPool
 
 
@@ -219,6 +221,49 @@ def test_closing_the_generator_cancels_what_is_outstanding(tmp_path: Path) -> No
         start = time.monotonic()
         assert [r.value for r in pool.map_ordered(double, [5], 30)] == [10]
         assert time.monotonic() - start < 10
+
+
+class _DiesOnArrival:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
+        return os._exit, (1,)
+
+
+def test_workers_that_die_as_they_start_are_one_line() -> None:
+    with (
+        WorkerPool(1, make_ready, (_DiesOnArrival(),)) as pool,
+        pytest.raises(MissingEnvironmentError, match="die as soon as they start"),
+    ):
+        list(pool.map_ordered(double, [1], 30))
+
+
+def test_a_killed_process_that_does_not_end_is_not_waited_for(
+    pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a driver that does not answer, where no signal reaches it."""
+    file, kill = tmp_path / "pids", os.kill
+
+    def ignored(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(worker, "_DEATH_SECONDS", 0.5)
+    monkeypatch.setattr(worker._KillableProcess, "kill", ignored)
+    for name in ("kill", "killpg"):
+        monkeypatch.setattr(os, name, ignored)
+    began = time.monotonic()
+    (result,) = pool.map_ordered(hang, [str(file)], 1.5)
+    stuck, child = map(int, file.read_text().split())
+    try:
+        assert result.status is TaskStatus.TIMEOUT
+        assert not dead(stuck)
+        assert [r.value for r in pool.map_ordered(double, [1, 2], 30)] == [2, 4]
+        pool.close()
+        assert time.monotonic() - began < 20
+        assert not dead(stuck)
+    finally:
+        for process in (stuck, child):
+            kill(process, signal.SIGKILL)
 
 
 def sleep_half(number: int) -> int:

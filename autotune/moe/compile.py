@@ -36,6 +36,9 @@ __all__ = [
 _TASKS_PER_WORKER = 400
 _CACHE_FORMAT = 2  # raise it when what a job does or a result holds changes
 _FP8_FAMILIES = ("QMMA", "QGMMA")
+_gave_up: dict[str, Compiled] = {}
+"""What timed out or crashed in this process, by the job's key: not tried again, but not stored
+either, since a slow machine or one without memory does the same. The next command tries again."""
 _FAILURES = {
     TaskStatus.TIMEOUT: Outcome.TIMEOUT,
     TaskStatus.CRASH: Outcome.CRASH,
@@ -135,8 +138,7 @@ class Compiled:
     """What came of a job.
 
     Attributes:
-        outcome: OK, COMPILE_ERROR, OUT_OF_RESOURCES, TIMEOUT or CRASH; the last two may be due to a
-            busy machine, so ``compile_many`` can retry them.
+        outcome: OK, COMPILE_ERROR, OUT_OF_RESOURCES, TIMEOUT or CRASH.
         registers: per thread.
         spill_bytes: local memory per thread.
         shared_bytes: shared memory per block.
@@ -156,9 +158,9 @@ class Compiled:
     seconds: float = 0.0
 
     @property
-    def retryable(self) -> bool:
-        """Whether another try could end otherwise."""
-        return self.outcome in (Outcome.TIMEOUT, Outcome.CRASH)
+    def lasting(self) -> bool:
+        """Whether another try would surely end alike."""
+        return self.outcome not in (Outcome.TIMEOUT, Outcome.CRASH)
 
     @property
     def mma_family(self) -> str | None:
@@ -198,7 +200,6 @@ def compile_many(
     cache: Cache | None,
     timeout_s: float = 120,
     *,
-    retry_failed: bool = False,
     disassemble: bool = True,
     keep: str | None = None,
 ) -> Iterator[Compiled]:
@@ -208,15 +209,15 @@ def compile_many(
         pool: from :func:`compile_pool`.
         jobs: what to compile; read lazily.
         kernel: from :func:`kernel_info`.
-        cache: what it holds is not compiled again; each result is stored as soon as it is known.
+        cache: what it holds is not compiled again; each result is stored as soon as it is known,
+            but not timeouts and crashes, of which the machine may be the cause.
         timeout_s: wall seconds per job.
-        retry_failed: compile again what the cache holds as TIMEOUT or CRASH.
         disassemble: count instructions (about 0.3 s each); results without are not cached.
         keep: a Triton cache in which the kernels stay, for a process that will launch them; of the
             results only outcome and shared memory are filled in, so it needs a cache of its own.
 
     Raises:
-        MissingEnvironmentError: if the workers cannot load the kernel.
+        MissingEnvironmentError: if the workers cannot load the kernel, or lack space or memory.
     """
     order: deque[tuple[str, Compiled | None]] = deque()
     known: dict[str, Compiled] = {}
@@ -226,7 +227,7 @@ def compile_many(
         asked = set()
         for job in jobs:
             key = job.key(kernel)
-            held = _look_up(cache, key, retry_failed)
+            held = _look_up(cache, key)
             order.append((key, held))
             if held is None and key not in asked:
                 asked.add(key)
@@ -243,18 +244,19 @@ def compile_many(
             yield from answered()
             key = order[0][0]
             known[key] = _compiled(result)
-            if store is not None:
+            if not known[key].lasting:
+                _gave_up[key] = known[key]
+            elif store is not None:
                 store.put(key, known[key].as_json())
             yield from answered()
     yield from answered()
 
 
-def _look_up(cache: Cache | None, key: str, retry_failed: bool) -> Compiled | None:
+def _look_up(cache: Cache | None, key: str) -> Compiled | None:
     values = cache.get(key) if cache is not None else None
-    if values is None:
-        return None
-    compiled = Compiled.from_json(values)
-    return None if retry_failed and compiled.retryable else compiled
+    if values is not None and (compiled := Compiled.from_json(values)).lasting:
+        return compiled
+    return _gave_up.get(key)
 
 
 def _compiled(result: TaskResult[dict[str, Any]]) -> Compiled:

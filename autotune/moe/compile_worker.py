@@ -5,6 +5,7 @@ The only module of the compile half that imports torch and Triton, and only insi
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import re
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +32,11 @@ _OPCODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]
 _PTX_MMA = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)((?:\.\w+)*)")
 _COUNTED = ("LDGSTS", "STL", "LDL")
 _TOOL_TIMEOUT_S = 60
+_LACKING = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
+_LEAST_FREE = 2**20
+"""Bytes: with less, a compiler that fails has most likely failed to write its files."""
+_KILLED = re.compile(r"ptxas` failed with error code -9\b")
+"""Triton's words when ptxas was killed, as a system that is out of memory does."""
 
 
 @dataclass
@@ -48,10 +55,11 @@ def set_up_worker(path: Path) -> None:
     """Load the kernel once per worker process; keep the compiler's chatter off the terminal.
 
     Raises:
-        MissingEnvironmentError: if torch or Triton cannot be imported.
+        MissingEnvironmentError: if torch or Triton cannot be imported, or space or memory is out.
     """
-    module = load_kernel(path)
-    descriptor, name = tempfile.mkstemp(prefix="stderr-")
+    with _faults_of_the_machine():
+        module = load_kernel(path)
+        descriptor, name = tempfile.mkstemp(prefix="stderr-")
     sys.stderr.flush()
     os.dup2(descriptor, 2)
     os.close(descriptor)
@@ -71,7 +79,15 @@ def compile_in_worker(
 
     Returns:
         The fields of :class:`autotune.moe.compile.Compiled`.
+
+    Raises:
+        MissingEnvironmentError: space or memory is out, of which no candidate is to blame.
     """
+    with _faults_of_the_machine():
+        return _compile(job, disassemble, keep)
+
+
+def _compile(job: CompileJob, disassemble: bool, keep: str | None) -> dict[str, Any]:
     from triton.runtime.errors import OutOfResources  # noqa: PLC0415
 
     worker = _worker[0]
@@ -89,16 +105,45 @@ def compile_in_worker(
         }
     except OutOfResources as error:
         return {"outcome": Outcome.OUT_OF_RESOURCES, "message": str(error)}
-    except MissingEnvironmentError:
+    except (MissingEnvironmentError, MemoryError):
         raise
     # The compiler raises whatever it likes (RuntimeError, CompilationError, PTXASError, IndexError,
     # AssertionError, ...), and each means the same: this candidate does not compile.
     except Exception as error:  # noqa: BLE001
-        return {"outcome": Outcome.COMPILE_ERROR, "message": _explain(error, worker.stderr)}
+        _check_machine(error, Path(cache))
+        outcome = Outcome.CRASH if _KILLED.search(str(error)) else Outcome.COMPILE_ERROR
+        return {"outcome": outcome, "message": _explain(error, worker.stderr)}
     finally:
         worker.module.fused_moe_kernel.device_caches.clear()
         if keep is None:
             shutil.rmtree(cache, ignore_errors=True)
+
+
+@contextmanager
+def _faults_of_the_machine() -> Iterator[None]:
+    """Within, a lack of space or memory ends the command instead of counting as a failure."""
+    try:
+        yield
+    except MemoryError:
+        raise MissingEnvironmentError(
+            "a compile process ran out of memory; run the command again with fewer --workers"
+        ) from None
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
+        folder = Path(tempfile.gettempdir()).parent  # the worker's own goes away with it
+        raise MissingEnvironmentError(
+            f"{folder}: {os.strerror(error.errno)}; free some, or set TMPDIR to another folder, "
+            "and run the command again"
+        ) from None
+
+
+def _check_machine(error: Exception, cache: Path) -> None:
+    """Raise what is the machine's fault, in the words of the system."""
+    if isinstance(error, OSError) and error.errno in _LACKING:
+        raise error
+    if shutil.disk_usage(cache).free < _LEAST_FREE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _explain(error: Exception, stderr: Path) -> str:

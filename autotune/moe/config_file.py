@@ -58,9 +58,15 @@ def parse(data: bytes, where: str) -> dict[int, Candidate]:
     try:
         document = json.loads(data)
         document.pop("triton_version", None)
-        return {int(m): Candidate.of(_row(row)) for m, row in document.items()}
-    except (ValueError, AttributeError, TypeError) as error:
+        return {_tokens(key): Candidate.of(_row(row)) for key, row in document.items()}
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BadInputError(f"{where}: not a fused-MoE configuration file: {error}") from None
+
+
+def _tokens(key: str) -> int:
+    if not key.isdecimal():
+        raise ValueError(f"key {key!r} is no number of tokens")
+    return int(key)
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Scalar]:
@@ -78,7 +84,7 @@ def look_up(rows: Mapping[int, T], m: int) -> T:
 
 
 def shipped(configs: Path, shape: MoeShape) -> Iterator[tuple[str, dict[int, Candidate]]]:
-    """Files that the installed vLLM ships for this shape, on whatever device, by name.
+    """Files with rows that the installed vLLM has for this shape, on whatever device, by name.
 
     Args:
         configs: vLLM's ``model_executor/layers/fused_moe/configs`` folder.
@@ -87,5 +93,7 @@ def shipped(configs: Path, shape: MoeShape) -> Iterator[tuple[str, dict[int, Can
     prefix, _, suffix = shape.config_file_name("@").partition("@")
     for path in sorted(configs.glob("*.json")):
         device = path.name.removeprefix(prefix).removesuffix(suffix)
-        if path.name == f"{prefix}{device}{suffix}" and "," not in device:
-            yield path.name, parse(path.read_bytes(), str(path))
+        if path.name != f"{prefix}{device}{suffix}" or "," in device:
+            continue
+        if rows := parse(path.read_bytes(), str(path)):
+            yield path.name, rows

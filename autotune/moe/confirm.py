@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from autotune.core import Candidate, Outcome, Phase, Selection, Trial
+from autotune.core import Candidate, Measurement, Outcome, Phase, Selection, Trial
 from autotune.moe.config_file import look_up
-from autotune.moe.gpu import Compared, GpuMeasurer
+from autotune.moe.gpu import GpuMeasurer
+from autotune.moe.plan import FINALISTS
 from autotune.moe.shape import MoeShape, MoeWorkload
+from autotune.retry import OF_THE_MOMENT
 from autotune.selection import select_confirmed
-from autotune.stats import paired_ratio
+from autotune.stats import Ratio, paired_ratio
 from autotune.tune import Progress, TrialLog
 
 OnProgress = Callable[[Progress], None]
 LEAST_LOSS = 0.01
-"""Between keys, a loss against the default below this is not worth a key of its own."""
+"""A look-up between keys that costs less is not worth a key of its own."""
 _CONFIRM_SEED, _BETWEEN_SEED = 1_000_000, 2_000_000
 
 
@@ -34,6 +36,14 @@ def held_out(ms: Sequence[int]) -> tuple[int, ...]:
     return (*middles, 2 * ordered[-1])
 
 
+@dataclass(frozen=True)
+class Confirmed:
+    """The selections, and of the batch sizes that have none the reason."""
+
+    selections: dict[int, Selection]
+    failed: dict[int, str]
+
+
 def confirm(
     shape: MoeShape,
     finalists: Mapping[int, Sequence[Candidate]],
@@ -43,41 +53,91 @@ def confirm(
     min_gain: float,
     seed: int,
     on_progress: OnProgress,
-) -> dict[int, Selection]:
+) -> Confirmed:
     """Measure the finalists of every M with the default, and choose.
 
     Args:
         shape: of the workloads.
-        finalists: of each M, the default first.
+        finalists: of each M, the default first, then the best of the search; those beyond the
+            first ``FINALISTS`` take the places of such as fail.
         measurer: measures side by side.
         log: takes the confirming trials; those of an earlier command are used again.
         min_gain: least gain as a fraction.
         seed: of the routings.
         on_progress: told after every trial.
-
-    Raises:
-        NoFeasibleCandidateError: if at some M neither the default nor a finalist works.
     """
-    groups = {MoeWorkload(shape, m): list(candidates) for m, candidates in finalists.items()}
-    trials = side_by_side(groups, measurer, log, seed + _CONFIRM_SEED, on_progress, check=True)
-    return {
-        workload.m: select_confirmed(workload, found[0], found, min_gain)
-        for workload, found in trials.items()
-    }
+    places = 1 + FINALISTS
+    order = {MoeWorkload(shape, m): list(candidates) for m, candidates in finalists.items()}
+    groups = {workload: candidates[:places] for workload, candidates in order.items()}
+    given = (measurer, log, seed + _CONFIRM_SEED, on_progress)
+    trials = side_by_side(groups, *given, check=True)
+    refilled = {w: _refilled(found, order[w][places:]) for w, found in trials.items()}
+    side_by_side({w: group for w, group in refilled.items() if group}, *given, check=True)
+    confirmed = Confirmed({}, {})
+    for workload, found in trials.items():
+        stored = log.load(workload, Phase.CONFIRM)
+        selection = select_stored(workload, found[0].candidate, stored, min_gain)
+        if selection is None:
+            confirmed.failed[workload.m] = _why(workload, found[0].measurement)
+        else:
+            confirmed.selections[workload.m] = selection
+    return confirmed
+
+
+def _refilled(trials: Sequence[Trial], reserve: Sequence[Candidate]) -> list[Candidate]:
+    """Where finalists failed: the default and those that worked once more, with the next best.
+
+    Empty where none failed, nobody is left, or there is no default to compare with.
+    """
+    works = [t.candidate for t in trials if t.measurement.outcome is Outcome.OK]
+    joining = list(reserve[: len(trials) - len(works)])
+    return [*works, *joining] if joining and trials[0].candidate in works else []
+
+
+def _why(workload: MoeWorkload, default: Measurement) -> str:
+    return (
+        f"{workload.label}: vLLM's default fails beside the finalists ({default.outcome.value}: "
+        f"{default.message})"
+    )
+
+
+def comparisons(trials: Sequence[Trial]) -> list[dict[Candidate, Trial]]:
+    """Trials that were measured side by side, by candidate; the latest comparison is the last.
+
+    One that was cut off and repeated may have two trials of a candidate: the later counts.
+    """
+    found: dict[str, dict[Candidate, Trial]] = {}
+    for trial in trials:
+        name = trial.measurement.details.get("compared")
+        if name is not None:
+            found[name] = found.pop(name, {}) | {trial.candidate: trial}
+    return list(found.values())
+
+
+def deciding(trials: Sequence[Trial], default: Candidate) -> dict[Candidate, Trial]:
+    """The latest comparison that can decide a key, of which the outputs were checked; or none."""
+    for group in reversed(comparisons(trials)):
+        checked = any(t.measurement.details.get("error") is not None for t in group.values())
+        if checked and _settled(group, default):
+            return group
+    return {}
 
 
 def select_stored(
     workload: MoeWorkload, default: Candidate, trials: Sequence[Trial], min_gain: float
 ) -> Selection | None:
-    """The selection of one M by its latest stored comparison, if there was one."""
-    keys = [key for t in trials if (key := t.measurement.details.get("compared"))]
-    # A comparison that was cut off and repeated has two trials of a candidate: the later is whole.
-    group = {
-        t.candidate: t for t in trials if keys and t.measurement.details.get("compared") == keys[-1]
-    }
+    """The selection of one M by its stored comparisons, if one can decide it."""
+    group = deciding(trials, default)
     if not group:
         return None
-    return select_confirmed(workload, group.get(default), list(group.values()), min_gain)
+    return select_confirmed(workload, group[default], list(group.values()), min_gain)
+
+
+def _settled(group: Mapping[Candidate, Trial], default: Candidate) -> bool:
+    """Whether something works, and the default too unless it fails for good."""
+    if default not in group or group[default].measurement.outcome in OF_THE_MOMENT:
+        return False
+    return any(trial.measurement.outcome is Outcome.OK for trial in group.values())
 
 
 def side_by_side(
@@ -89,7 +149,7 @@ def side_by_side(
     *,
     check: bool,
 ) -> dict[MoeWorkload, list[Trial]]:
-    """Compare each group; a group that is stored with all its candidates is not measured again.
+    """Compare each group, the default first; one that is stored and settled is not measured again.
 
     Returns:
         Of each workload its trials, in the order of its candidates.
@@ -114,26 +174,29 @@ def side_by_side(
 def _whole_comparison(
     stored: Sequence[Trial], candidates: Sequence[Candidate], seed: int
 ) -> dict[Candidate, Trial] | None:
-    """The latest stored comparison with this seed that holds all candidates."""
-    comparisons: dict[str, dict[Candidate, Trial]] = {}
-    for trial in stored:
-        details = trial.measurement.details
-        if details.get("seed") == seed and "compared" in details:
-            comparisons.setdefault(details["compared"], {})[trial.candidate] = trial
-    whole = [c for c in comparisons.values() if all(candidate in c for candidate in candidates)]
-    return whole[-1] if whole else None
+    """The latest stored comparison with this seed that holds all candidates and is settled."""
+    for group in reversed(comparisons(stored)):
+        seeds = {trial.measurement.details.get("seed") for trial in group.values()}
+        whole = seeds == {seed} and all(candidate in group for candidate in candidates)
+        if whole and _settled(group, candidates[0]):
+            return group
+    return None
 
 
 def _logged(
     workload: MoeWorkload,
-    compared: Sequence[Compared],
+    compared: Mapping[Candidate, Measurement],
     start: int,
     log: TrialLog,
     on_progress: OnProgress,
 ) -> list[Trial]:
     trials = []
-    for sequence, one in enumerate(compared, start=start):
-        trial = Trial(one.candidate, workload.key, Phase.CONFIRM, sequence, one.measurement)
+    for sequence, (candidate, measurement) in enumerate(compared.items(), start=start):
+        details = dict(measurement.details)
+        # Of its own, so that the trials of a comparison that is made again do not mix.
+        details["compared"] = f"{details['compared']}-{start}"
+        named = replace(measurement, details=details)
+        trial = Trial(candidate, workload.key, Phase.CONFIRM, sequence, named)
         log.append(workload, trial)
         trials.append(trial)
         on_progress(Progress(workload, trial, reused=False))
@@ -212,5 +275,9 @@ def _between(m: int, key: int, default: Trial, file: Trial) -> Between:
     if file.measurement.outcome is not Outcome.OK:
         return Between(m, key, 0.0, 0.0, 0.0, pinned=True)
     ratio = paired_ratio(default.measurement.samples, file.measurement.samples)
-    loses = ratio.high < 1 and ratio.value < 1 - LEAST_LOSS
-    return Between(m, key, ratio.value, ratio.low, ratio.high, pinned=loses)
+    return Between(m, key, ratio.value, ratio.low, ratio.high, pinned=loses(ratio))
+
+
+def loses(ratio: Ratio) -> bool:
+    """Whether a row is slower than the default beyond the interval, by more than ``LEAST_LOSS``."""
+    return ratio.high < 1 and ratio.value < 1 - LEAST_LOSS

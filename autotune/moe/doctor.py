@@ -17,6 +17,7 @@ from autotune.moe.compile import (
     specialise,
 )
 from autotune.moe.export import FP16_WARNING
+from autotune.moe.measurable import cannot_measure
 from autotune.moe.shape import MoeShape, Scheme
 
 PROBE = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
@@ -35,12 +36,22 @@ class Finding:
         return asdict(self)
 
 
-def diagnose(device: Device) -> list[Finding]:
-    """Look at the machine and compile one kernel for ``device``."""
+def diagnose(device: Device, visible: str | None = None) -> list[Finding]:
+    """Look at the machine and compile one kernel for ``device``.
+
+    Args:
+        device: to check for.
+        visible: ``CUDA_VISIBLE_DEVICES``, if set.
+
+    Raises:
+        BadInputError: it names GPUs in another way than by index.
+    """
     gpus = ", ".join(f"{gpu.name}, driver {gpu.driver}" for gpu in detect_gpus())
     findings = [Finding("ok", f"GPUs: {gpus or 'none that nvidia-smi shows'}")]
-    if not present_gpus(device):
-        findings.append(Finding("ok", f"{device.title} is not in this machine: predicted mode"))
+    if not present_gpus(device, visible):
+        findings.append(Finding("ok", f"no {device.title} to be used here: predicted mode"))
+    elif lacking := cannot_measure():
+        findings.append(Finding("warning", f"{device.title} is here, but {lacking}"))
     try:
         kernel = kernel_info()
     except MissingEnvironmentError as error:

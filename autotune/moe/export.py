@@ -10,6 +10,7 @@ from autotune.core import Basis, Trial
 from autotune.files import write_whole
 from autotune.moe import measured
 from autotune.moe.config_file import FIELDS, render
+from autotune.moe.earlier import check_keys_stay
 from autotune.moe.job import Result
 
 SPARSE = 12
@@ -96,21 +97,29 @@ def note(result: Result) -> str:
     return measured.NOTE if result.measured is not None else PREDICTED_NOTE
 
 
+def few_keys(number: int) -> str | None:
+    """A warning of a file with gaps; None where there are enough keys."""
+    if number >= SPARSE:
+        return None
+    return (
+        f"few keys in the file ({number}): vLLM uses the nearest one at every batch size and never "
+        "falls back to its defaults"
+    )
+
+
 def warnings(result: Result) -> list[str]:
     """What a user must know beside the numbers."""
     said = []
+    if result.plan.unmeasured:
+        said.append(f"{result.plan.device.title} is here, but {result.plan.unmeasured}")
     if result.fp16_fallback:
         said.append(FP16_WARNING.format(triton=result.plan.kernel.triton_version))
-    keys = len(result.selections)
-    if keys < SPARSE:
-        said.append(
-            f"few keys in the file ({keys}): vLLM uses the nearest one at every batch size and "
-            "never falls back to its defaults; without --batch-sizes it gets the standard 18"
-        )
+    if few := few_keys(len(result.selections)):
+        said.append(f"{few}; without --batch-sizes it gets the standard 18")
     if result.out_of_budget:
         cut = ", ".join(map(str, result.out_of_budget))
         said.append(f"the budget ended before the search did at M={cut}; run again to go on")
-    return said
+    return said + result.noticed
 
 
 def report(result: Result) -> str:
@@ -204,18 +213,19 @@ def write(result: Result, out: Path) -> list[Path]:
     """Write the three files, each whole; the configuration file last.
 
     Raises:
-        BadInputError: the folder cannot be written.
+        BadInputError: the folder cannot be written, or holds a file with keys that this one lacks.
         MissingEnvironmentError: no space is left.
     """
     plan = result.plan
     folder = folder_of(out, plan.study, plan.basis)
+    check_keys_stay(plan, result.selections, folder, tuned=True, failed=result.failed)
     rows = {m: s.winner.candidate for m, s in result.selections.items()}
     config = render(rows, plan.kernel.triton_version)
     document = json.dumps(provenance(result), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     files = {
         folder / "provenance.json": document.encode(),
         folder / "report.md": report(result).encode(),
-        folder / plan.shape.config_file_name(plan.device.vllm_name): config,
+        folder / plan.file_name: config,
     }
     for path, data in files.items():
         write_whole(path, data)

@@ -24,6 +24,7 @@ _COPY_BYTES = 4  # the least that cp.async copies per thread
 _HOPPER = 90
 _REGISTERS = 256  # per thread, one of them always zero
 _TENSOR_MEMORY = (100, 103, 110)
+_BARRIER_BYTES = 8
 
 
 class DeviceLimits(Protocol):
@@ -68,17 +69,23 @@ def uses_wgmma(params: Params, shape: MoeShape, arch: int) -> bool:
     return arch == _HOPPER and wide and params["num_warps"] % 4 == 0
 
 
+def uses_tensor_memory(params: Params, arch: int) -> bool:
+    """Whether tcgen05 is used, which keeps its sums in tensor memory."""
+    return arch in _TENSOR_MEMORY and params["BLOCK_SIZE_M"] >= 64 and params["num_warps"] % 4 == 0
+
+
 def shared_memory_bytes(params: Params, shape: MoeShape, arch: int) -> int:
     """Shared memory per block, in bytes.
 
-    Each operand has ``num_stages - 1`` buffers, or ``num_stages`` where wgmma reads them while the
-    next ones are filled. Exact for every candidate of vLLM's grid. An estimate, off by a few KiB,
-    for ``num_stages`` 1 and for operands under 4 bytes per thread, which Triton does not pipeline.
+    Each operand has ``num_stages - 1`` buffers, or ``num_stages`` where wgmma or tcgen05 reads them
+    while the next ones are filled; tcgen05 has barriers besides. Exact for every candidate of
+    vLLM's grid that was compiled. An estimate, off by a few KiB, for ``num_stages`` 1 and for
+    operands under 4 bytes per thread, which Triton does not pipeline.
 
     Args:
         params: the candidate.
         shape: the problem.
-        arch: compute capability as an integer: 90 or 12x.
+        arch: compute capability as an integer: 90, 10x, 110 or 12x.
     """
     block_m, block_n, warps, stages = (
         int(params[name]) for name in ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "num_warps", "num_stages")
@@ -86,8 +93,14 @@ def shared_memory_bytes(params: Params, shape: MoeShape, arch: int) -> int:
     block_k = effective_block_k(params["BLOCK_SIZE_K"], shape)
     element = 2 if shape.weight_dtype == "bf16" else 1  # bytes
     operands = (block_m * block_k * element, block_n * block_k * element)
+    tensor_memory = uses_tensor_memory(params, arch)
     if stages == 1:
-        return sum(operands)
+        return sum(operands) + (_BARRIER_BYTES if tensor_memory else 0)
+    if tensor_memory:
+        # Block scales change their layout through shared memory.
+        rows = block_m if block_m > _THREADS_PER_WARP * warps else 0
+        scales = 4 * (block_n + rows) if shape.block_shape is not None else 0
+        return sum(operands) * stages + 2 * _BARRIER_BYTES + scales
     buffers = stages if uses_wgmma(params, shape, arch) else stages - 1
     least = _COPY_BYTES * _THREADS_PER_WARP * warps
     total = sum(size * (buffers if size >= least else 1) for size in operands)
@@ -198,6 +211,11 @@ def row_blocks_most(shape: MoeShape, m: int, block_m: int) -> int:
     return -(-padded // block_m)
 
 
+def without_group(candidate: Candidate) -> Candidate:
+    """What of the candidate is compiled: GROUP_SIZE_M only orders the programs of a launch."""
+    return Candidate.of({n: v for n, v in candidate.params.items() if n != "GROUP_SIZE_M"})
+
+
 def distinct(candidates: Sequence[Candidate], shape: MoeShape, m: int) -> list[Candidate]:
     """Those of ``candidates`` that differ at M.
 
@@ -208,10 +226,9 @@ def distinct(candidates: Sequence[Candidate], shape: MoeShape, m: int) -> list[C
     kept = []
     for candidate in sorted(candidates, key=lambda c: c.int("GROUP_SIZE_M")):
         group, block_m = candidate.int("GROUP_SIZE_M"), candidate.int("BLOCK_SIZE_M")
-        if group >= row_blocks_most(shape, m, block_m):
-            rest = Candidate.of({n: v for n, v in candidate.params.items() if n != "GROUP_SIZE_M"})
-            if smallest.setdefault(rest, group) != group:
-                continue
+        everything = group >= row_blocks_most(shape, m, block_m)
+        if everything and smallest.setdefault(without_group(candidate), group) != group:
+            continue
         kept.append(candidate)
     order = {candidate: index for index, candidate in enumerate(candidates)}
     return sorted(kept, key=order.__getitem__)

@@ -11,13 +11,12 @@ import importlib
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
-from types import TracebackType
+from statistics import median, median_low
 from typing import Any, Self
 
 from autotune.core import (
@@ -29,6 +28,7 @@ from autotune.core import (
     Outcome,
     digest,
 )
+from autotune.gpulock import hold_gpus, lock_folder
 from autotune.moe.compile import Compiled, CompileJob, KernelInfo, compile_many
 from autotune.moe.measurer import COMPILE_TIMEOUT_S, compile_jobs
 from autotune.moe.requests import (
@@ -48,6 +48,9 @@ KERNEL = "autotune.moe.kernel"
 """The module that measuring processes run; tests put a fake one in its place."""
 SET_UP_LIMIT_S = 300.0
 """For importing vLLM and drawing the weights, on top of a request's own limit."""
+LAST_RESORT_S = 1200.0
+"""For a request on top of that. A measuring process ends itself when a step of one hangs; this is
+for one that cannot."""
 ROUNDS = 9
 """Of a comparison: the second smallest and second largest ratio then enclose 95 %."""
 
@@ -93,6 +96,8 @@ class GpuOptions:
         seed: of weights, inputs and routings.
         memory_limit_mib: a measuring process above it is replaced; None is no limit.
         kernel: module with ``set_up``, ``time_candidate``, ``compare``, ``device_facts``.
+        uuids: of the GPUs, by index, as far as they are known.
+        locks: the folder of what keeps two commands off one GPU.
     """
 
     gpus: tuple[int, ...]
@@ -102,6 +107,8 @@ class GpuOptions:
     seed: int = 0
     memory_limit_mib: int | None = None
     kernel: str = KERNEL
+    uuids: Mapping[int, str] = field(default_factory=dict)
+    locks: Path = field(default_factory=lock_folder)
 
 
 @dataclass
@@ -109,7 +116,8 @@ class Spent:
     """Where the time went, in seconds, and how often workers had to be replaced."""
 
     compile_cpu: float = 0.0
-    gpu: float = 0.0
+    measuring: float = 0.0
+    """Of the search's measuring processes at candidates: loading, capturing, replaying."""
     replaced: int = 0
     compiled_late: int = 0
     """Kernels that the measuring process compiled itself: the shared cache had missed them."""
@@ -124,14 +132,6 @@ class Spent:
         self.first_device_mib = self.first_device_mib or seen["device_mib"]
         self.peak_rss_mib = max(self.peak_rss_mib, seen["rss_mib"])
         self.peak_device_mib = max(self.peak_device_mib, seen["device_mib"])
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One candidate of a comparison: its measurement, and what it was compared in."""
-
-    candidate: Candidate
-    measurement: Measurement
 
 
 class GpuMeasurer:
@@ -158,6 +158,7 @@ class GpuMeasurer:
         return Basis.MEASURED
 
     def __enter__(self) -> Self:
+        self._stack.enter_context(hold_gpus(self._options.gpus, self._options.locks))
         self.folder = tempfile.mkdtemp(prefix="autotune-gpu-")
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self._triton_cache = str(Path(self.folder) / "triton")
@@ -168,12 +169,7 @@ class GpuMeasurer:
         self._facts = self._gpus.start(self._worker("device_facts"), 0, SET_UP_LIMIT_S)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _measuring(self, purpose: str) -> WorkerPool:
@@ -227,14 +223,13 @@ class GpuMeasurer:
                     requests.append(request)
                     yield request
 
-        limit = SET_UP_LIMIT_S + Timing("", 0, {}).limit_s
-        measured = self._gpus.map_ordered(self._worker("time_candidate"), launches(), limit)
-        with closing(measured) as results:
+        with closing(self._sent(self._gpus, "time_candidate", launches())) as results:
             for result in results:
                 yield from self._failed_before(order)
                 workload, _ = order.popleft()
                 request = requests.popleft()
-                measurement = self._measurement(self._again(request, result), request)
+                answer = self._again(self._gpus, "time_candidate", request, result)
+                measurement = self._measurement(answer, request)
                 if measurement.value is not None:
                     self.know_best(workload, measurement.value)
                 yield measurement
@@ -278,15 +273,20 @@ class GpuMeasurer:
             best_us=self._best.get(workload.key),
         )
 
+    def _sent(
+        self, pool: WorkerPool, function: str, requests: Iterable[Any]
+    ) -> Generator[TaskResult[dict[str, Any]], None, None]:
+        """The answers of measuring processes, in order."""
+        return pool.map_ordered(self._worker(function), requests, SET_UP_LIMIT_S + LAST_RESORT_S)
+
     def _again(
-        self, request: Timing, result: TaskResult[dict[str, Any]]
+        self, pool: WorkerPool, function: str, request: Any, result: TaskResult[dict[str, Any]]
     ) -> TaskResult[dict[str, Any]]:
         """The result, or that of another try where the process had only made room."""
-        limit = SET_UP_LIMIT_S + request.limit_s
         while result.exit_code == EXIT_RECYCLE:
             self.spent.replaced += 1
             # Requests that were queued before may fill the new process first.
-            (result,) = self._gpus.map_ordered(self._worker("time_candidate"), [request], limit)
+            (result,) = self._sent(pool, function, [request])
         return result
 
     def _measurement(self, result: TaskResult[dict[str, Any]], request: Timing) -> Measurement:
@@ -294,16 +294,21 @@ class GpuMeasurer:
         if isinstance(value, Measurement):
             return value
         samples = tuple(value["samples"])
-        self.spent.gpu += value["gpu_seconds"]
+        self.spent.measuring += value["gpu_seconds"]
         self.spent.compiled_late += value["compiled_here"]
         return Measurement(
             Outcome.OK,
             Basis.MEASURED,
-            value=median(samples),
+            # Of five the median; of the two of a slow candidate the one that was disturbed less.
+            value=median_low(samples),
             samples=samples,
-            details={"raced": value["raced"]},
+            details={"raced": value["raced"], "gpu": self._gpu(value)},
             seconds=value["gpu_seconds"],
         )
+
+    def _gpu(self, value: Mapping[str, Any]) -> str:
+        """The GPU that a result comes from: its UUID, or its index where that is not known."""
+        return self._options.uuids.get(value["gpu"], str(value["gpu"]))
 
     def _value(self, result: TaskResult[dict[str, Any]], key: str) -> dict[str, Any] | Measurement:
         """What a measuring process returned, or the failed measurement that it means."""
@@ -336,8 +341,10 @@ class GpuMeasurer:
 
     def compare(
         self, groups: Iterable[tuple[MoeWorkload, Sequence[Candidate], int]], *, check: bool
-    ) -> Iterator[list[Compared]]:
+    ) -> Iterator[dict[Candidate, Measurement]]:
         """Measure groups of candidates side by side, in processes that no search has run in.
+
+        Each measurement's details name the comparison (``compared``) and its ``seed``.
 
         A group that fails as a whole is measured again candidate by candidate, so that the one at
         fault can be told.
@@ -346,34 +353,27 @@ class GpuMeasurer:
             groups: workload, its candidates, and a seed of the routings.
             check: compare outputs with the reference too.
         """
-        compiled: deque[tuple[list[Candidate], dict[Candidate, Measurement]]] = deque()
-        requests: deque[Comparison] = deque()
+        given: deque[tuple[Comparison, list[Candidate], dict[Candidate, Measurement]]] = deque()
 
         def comparisons() -> Iterator[Comparison]:
             for workload, candidates, seed in groups:
                 jobs = [(candidate, workload) for candidate in dict.fromkeys(candidates)]
                 built = {c: _failure(gemms) for c, _, gemms in self._compile_ahead(jobs)}
                 fine = [c for c, failed in built.items() if failed is None]
-                compiled.append((fine, {c: f for c, f in built.items() if f}))
                 key = digest([workload.key, seed, [c.key for c in fine], check])
                 request = Comparison(
                     key, workload.m, tuple(c.ints for c in fine), ROUNDS, seed, check
                 )
-                requests.append(request)
+                given.append((request, fine, {c: f for c, f in built.items() if f}))
                 yield request
 
-        limit = SET_UP_LIMIT_S + Comparison("", 0, (), 0, 0, check).limit_s
-        measured = self._comparing.map_ordered(self._worker("compare"), comparisons(), limit)
-        with closing(measured) as results:
+        with closing(self._sent(self._comparing, "compare", comparisons())) as results:
             for result in results:
-                candidates, failed = compiled.popleft()
-                request = requests.popleft()
-                found = failed | self._compared(request, candidates, result)
+                request, candidates, failed = given.popleft()
+                answer = self._again(self._comparing, "compare", request, result)
+                found = failed | self._compared(request, candidates, answer)
                 named = {"compared": request.key, "seed": request.seed}
-                yield [
-                    Compared(candidate, replace(m, details={**m.details, **named}))
-                    for candidate, m in found.items()
-                ]
+                yield {c: replace(m, details={**m.details, **named}) for c, m in found.items()}
 
     def _compared(
         self,
@@ -387,7 +387,7 @@ class GpuMeasurer:
                 return {candidates[0]: value}
             return self._one_by_one(request, candidates)
         measurements = {}
-        details = {"clocks": value["clocks"]}
+        details = {"clocks": value["clocks"], "gpu": self._gpu(value)}
         for candidate, samples, error in zip(
             candidates, value["samples"], value["errors"], strict=True
         ):
@@ -410,19 +410,11 @@ class GpuMeasurer:
         self, request: Comparison, candidates: Sequence[Candidate]
     ) -> dict[Candidate, Measurement]:
         """Find the candidate at fault, then compare the rest."""
-        limit = SET_UP_LIMIT_S + request.limit_s
         found: dict[Candidate, Measurement] = {}
         for candidate in candidates:
-            alone = Comparison(
-                f"{request.key}-{candidate.key}",
-                request.m,
-                (candidate.ints,),
-                1,
-                request.seed,
-                request.check,
-            )
-            (result,) = self._comparing.map_ordered(self._worker("compare"), [alone], limit)
-            found |= self._compared(alone, [candidate], result)
+            key = f"{request.key}-{candidate.key}"
+            alone = replace(request, key=key, params=(candidate.ints,), rounds=1)
+            found |= self._compared(alone, [candidate], self._one(alone))
         fine = [c for c in candidates if found[c].outcome is Outcome.OK]
         if len(fine) == len(candidates):  # none alone: what they did together is all that is known
             return {
@@ -431,16 +423,12 @@ class GpuMeasurer:
             }
         if not fine:
             return found
-        rest = Comparison(
-            f"{request.key}-rest",
-            request.m,
-            tuple(c.ints for c in fine),
-            request.rounds,
-            request.seed,
-            request.check,
-        )
-        (result,) = self._comparing.map_ordered(self._worker("compare"), [rest], limit)
-        return found | self._compared(rest, fine, result)
+        rest = replace(request, key=f"{request.key}-rest", params=tuple(c.ints for c in fine))
+        return found | self._compared(rest, fine, self._one(rest))
+
+    def _one(self, request: Comparison) -> TaskResult[dict[str, Any]]:
+        (result,) = self._sent(self._comparing, "compare", [request])
+        return self._again(self._comparing, "compare", request, result)
 
 
 def _call(module: str, function: str, request: Any) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import Any
 
 import psutil
@@ -31,12 +31,9 @@ from autotune.moe.requests import (
     calls_per_graph,
     claim_gpu,
     last_words,
+    raced_samples,
 )
 
-RACE_MARGIN = 1.15
-"""A first sample this many times the best known median ends a candidate's measurement."""
-SAMPLES = 5
-"""Timed replays of a candidate that stays in the race."""
 REPLAYS_PER_ROUND = 3
 TOLERANCE = 0.04
 """Relative error of an output against float32 arithmetic on the same quantised operands.
@@ -59,8 +56,8 @@ class _Worker:
     stack: ExitStack
     best_us: dict[int, float] = field(default_factory=dict)
     inputs: dict[int, Any] = field(default_factory=dict)
-    first: dict[str, int] = field(default_factory=dict)
-    """Memory at the first request."""
+    fresh: bool = True
+    """Whether it has answered no request yet."""
     compiled: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
     """Kernels taken from the shared cache (True) and compiled here (False)."""
 
@@ -110,8 +107,9 @@ def _prepared(setup: GpuSetup, gpu: int, stack: ExitStack) -> _Worker:
     pool = torch.cuda.graph_pool_handle()
     worker = _Worker(setup, gpu, problem, fused_moe.fused_moe_kernel, pool, stack)
 
-    def count(*_: Any, cache_hit: bool, **__: Any) -> None:
-        worker.compiled[cache_hit] += 1
+    def count(*_: Any, src: Any, cache_hit: bool, **__: Any) -> None:
+        if src.name == worker.kernel.__name__:  # int8's quantiser is a Triton kernel too
+            worker.compiled[cache_hit] += 1
 
     knobs.compilation.listener = count
     return worker
@@ -121,16 +119,15 @@ def _prepared(setup: GpuSetup, gpu: int, stack: ExitStack) -> _Worker:
 def _guarded(worker: _Worker, key: str, seconds: float) -> Iterator[dict[str, Any]]:
     """Turn what a candidate does into an outcome, or end the process where the device is lost.
 
-    A hung kernel ends the process after ``seconds`` (faulthandler's watchdog needs neither the
-    interpreter nor the device). After a CUDA error the context is lost: the process leaves its last
-    words for the parent and goes.
+    A hung kernel ends the process ``seconds`` after its step began (:func:`_begin_step`). After a
+    CUDA error the context is lost: the process leaves its last words for the parent and goes.
     """
     import torch  # noqa: PLC0415
     from triton.runtime.errors import OutOfResources  # noqa: PLC0415
 
     result: dict[str, Any] = {"outcome": Outcome.OK}
     _make_room(worker)
-    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    _begin_step(seconds)
     try:
         yield result
         torch.cuda.synchronize()
@@ -152,6 +149,15 @@ def _guarded(worker: _Worker, key: str, seconds: float) -> Iterator[dict[str, An
     result |= {"memory": _memory()}
 
 
+def _begin_step(seconds: float) -> None:
+    """End the process if the next step does not end in time; the limit of the last one is off.
+
+    How long a whole request takes depends on the device; that a step hangs does not. The watchdog
+    of faulthandler needs neither the interpreter nor the device.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+
+
 def _memory() -> dict[str, int]:
     """This process's resident memory and the device's used memory, in MiB."""
     import torch  # noqa: PLC0415
@@ -164,15 +170,34 @@ def _memory() -> dict[str, int]:
 
 
 def _make_room(worker: _Worker) -> None:
-    """End the process if it holds more than it may; a new one answers the request."""
+    """End the process if it holds more than it may; a new one answers the request.
+
+    Raises:
+        MissingEnvironmentError: if it does before its first request, as every new one would.
+    """
     limit = worker.setup.memory_limit_mib
     if limit is None:
         return
-    now = _memory()
-    worker.first = worker.first or now
-    grown = now["device_mib"] - worker.first["device_mib"]
-    if now != worker.first and now["rss_mib"] + max(0, grown) > limit:
+    held = _held_mib()
+    if held > limit and worker.fresh:
+        raise MissingEnvironmentError(
+            f"--memory-limit: a measuring process holds {held} MiB before its first candidate, "
+            f"more than the limit of {limit} MiB; raise it"
+        )
+    worker.fresh = False
+    if held > limit:
         os._exit(EXIT_RECYCLE)
+
+
+def _held_mib() -> int:
+    """What this process alone holds: resident memory, and what torch has taken of the device's.
+
+    The device's used memory would count other processes too, and on unified memory their files.
+    """
+    import torch  # noqa: PLC0415
+
+    torch.cuda.empty_cache()  # what nothing uses is no reason to end
+    return int(psutil.Process().memory_info().rss + torch.cuda.memory_reserved()) // _MIB
 
 
 def _forget_kernels(worker: _Worker) -> None:
@@ -242,23 +267,23 @@ def time_candidate(request: Timing) -> dict[str, Any]:
     """Time one candidate at one M.
 
     Returns:
-        ``outcome``; ``samples`` in µs per call, one a replay; ``raced`` if it was given up after
-        its first; ``memory``; ``compiled_here``, kernels that the shared cache did not hold.
+        ``outcome``; ``samples`` in µs per call, one a replay; ``raced`` if it was given up as too
+        slow; ``memory``; ``compiled_here``, kernels that the shared cache did not hold; ``gpu``,
+        the index of the GPU.
     """
     worker = _worker[0]
     before, begin = worker.compiled[False], time.perf_counter()
     with _guarded(worker, request.key, request.limit_s) as result:
         graph = _Graph(worker, request.params, _inputs(worker, request.m))
-        samples = [graph.replay_us()]
+        _begin_step(request.limit_s)
         best = min(worker.best_us.get(request.m, float("inf")), request.best_us or float("inf"))
-        raced = samples[0] > RACE_MARGIN * best
-        while not raced and len(samples) < SAMPLES:
-            samples.append(graph.replay_us())
-        worker.best_us[request.m] = min(best, median(samples))
+        samples, raced = raced_samples(graph.replay_us, best)
+        worker.best_us[request.m] = min(best, median_low(samples))
         result |= {"samples": samples, "raced": raced}
         graph.close()
     result["compiled_here"] = worker.compiled[False] - before
     result["gpu_seconds"] = time.perf_counter() - begin
+    result["gpu"] = worker.gpu
     return result
 
 
@@ -268,19 +293,24 @@ def compare(request: Comparison) -> dict[str, Any]:
     Returns:
         ``samples``: of each candidate, one value a round (median of its replays, µs per call);
         ``errors``: of each candidate, relative error against the reference, or None where the
-        check was not asked for; ``clocks`` before and after; ``memory``.
+        check was not asked for; ``clocks`` before and after; ``memory``; ``gpu``, the index of the
+        GPU.
     """
     worker = _worker[0]
     with _guarded(worker, request.key, request.limit_s) as result:
         before = _clocks()
         errors = _errors(worker, request) if request.check else [None] * len(request.params)
         inputs = worker.problem.inputs(request.m, calls_per_graph(request.m), request.seed)
-        graphs = [_Graph(worker, params, inputs) for params in request.params]
+        graphs = []
+        for params in request.params:
+            _begin_step(request.limit_s)
+            graphs.append(_Graph(worker, params, inputs))
         samples: list[list[float]] = [[] for _ in graphs]
         for turn in range(request.rounds):
             worker.problem.redraw(inputs, request.seed + 1 + turn)
             # Rotated, so that no candidate always follows the same one.
             for offset in range(len(graphs)):
+                _begin_step(request.limit_s)
                 index = (turn + offset) % len(graphs)
                 graphs[index].replay_us()
                 replays = [graphs[index].replay_us() for _ in range(REPLAYS_PER_ROUND)]
@@ -288,8 +318,7 @@ def compare(request: Comparison) -> dict[str, Any]:
         for graph in graphs:
             graph.close()
         result |= {"samples": samples, "errors": errors, "clocks": [before, _clocks()]}
-    result["tolerance"] = TOLERANCE
-    return result
+    return result | {"tolerance": TOLERANCE, "gpu": worker.gpu}
 
 
 def _errors(worker: _Worker, request: Comparison) -> list[float | None]:
@@ -301,6 +330,7 @@ def _errors(worker: _Worker, request: Comparison) -> list[float | None]:
     expected = problem.reference(inputs, 0)
     errors: list[float | None] = []
     for params in request.params:
+        _begin_step(request.limit_s)
         with override_config(dict(params)), problem.poisoned():
             found = problem.run(inputs, 0).float()
         error = float((found - expected).norm() / expected.norm())
@@ -309,7 +339,7 @@ def _errors(worker: _Worker, request: Comparison) -> list[float | None]:
 
 
 def _clocks() -> dict[str, float]:
-    """SM and memory clock in MHz, temperature in °C and power in W, as far as NVML tells them."""
+    """SM clock in MHz, temperature in °C and power in mW, as far as NVML tells them."""
     import torch  # noqa: PLC0415
 
     read = {

@@ -10,7 +10,8 @@ from autotune.moe.config_file import FIELDS
 from autotune.moe.job import MeasuredFacts, Result
 from autotune.moe.predict import least_work
 from autotune.moe.shape import MoeWorkload
-from autotune.stats import geometric_mean, mad
+from autotune.moe.stored import overall_speedup
+from autotune.stats import mad
 
 NOTE = (
     "MEASURED on the GPU named below: the whole fused_experts call in CUDA graphs, finalists and "
@@ -38,7 +39,7 @@ def table(result: Result) -> list[dict[str, Any]]:
 def _row(result: Result, m: int, selection: Selection) -> dict[str, Any]:
     winner, incumbent = selection.winner.measurement, selection.incumbent
     seen = facts(result).facts
-    needed = least_work(MoeWorkload(result.plan.shape, m))
+    needed = least_work(MoeWorkload(result.plan.shape, m), result.plan.routing)
     us = winner.value or float("nan")
     eight_bit = result.plan.shape.weight_dtype != "bf16"
     tflops = seen["bf16_tflops"] * (2 if eight_bit else 1)
@@ -71,8 +72,8 @@ def provenance(result: Result) -> dict[str, Any]:
 
 
 def overall(result: Result) -> float:
-    """Geometric mean of the speed-ups of all keys; a kept default counts as 1."""
-    return geometric_mean([s.speedup or 1.0 for s in result.selections.values()])
+    """See :func:`overall_speedup`."""
+    return overall_speedup(selection.speedup for selection in result.selections.values())
 
 
 def summary(result: Result) -> str:
@@ -116,7 +117,8 @@ def report_lines(result: Result) -> list[str]:
             for name, value in spent.items()
             if name.endswith("_s")
         )
-        + f"; GPU busy {spent['gpu']:.0f} s, compilers {spent['compile_cpu']:.0f} s",
+        + f"; loading, capturing and replaying candidates {spent['measuring']:.0f} s, compilers "
+        f"{spent['compile_cpu']:.0f} s",
         "",
         f"{summary(result)}. A row replaces the default where the whole 95 % interval of its "
         f"speed-up is above 1 and the median gains more than {result.plan.min_gain:.1%}.",

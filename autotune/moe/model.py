@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.modelfiles import Config, HubUnreachableError, hub_file, text_config
 from autotune.moe.shape import DTYPES, MoeShape, Scheme
 from autotune.resources import data_root
 from autotune.yamlfile import load_yaml
 
-Config = Mapping[str, Any]
-
-# Where a multimodal config keeps its language model, outermost first.
-_NESTED = ("thinker_config", "text_config", "language_config", "llm_config")
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 _TOPK = (
     "num_experts_per_tok",
@@ -95,42 +92,16 @@ def _from_hub(ref: str) -> Path:
         raise BadInputError(
             f"--model {ref}: no such folder or config.json; presets: {known}; or a hub id org/name"
         )
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - slow to import
-    from huggingface_hub.errors import (  # noqa: PLC0415
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
     try:
-        return Path(hf_hub_download(ref, "config.json"))
-    except HFValidationError:
-        raise BadInputError(f"--model {ref}: not a valid hub id") from None
-    except RepositoryNotFoundError:
-        raise BadInputError(f"--model {ref}: the hub has no such model, or it is gated") from None
-    except EntryNotFoundError as error:
-        if not isinstance(error, LocalEntryNotFoundError):
-            raise BadInputError(f"--model {ref}: the repository has no config.json") from None
-        raise _unreachable(ref, error) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise _unreachable(ref, error) from None
-
-
-def _unreachable(ref: str, error: Exception) -> MissingEnvironmentError:
-    return MissingEnvironmentError(
-        f"--model {ref}: the hub cannot be reached ({type(error).__name__}); download its "
-        "config.json and give the folder"
-    )
-
-
-def _text_config(config: Config) -> Config:
-    for name in _NESTED:
-        inner = config.get(name)
-        if isinstance(inner, dict):
-            return _text_config(inner)
-    return config
+        path = hub_file(ref, "config.json", "--model")
+    except HubUnreachableError as error:
+        raise MissingEnvironmentError(
+            f"--model {ref}: the hub cannot be reached ({error}); download its "
+            "config.json and give the folder"
+        ) from None
+    if path is None:
+        raise BadInputError(f"--model {ref}: the repository has no config.json")
+    return path
 
 
 def _first(config: Config, names: Sequence[str]) -> int | None:
@@ -172,7 +143,7 @@ def shape_from_config(
         BadInputError: no experts, a value missing, a size that does not divide, or a quantisation
             that this kernel's configuration file does not serve.
     """
-    text = _text_config(config)
+    text = text_config(config)
     # DBRX keeps its MoE values in ffn_config.
     moe: dict[str, Any] = (
         {**text, **text["ffn_config"]} if isinstance(text.get("ffn_config"), dict) else {**text}

@@ -16,6 +16,7 @@ import numpy as np
 
 from autotune.core import BadInputError
 from autotune.devices import Device
+from autotune.moe.routing import Routing as ExpertRouting
 from autotune.moe.shape import MoeWorkload, is_naive
 
 MODEL_VERSION = "4"
@@ -217,7 +218,7 @@ class _Gemm:
 def _gemms(workload: MoeWorkload) -> tuple[_Gemm, _Gemm]:
     shape = workload.shape
     pairs = workload.m * shape.topk * shape.experts / shape.global_experts
-    weight = {"fp8": 1.0, "int8": 1.0, "int4": 0.5}.get(shape.weight_dtype, 2.0)
+    weight = {"fp8": 1.0, "int8": 1.0}.get(shape.weight_dtype, 2.0)
     up = shape.intermediate * (2 if shape.gated else 1)
     scaled = shape.block_shape is not None
     return (
@@ -234,9 +235,18 @@ class Work:
     bytes: float
 
 
-def least_work(workload: MoeWorkload) -> Work:
-    """The least that the two GEMMs of a call compute and move, routed uniformly."""
-    active = routing(workload, block_m=1).active_experts
+def least_work(workload: MoeWorkload, routed: ExpertRouting | None = None) -> Work:
+    """The least that the two GEMMs of a call compute and move, in expectation.
+
+    Args:
+        workload: shape and M.
+        routed: how often each expert is chosen, uniformly by default; under expert parallelism a
+            rank has its share.
+    """
+    shape = workload.shape
+    routed = routed or ExpertRouting()
+    chosen = routed.active_experts(workload.m, shape.topk, shape.global_experts)
+    active = chosen * shape.experts / shape.global_experts
     gemms = _gemms(workload)
     return Work(
         flops=sum(2 * g.pairs * g.columns * g.contraction for g in gemms),

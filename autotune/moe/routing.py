@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
 
 from autotune.core import BadInputError
 
 _STEEPEST = 10.0
 _MOST = 1e18  # tokens; NaN is not below it either
+_HALVINGS = 200
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,46 @@ class Routing:
         # An expert that was never seen may be chosen by the next token: half a token for it.
         return [max(count, 0.5) for count in self.counts]
 
+    def active_experts(self, m: int, topk: int, experts: int) -> float:
+        """How many of ``experts`` at least one of ``m`` tokens is expected to choose.
+
+        A token's choice is what first happens of Poisson events whose rates are the weights (Gumbel
+        top-k, which the measuring process draws by): until the time at which ``topk`` experts are
+        expected to have had one, each has with 1 - exp(-weight · time). Exact for equal weights.
+        """
+        weights = np.array(self.weights(experts))
+        if topk >= experts:
+            return float(experts)
+        # Between times at which even the rarest, and not even the most frequent expert is chosen.
+        low, high = -np.log(weights.max()) - 50, -np.log(weights.min()) + 50
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            chosen = -np.expm1(-weights * np.exp(middle))
+            low, high = (middle, high) if chosen.sum() < topk else (low, middle)
+        return float((1 - (1 - chosen) ** m).sum())
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all experts are chosen alike."""
+        return not self.counts and self.exponent == 0
+
+    @property
+    def label(self) -> str:
+        """For people: what is stored does not hold the name of a file."""
+        if self.counts:
+            return f"by the counts of {len(self.counts)} experts"
+        return "uniform" if self.uniform else f"zipf:{self.exponent:g}"
+
     def as_json(self) -> dict[str, Any]:
         """What of it decides a measurement, as JSON values."""
         return {"exponent": self.exponent, "counts": list(self.counts)}
+
+    @classmethod
+    def from_setup(cls, setup: Mapping[str, Any]) -> Self:
+        """Of a stored search; predictions are uniform."""
+        found = setup.get("routing") or {}
+        counts = tuple(map(float, found.get("counts", ())))
+        return cls(counts=counts, exponent=found.get("exponent", 0.0))
 
 
 def parse_routing(text: str) -> Routing:

@@ -22,6 +22,8 @@ from rich.progress import (
 from rich.table import Table
 
 from autotune.consoles import err, out
+from autotune.environment import others_on
+from autotune.moe import estimate
 from autotune.moe.export import cells, summary, table, warnings
 from autotune.moe.job import Result
 from autotune.moe.plan import Plan
@@ -86,10 +88,15 @@ def show_plan(plan: Plan) -> None:
         err.print(
             f"[bold]Measured mode[/bold]: the real kernel is timed on {names}.", soft_wrap=True
         )
+        for said in others_on(plan.gpus):
+            err.print(f"[yellow]Warning: {escape(said)}: times will suffer[/yellow]")
     else:
+        why = f"No {plan.device.title} in use here"
+        if plan.unmeasured:
+            why = f"{plan.device.title} is here, but {plan.unmeasured}. Until then"
         err.print(
-            f"No {plan.device.title} in use here: [bold]predicted mode[/bold]. The real kernel "
-            "is compiled for it, its time comes from a cost model. Nothing is measured.",
+            f"{escape(why)}: [bold]predicted mode[/bold]. The real kernel is compiled for it, its "
+            "time comes from a cost model. Nothing is measured.",
             soft_wrap=True,
         )
     err.print(
@@ -99,8 +106,8 @@ def show_plan(plan: Plan) -> None:
         f"sm_{plan.device.arch}, {plan.workers} compile processes\n"
         f"       {len(plan.ms)} batch sizes × ({plan.trials_per_m} of {len(plan.feasible)} "
         f"feasible candidates + the default), space {plan.space.name}, study {plan.study}\n"
-        f"       about {plan.expected_compiles} compilations, "
-        f"{max(1, round(plan.estimated_seconds / 60))} min on an empty cache; "
+        f"       about {estimate.compilations(plan)} compilations, "
+        f"{max(1, round(estimate.seconds(plan) / 60))} min on an empty cache; "
         "Ctrl-C keeps what is done",
         soft_wrap=True,
     )
@@ -123,7 +130,7 @@ def show_result(result: Result, files: list[Path]) -> None:
         out.print(f"not shown for want of width, but in report.md: {hidden}")
     out.print(f"{summary(result)}; a row has to gain more than {result.plan.min_gain:.1%}")
     for text in warnings(result):
-        err.print(f"[yellow]Warning: {text}[/yellow]")
+        err.print(f"[yellow]Warning: {escape(text)}[/yellow]")
     compiled = f"{result.compiled} kernels compiled, {result.cached} taken from the database; "
     out.print(
         f"{result.trials} trials, {result.fresh} of them new; "

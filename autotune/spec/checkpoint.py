@@ -6,7 +6,6 @@ From a folder, or from the hub (or its cache) by id. No weight is read.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.modelfiles import Config, HubUnreachableError, hub_file, text_config
 
-Config = Mapping[str, Any]
-
-_NESTED = ("thinker_config", "text_config", "language_config", "llm_config")
 _INDEX = "model.safetensors.index.json"
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
@@ -57,10 +55,7 @@ class Checkpoint:
     @property
     def text(self) -> Config:
         """The configuration of the language model inside a multimodal one."""
-        config = self.config
-        while inner := next((config[n] for n in _NESTED if isinstance(config.get(n), dict)), None):
-            config = inner
-        return config
+        return text_config(self.config)
 
     @property
     def model_type(self) -> str:
@@ -80,6 +75,15 @@ class Checkpoint:
         if not isinstance(raw, dict):
             return None
         return str(raw.get("quant_method") or raw.get("quant_algo") or "unnamed")
+
+    @property
+    def experts(self) -> int | None:
+        """Number of experts; None of a dense model.
+
+        Raises:
+            BadInputError: it is not a whole number.
+        """
+        return next((n for name in _EXPERTS if (n := self.size(name))), None)
 
     def size(self, name: str) -> int | None:
         """A whole number of the text configuration, else of the outer one; None if not given.
@@ -137,27 +141,10 @@ class _Hub:
     unknown: set[str] = field(default_factory=set)
 
     def read(self, name: str) -> str | None:
-        from huggingface_hub import hf_hub_download  # noqa: PLC0415 - slow to import
-        from huggingface_hub.errors import (  # noqa: PLC0415
-            EntryNotFoundError,
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-        )
-
         try:
-            return Path(hf_hub_download(self.ref, name)).read_text(encoding="utf-8")
-        except HFValidationError:
-            raise BadInputError(f"{self.flag} {self.ref}: not a valid hub id") from None
-        except RepositoryNotFoundError:
-            raise BadInputError(
-                f"{self.flag} {self.ref}: the hub has no such model, or it is gated"
-            ) from None
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError):
-                self.unknown.add(name)
-        except (HfHubHTTPError, OSError):
+            path = hub_file(self.ref, name, self.flag)
+            return None if path is None else path.read_text(encoding="utf-8")
+        except (HubUnreachableError, OSError):
             self.unknown.add(name)
         return None
 
@@ -176,7 +163,7 @@ def load_checkpoint(ref: str, flag: str = "--target") -> Checkpoint:
         BadInputError: not found, or a file that cannot be understood.
         MissingEnvironmentError: a hub id, and neither the hub nor its cache has ``config.json``.
     """
-    folder = Path(os.path.expanduser(ref))  # noqa: PTH111 - the other raises for an unknown ~user
+    folder = Path(ref)
     files: _Files
     if folder.is_dir():
         files = _Folder(folder)

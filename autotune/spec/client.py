@@ -11,13 +11,14 @@ import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
 
 from autotune.spec.prompts import Prompt
 from autotune.spec.timing import LoadResult, RequestRecord
+from autotune.spec.web import without_secrets
 
 _ERROR_CHARS = 300
 
@@ -57,7 +58,7 @@ class Load:
     timeout_s: float = 600.0
     cache_salt: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if min(self.requests, self.concurrency, self.max_tokens) < 1 or not self.prompts:
@@ -101,7 +102,8 @@ async def _receive(session: aiohttp.ClientSession, load: Load, stream: Stream) -
         async with session.post(load.endpoint(), data=body) as response:
             if response.status != 200:
                 text = await response.text(errors="replace")
-                stream.error = f"HTTP {response.status}: {' '.join(text.split())[:_ERROR_CHARS]}"
+                text = without_secrets(" ".join(text.split()), load.headers)
+                stream.error = f"HTTP {response.status}: {text[:_ERROR_CHARS]}"
                 return
             rest = b""
             async for chunk in response.content.iter_any():
@@ -190,16 +192,18 @@ def decode_stream(stream: Stream, origin: float) -> RequestRecord:
 async def run_load_async(load: Load) -> LoadResult:
     """Send the requests, ``concurrency`` at a time, and wait for all answers.
 
-    A request that fails is a record with an ``error``; nothing is sent twice.
+    A request that fails is a record with an ``error``. Nothing is sent twice, and nothing more once
+    one has failed: a server that hangs would cost the time limit again for each.
     """
-    streams = [Stream(index) for index in range(load.requests)]
-    waiting = iter(streams)
+    streams: list[Stream] = []
     connector = aiohttp.TCPConnector(limit=load.concurrency, keepalive_timeout=60)
     timeout = aiohttp.ClientTimeout(total=load.timeout_s)
     headers = {"Content-Type": "application/json", **load.headers}
 
     async def lane(session: aiohttp.ClientSession) -> None:
-        for stream in waiting:
+        while len(streams) < load.requests and not any(stream.error for stream in streams):
+            stream = Stream(len(streams))
+            streams.append(stream)
             await _receive(session, load, stream)
 
     async with aiohttp.ClientSession(
@@ -211,6 +215,10 @@ async def run_load_async(load: Load) -> LoadResult:
                 lanes.create_task(lane(session))
         duration_s, cpu_s = time.perf_counter() - origin, time.process_time() - cpu
     records = tuple(decode_stream(stream, origin) for stream in streams)
+    if load.headers:  # a server may repeat what it was sent
+        records = tuple(
+            replace(record, error=without_secrets(record.error, load.headers)) for record in records
+        )
     return LoadResult(records, load.concurrency, duration_s, cpu_s)
 
 

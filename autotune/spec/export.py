@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from autotune.files import write_whole
+from autotune.spec.conclusion import verdict, warnings
 from autotune.spec.job import Result
-from autotune.spec.launchers import CONTAINER_PORT
+from autotune.spec.launchers import CONTAINER_PORT, DockerLauncher
+from autotune.spec.memory_search import memory_document
+from autotune.spec.mounts import Mount, mounts_of, with_full_paths
+from autotune.spec.objectives import front_rows, objective_rows
+from autotune.spec.plan import Plan
 from autotune.spec.report import report
-from autotune.spec.server import ServeSettings, serve_args, shell_line
+from autotune.spec.schedule_report import schedule_document
+from autotune.spec.server import ServeSettings, serve_args
+from autotune.spec.stopped import stopped_rows
 from autotune.spec.tables import (
     confirm_rows,
     forecast_rows,
     moe_line,
+    score_table,
     setting,
     trial_rows,
-    verdict,
-    warnings,
 )
 
 
@@ -38,6 +46,7 @@ def document(result: Result) -> dict[str, Any]:
         "basis": plan.basis.value,
         "verdict": verdict(result),
         "warnings": warnings(result),
+        "checks": [asdict(finding) for finding in plan.findings],
         "best": {
             "candidate": selection.winner.candidate.params,
             "setting": setting(selection.winner.candidate),
@@ -46,7 +55,7 @@ def document(result: Result) -> dict[str, Any]:
             "interval": list(selection.interval) if selection.interval else None,
             "identical_share": result.identical.get(selection.winner.candidate),
             "speculative_config": winner.speculative,
-            "serve": shell_line(winner),
+            "serve": plan.launcher.shell_line(winner),
             "moe": moe_line(result),
         },
         "study": plan.study,
@@ -55,15 +64,23 @@ def document(result: Result) -> dict[str, Any]:
         "setup": plan.setup(),
         "environment": result.environment,
         "boots": result.boots,
+        "boots_of_load": result.boots_of_load,
         "fresh_boots": result.fresh_boots,
         "confirm_boots": plan.confirm_rounds,
         "trials": trial_rows(result),
+        "objectives": objective_rows(result),
+        "pareto_front": front_rows(result),
+        "schedule": schedule_document(result),
+        "stopped": stopped_rows(result),
+        "scores": score_table(result),
+        "memory_utilization": memory_document(result.borders),
         "forecast": {"basis": "predicted", "rows": forecast_rows(result)},
         "not_tried": [
             {"setting": setting(candidate), "why": why}
             for candidate, why in result.left_out.items()
         ],
         "confirmed": confirm_rows(result),
+        "published": published.as_json() if (published := plan.space.published) else None,
     }
 
 
@@ -82,56 +99,75 @@ def write(result: Result, out: Path) -> list[Path]:
         folder / "report.md": report(result),
     }
     if plan.image is not None:
-        files[folder / "compose.yaml"] = compose(settings, plan.image)
-    text = json.dumps(document(result), indent=2, sort_keys=True, ensure_ascii=False)
-    files[folder / "best.json"] = text + "\n"
+        files[folder / "compose.yaml"] = compose(
+            settings, plan.image, plan.mounts, _gpus(plan), _options(plan)
+        )
+    files[folder / "schedule.json"] = _json(schedule_document(result))
+    files[folder / "best.json"] = _json(document(result))
     for path, content in files.items():
         write_whole(path, content.encode())
     return list(files)
 
 
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
 def _script(result: Result, settings: ServeSettings) -> str:
-    line = shell_line(settings)
+    line = result.plan.launcher.shell_line(settings)
     said = verdict(result).replace("\n", " ")
     return f"#!/bin/sh\n# {said}\n# Found by: {result.plan.command.splitlines()[0]}\n{line}\n"
 
 
-def compose(settings: ServeSettings, image: str) -> str:
-    """A compose file that serves the settings; folders among them are mounted where they are.
+def _gpus(plan: Plan) -> str:
+    return plan.launcher.gpus if isinstance(plan.launcher, DockerLauncher) else "all"
 
-    Nothing here has started it. Strings are JSON, which YAML includes.
+
+def _options(plan: Plan) -> tuple[str, ...]:
+    return plan.launcher.options if isinstance(plan.launcher, DockerLauncher) else ()
+
+
+def compose(
+    settings: ServeSettings,
+    image: str,
+    given: Sequence[Mount] = (),
+    gpus: str = "all",
+    options: Sequence[str] = (),
+) -> str:
+    """A compose file that serves the settings, with the mounts given and those that they need.
+
+    Nothing here has started it. Strings are JSON, which YAML includes. ``gpus`` is docker's
+    ``--gpus``; ``options`` of ``docker run`` have other names in compose, and stand as a comment.
     """
-    folders = [settings.model, dict(settings.speculative or {}).get("model", "")]
-    folders.append(settings.env.get("VLLM_TUNED_CONFIG_FOLDER", ""))
-    mounts = [Path(f).absolute() for f in dict.fromkeys(folders) if f and Path(f).is_dir()]
-    args = serve_args(settings, "0.0.0.0", CONTAINER_PORT)  # noqa: S104  (inside a container)
+    mounts = mounts_of(settings, given)
+    args = serve_args(with_full_paths(settings), "0.0.0.0", CONTAINER_PORT)  # noqa: S104  (inside a container)
     lines = ["# Made from the best setting; autotune has not started it."]
-    lines += ["services:", "  vllm:", f"    image: {json.dumps(image)}", "    command:"]
-    # A dollar sign begins a variable in a compose file; doubled it is itself.
-    lines += [f"      - {json.dumps(_absolute(arg, mounts)).replace('$', '$$')}" for arg in args]
+    if options:
+        lines.append(f"# docker run was given as well: {' '.join(map(json.dumps, options))}")
+    lines += ["services:", "  vllm:", f"    image: {_quoted(image)}", "    command:"]
+    lines += [f"      - {_quoted(arg)}" for arg in args]
     lines += ["    ports:", f'      - "127.0.0.1:8000:{CONTAINER_PORT}"', "    ipc: host"]
     if settings.env:
         lines.append("    environment:")
-        lines += [
-            f"      {json.dumps(k)}: {json.dumps(v).replace('$', '$$')}"
-            for k, v in sorted(settings.env.items())
-        ]
+        lines += [f"      {json.dumps(k)}: {_quoted(v)}" for k, v in sorted(settings.env.items())]
     if mounts:
         lines.append("    volumes:")
-        lines += [
-            f"      - {json.dumps(f'{path}:{path}:ro').replace('$', '$$')}" for path in mounts
-        ]
-    lines += ["    deploy:", "      resources:", "        reservations:", "          devices:"]
-    lines += ["            - driver: nvidia", "              count: all"]
-    lines += ["              capabilities: [gpu]"]
+        lines += [f"      - {_quoted(mount.volume())}" for mount in mounts]
+    if gpus:
+        lines += ["    deploy:", "      resources:", "        reservations:", "          devices:"]
+        lines += ["            - driver: nvidia", f"              {_devices(gpus)}"]
+        lines += ["              capabilities: [gpu]"]
     return "\n".join(lines) + "\n"
 
 
-def _absolute(arg: str, mounts: list[Path]) -> str:
-    """A folder given relative to here is mounted under its full path."""
-    path = Path(arg)
-    return (
-        str(path.absolute())
-        if arg and not arg.startswith("-") and path.absolute() in mounts
-        else arg
-    )
+def _devices(gpus: str) -> str:
+    """``all``, a number or ``device=0,1`` as compose says it."""
+    name, _, devices = gpus.strip('"').partition("=")
+    if name == "device":
+        return f"device_ids: {json.dumps(devices.split(','))}"
+    return f"count: {gpus if gpus.isdecimal() else 'all'}"
+
+
+def _quoted(text: str) -> str:
+    """A dollar sign begins a variable in a compose file; doubled it is itself."""
+    return json.dumps(text).replace("$", "$$")

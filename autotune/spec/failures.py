@@ -91,6 +91,7 @@ _NOISE = re.compile(
 _CHATTER = re.compile(r"resource_tracker|^\s+warnings.warn")
 _OUT_OF_MEMORY = (
     r"OutOfMemoryError|out of memory|is less than desired \w+ memory utilization|^MemoryError"
+    r"|is less than requested memory for kv"
     r"|can't allocate memory|Cannot allocate memory|bad_alloc"
 )
 _SIGNS = tuple(
@@ -105,7 +106,8 @@ _SIGNS = tuple(
         (
             FailureKind.KV_CACHE_TOO_SMALL,
             r"No available memory for the cache blocks|To serve at least one request with"
-            r"|larger than the (maximum number of tokens that can be stored in|available) KV cache",
+            r"|larger than the (maximum number of tokens that can be stored in|available) KV cache"
+            r"|is less than requested memory for kv \((-|0\.0/)",
         ),
         (FailureKind.OUT_OF_MEMORY_AT_START, _OUT_OF_MEMORY),
         (

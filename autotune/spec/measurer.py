@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from autotune.core import Basis, Candidate, HoldsNothing, Job, Measurement, Outcome
-from autotune.spec.load import LoadOptions, UnservedError, measure_server
+from autotune.spec.load import LoadOptions, Served, UnservedError, measure_server
+from autotune.spec.moe_log import moe_files
+from autotune.spec.repeats import Journal, PartLog
 from autotune.spec.scenario import SpecScenario
-from autotune.spec.server import Launcher, ServerFailedError, ServeSettings, start
+from autotune.spec.server import Launcher, Server, ServerFailedError, ServeSettings, start
+from autotune.spec.stopping import Rules
+from autotune.spec.sustain import FullLoad, measure_sustained
+from autotune.spec.tasks import Tasks, evaluate
 
 START_TIMEOUT_S = 1800.0
 """A start with compilation and CUDA graphs of a large model took 165 s on an H200; loading weights
@@ -33,6 +39,9 @@ class ServingMeasurer(HoldsNothing):
         *,
         basis: Basis = Basis.MEASURED,
         start_timeout_s: float = START_TIMEOUT_S,
+        parts: PartLog | None = None,
+        rules_of: Callable[[Candidate, SpecScenario], Rules] = lambda *_: Rules(),
+        tasks: Tasks | None = None,
     ) -> None:
         """Make a measurer.
 
@@ -43,7 +52,11 @@ class ServingMeasurer(HoldsNothing):
             logs: the folder for the servers' output.
             basis: synthetic where the acceptance is told to vLLM.
             start_timeout_s: wall seconds that a start may take.
+            parts: keeps every finished repeat, and gives back what a killed run had finished.
+            rules_of: what may stop the measurement of a candidate half-way.
+            tasks: what lm-eval evaluates where the scenario asks for it.
         """
+        self._parts, self._rules_of, self._tasks = parts, rules_of, tasks
         self._launcher, self._settings_of, self._options = launcher, settings_of, options
         self._logs, self._basis, self._start_timeout_s = logs, basis, start_timeout_s
         self.boots = 0
@@ -57,22 +70,37 @@ class ServingMeasurer(HoldsNothing):
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
         """One server after the other; see :class:`autotune.core.Measurer`."""
         for candidate, workload in jobs:
-            yield self._measured(candidate, cast("SpecScenario", workload))
+            yield self._measured(candidate, cast("SpecScenario | FullLoad", workload))
 
-    def _measured(self, candidate: Candidate, scenario: SpecScenario) -> Measurement:
+    def _served(
+        self, server: Server, candidate: Candidate, scenario: SpecScenario | FullLoad
+    ) -> Served:
+        if isinstance(scenario, FullLoad):
+            return measure_sustained(server, scenario, self._options)
+        journal = Journal(self._parts, scenario, candidate)
+        rules = self._rules_of(candidate, scenario)
+        found = measure_server(server, scenario, self._options, journal, rules)
+        if scenario.evaluates and self._tasks is not None:
+            out = self._logs / f"{candidate.key}-{scenario.key}-tasks"
+            found.details["tasks"] = evaluate(server, self._tasks, chat=scenario.chat, out=out)
+        return found
+
+    def _measured(self, candidate: Candidate, scenario: SpecScenario | FullLoad) -> Measurement:
         began = time.monotonic()
         log = self._logs / f"{candidate.key}-{scenario.key}.log"
-        details: dict[str, Any] = {"boots": 1, "log": str(log)}
-        self.boots += 1
+        booted = int(self._launcher.starts)
+        details: dict[str, Any] = {"boots": booted, "log": str(log) if booted else None}
+        self.boots += booted
         outcome, message = Outcome.OK, ""
         samples: tuple[float, ...] = ()
         try:
             settings = self._settings_of(candidate)
             with start(self._launcher, settings, log, self._start_timeout_s) as server:
                 details["start_s"] = server.start_seconds
-                found = measure_server(server, scenario, self._options)
+                found = self._served(server, candidate, scenario)
                 samples = found.samples
                 details |= found.details
+                details |= moe_files(server.log)
         except ServerFailedError as error:
             outcome, message = error.failure.outcome, error.failure.line
             details["failure"] = error.failure.kind.value
@@ -82,14 +110,9 @@ class ServingMeasurer(HoldsNothing):
         return Measurement(
             outcome=outcome,
             basis=self._basis,
-            value=_median(samples) if outcome is Outcome.OK else None,
+            value=statistics.median(samples) if outcome is Outcome.OK else None,
             samples=samples,
             message=message,
             details=details,
             seconds=time.monotonic() - began,
         )
-
-
-def _median(samples: tuple[float, ...]) -> float:
-    ordered, middle = sorted(samples), len(samples) // 2
-    return (ordered[middle] + ordered[~middle]) / 2

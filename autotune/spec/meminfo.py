@@ -7,58 +7,81 @@ CPU, within the limit of the control group).
 
 from __future__ import annotations
 
-import csv
 import os
 import re
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from autotune.core import MissingEnvironmentError
+from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.devices import nvidia_smi
 from autotune.spec.memory import MemoryKind, MemoryReading
 
 _MIB = 2**20
 _UNLIMITED = 1 << 62
 
 
-def nvidia_smi() -> str | None:
-    """``name, total MiB, free MiB`` of every GPU as CSV; None when there is no nvidia-smi."""
-    query = "--query-gpu=name,memory.total,memory.free"
-    try:
-        return subprocess.run(  # noqa: S603 - fixed arguments
-            ["nvidia-smi", query, "--format=csv,noheader,nounits"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
+def gpu_memory() -> list[list[str]]:
+    """Name, total MiB and free MiB of every GPU, as nvidia-smi tells them."""
+    return nvidia_smi("name", "memory.total", "memory.free")
+
+
+def first_gpu(uuids: Sequence[str], *chosen: str | None) -> int | None:
+    """The number of the first GPU that a server sees; None where it sees none.
+
+    A slice of a GPU (MIG) counts as the first GPU: nvidia-smi does not tell its memory here.
+
+    Args:
+        uuids: of all GPUs, in nvidia-smi's order.
+        chosen: lists as in ``CUDA_VISIBLE_DEVICES``, each of what the one before left: numbers or
+            UUIDs, or their beginnings; None leaves all.
+
+    Raises:
+        BadInputError: a list names a GPU that is not there.
+    """
+    left = list(range(len(uuids)))
+    for text in chosen:
+        if text is None or not left or text.startswith("MIG-"):
+            continue
+        names = [name.strip().partition(":")[0] for name in text.split(",")]  # 0:1 is a slice of 0
+        left = [] if names[0] in {"", "-1"} else [_named(name, left, uuids) for name in names]
+    return left[0] if left else None
+
+
+def _named(name: str, left: Sequence[int], uuids: Sequence[str]) -> int:
+    if name.isdecimal():
+        found = list(left[int(name) : int(name) + 1])
+    else:
+        found = [gpu for gpu in left if uuids[gpu].startswith(name)]
+    if not found:
+        raise BadInputError(
+            f"GPU {name}, as CUDA_VISIBLE_DEVICES or --gpus has it: not among the {len(left)} that "
+            "can be seen"
+        )
+    return found[0]
 
 
 def read_memory(
-    gpu: int = 0,
+    gpu: int | None = 0,
     *,
     root: Path = Path("/"),
-    smi: Callable[[], str | None] = nvidia_smi,
+    gpus: Callable[[], list[list[str]]] = gpu_memory,
     cpu: int | None = None,
 ) -> MemoryReading:
     """The memory of a GPU, or of this machine where it has none.
 
     Args:
-        gpu: its number in nvidia-smi's list.
+        gpu: its number in nvidia-smi's list; None where none is used.
         root: where ``proc`` and ``sys`` are.
-        smi: gives what nvidia-smi shows.
+        gpus: gives what nvidia-smi shows.
         cpu: the CPU whose NUMA node counts; None is the first that this process may use.
 
     Raises:
         MissingEnvironmentError: no such GPU, or the system does not tell its memory.
     """
-    shown = smi()
-    rows = list(csv.reader((shown or "").splitlines(), skipinitialspace=True))
-    if not rows:
+    rows = gpus()
+    if not rows or gpu is None:
         return _host(root, min(os.sched_getaffinity(0)) if cpu is None else cpu)
-    if gpu >= len(rows) or len(rows[gpu]) != 3:
+    if gpu >= len(rows):
         raise MissingEnvironmentError(f"nvidia-smi shows {len(rows)} GPUs, and none numbered {gpu}")
     name, total, free = rows[gpu]
     if total.isdecimal() and free.isdecimal():

@@ -1,9 +1,9 @@
 """Memory that a server needs against what is free now: a start that cannot succeed is not tried.
 
 What is needed is a lower bound (weights and KV cache; no activations, graphs or workspaces), so a
-refusal is certain and a pass is not a promise. Sources: vLLM 0.32 ``v1/worker/utils.py``
-(``request_memory``), ``v1/worker/cpu_worker.py``, ``v1/core/kv_cache_utils.py``
-(``_check_enough_kv_cache_memory``) and ``v1/kv_cache_interface.py``.
+refusal is certain and a pass is not a promise; :mod:`autotune.spec.fit` reads the flags. Sources:
+vLLM 0.32 ``v1/worker/utils.py`` (``request_memory``), ``v1/worker/cpu_worker.py``,
+``v1/core/kv_cache_utils.py`` (``_check_enough_kv_cache_memory``) and ``v1/kv_cache_interface.py``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Serving:
 
     ``kv_cache_bytes`` is ``--kv-cache-memory-bytes``; ``batched_tokens`` how many tokens one step
     computes at most; ``block_size`` tokens per KV block (vLLM's default is 16 on a GPU and 128 on a
-    CPU); ``shards`` the tensor-parallel size.
+    CPU); ``shards`` over how many devices weights and cache are spread.
 
     Raises:
         BadInputError: a value that cannot be.

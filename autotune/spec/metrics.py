@@ -17,6 +17,7 @@ from autotune.spec.counters import DraftCounters
 from autotune.spec.web import fetch, fetch_async
 
 _SPEC = "vllm:spec_decode_num_"
+_PREEMPTIONS = "vllm:num_preemptions_total"
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def parse_metrics(text: str) -> ServerMetrics:
         )
     return ServerMetrics(
         drafts,
-        total("vllm:num_preemptions_total"),
+        total(_PREEMPTIONS),
         total("vllm:prompt_tokens_total"),
         total("vllm:generation_tokens_total"),
         usage,
@@ -117,10 +118,11 @@ def server_metrics(
 ) -> ServerMetrics | None:
     """Read the counters of the server at ``url``; None if it does not answer or has none.
 
-    Read while no request runs: vLLM updates its counters one after the other.
+    Read while no request runs: vLLM updates its counters one after the other. A server with
+    ``--disable-log-stats`` answers without them, which must not read as if all were 0.
     """
     reply = fetch(f"{url}/metrics", timeout_s, headers)
-    if reply is None or reply.status != 200:
+    if reply is None or reply.status != 200 or _PREEMPTIONS not in reply.text:
         return None
     try:
         return parse_metrics(reply.text)
@@ -130,7 +132,7 @@ def server_metrics(
 
 @dataclass
 class Peak:
-    """The most that was seen of what changes all the time.
+    """The most that was seen of what changes all the time; None where it was not shown.
 
     Attributes:
         kv_cache_usage: largest share of the KV cache in use, 0 to 1.
@@ -138,20 +140,25 @@ class Peak:
         readings: how often was looked.
     """
 
-    kv_cache_usage: float = 0.0
-    waiting: int = 0
+    kv_cache_usage: float | None = None
+    waiting: int | None = None
     readings: int = 0
 
+    def add(self, text: str) -> None:
+        """Take in a text of ``/metrics``, without parsing all of it."""
+        self.readings += 1
+        usage = _values(text, "vllm:kv_cache_usage_perc{")
+        waiting = _values(text, "vllm:num_requests_waiting{")
+        if usage:
+            self.kv_cache_usage = max(self.kv_cache_usage or 0.0, *usage)
+        if waiting:
+            self.waiting = max(self.waiting or 0, int(sum(waiting)))
 
-def _gauges(text: str) -> tuple[float, int]:
-    """KV cache usage and waiting requests, without parsing the whole text."""
-    usage, waiting = 0.0, 0.0
-    for line in text.splitlines():
-        if line.startswith("vllm:kv_cache_usage_perc{"):
-            usage = max(usage, float(line.rpartition(" ")[2]))
-        elif line.startswith("vllm:num_requests_waiting{"):
-            waiting += float(line.rpartition(" ")[2])
-    return usage, int(waiting)
+
+def _values(text: str, name: str) -> list[float]:
+    """Of one gauge, for every engine."""
+    lines = (line for line in text.splitlines() if line.startswith(name))
+    return [float(line.rpartition(" ")[2]) for line in lines]
 
 
 @asynccontextmanager
@@ -163,10 +170,7 @@ async def watch_peak(url: str, every_s: float) -> AsyncIterator[Peak]:
         while True:
             reply = await fetch_async(f"{url}/metrics", 5.0)
             if reply is not None and reply.status == 200:
-                usage, waiting = _gauges(reply.text)
-                peak.kv_cache_usage = max(peak.kv_cache_usage, usage)
-                peak.waiting = max(peak.waiting, waiting)
-                peak.readings += 1
+                peak.add(reply.text)
             await asyncio.sleep(every_s)
 
     task = asyncio.create_task(watch())

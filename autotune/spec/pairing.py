@@ -7,9 +7,11 @@ check; ``speculative.py`` is vLLM 0.32's ``vllm/config/speculative.py``.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 from autotune.core import BadInputError
 from autotune.spec.attention import AttentionLayer, attention_layers
@@ -58,6 +60,11 @@ def load_pair(target: str, drafter: str, method: str | None = None) -> Pair:
         if method not in {None, drafter}:
             raise BadInputError(f"--drafter {drafter} names a method, but the method is {method}")
         return Pair(model, drafter)
+    close = difflib.get_close_matches(drafter, METHODS, n=1)
+    if close and not Path(drafter).exists():
+        raise BadInputError(
+            f"--drafter {drafter}: no such folder or method; did you mean {close[0]}?"
+        )
     drafting = load_checkpoint(drafter, "--drafter")
     return Pair(model, resolve_method(drafting, method), drafting)
 
@@ -189,8 +196,7 @@ def _check_shared_cache(target: Checkpoint, drafter: Checkpoint) -> Iterator[Fin
 def _check_quantisation(target: Checkpoint, drafter: Checkpoint) -> Iterator[Finding]:
     """The drafter inherits ``--moe-backend`` (speculative.py, ``_DRAFT_VLLM_CONFIG_OVERRIDES``)."""
     ours, theirs = target.quantisation, drafter.quantisation
-    experts = any(drafter.size(n) for n in ("num_experts", "num_local_experts", "n_routed_experts"))
-    if ours and not theirs and experts:
+    if ours and not theirs and drafter.experts:
         yield warn(
             "moe-backend",
             f"{drafter.ref} has experts and is not quantised, {target.ref} is ({ours}): a "

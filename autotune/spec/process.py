@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 
-from autotune.spec.supervisor import SURVIVORS
+from autotune.spec.supervisor import CLEANUP_S, KILL_S, SURVIVORS
 
 LOCALHOST = "127.0.0.1"
-_KILL_S = 45.0
-"""Longer than the supervisor's own SIGKILL and clean-up take; beyond it, it is killed as well."""
+_SLACK_S = 15.0
+"""Beyond what the supervisor may take it is killed as well, and its clean-up with it."""
 
 
 def _members(supervisor: int) -> list[psutil.Process]:
@@ -42,6 +42,9 @@ class ProcessHandle:
     cores with Linux 6.18), which would be measured as the server's time.
     """
 
+    model: str | None = None
+    """It serves one."""
+
     def __init__(
         self,
         command: list[str],
@@ -51,7 +54,7 @@ class ProcessHandle:
         *,
         env: Mapping[str, str] | None = None,
         cleanup: list[str] | None = None,
-        check_owner: bool = True,
+        contained: bool = False,
     ) -> None:
         """Start ``command``.
 
@@ -62,11 +65,14 @@ class ProcessHandle:
             grace_s: seconds between SIGTERM and SIGKILL.
             env: added to our own environment.
             cleanup: a command run after its end, even if we are dead by then.
-            check_owner: whether one of its processes must hold the port.
+            contained: the server runs in a container, where its processes are not our descendants:
+                neither can they be told by the port that they hold, nor can their memory be seen.
         """
         self.url = f"http://{LOCALHOST}:{port}"
         self.log = log
-        self._port, self._grace_s, self._check_owner = port, grace_s, check_owner
+        self.headers: Mapping[str, str] = {}
+        self._port, self._contained = port, contained
+        self._stop_s = grace_s + KILL_S + (CLEANUP_S if cleanup else 0.0) + _SLACK_S
         self._stopped = False
         supervisor = [sys.executable, "-P", "-m", "autotune.spec.supervisor"]
         options = ["--grace", str(grace_s)]
@@ -90,7 +96,7 @@ class ProcessHandle:
 
     def is_ours(self) -> bool:
         """Whether one of our processes listens on the port."""
-        if not self._check_owner:
+        if self._contained:
             return True
         for process in _members(self._process.pid):
             with contextlib.suppress(psutil.Error):
@@ -105,6 +111,8 @@ class ProcessHandle:
 
     def memory_bytes(self) -> int | None:
         """Resident memory of all its processes, shared pages counted for each."""
+        if self._contained:
+            return None
         total = 0
         for process in _members(self._process.pid):
             with contextlib.suppress(psutil.Error):
@@ -122,7 +130,7 @@ class ProcessHandle:
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            code = self._process.wait(self._grace_s + _KILL_S)
+            code = self._process.wait(self._stop_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
@@ -132,7 +140,7 @@ class ProcessHandle:
 
     def _kill_all(self) -> None:
         """What the supervisor would have done, had it lived."""
-        end = time.monotonic() + _KILL_S
+        end = time.monotonic() + KILL_S
         while left := _members(self._process.pid):
             for process in left:
                 with contextlib.suppress(psutil.Error):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +15,34 @@ from autotune.spec.server import ServeSettings
 GAMMA = "gamma"
 KV_DTYPE = "kv_cache_dtype"
 UTILIZATION = "gpu_memory_utilization"
-OURS = frozenset({"--host", "--port", "--speculative-config", "--model"})
-"""Flags of ``vllm serve`` that are ours to set."""
+SCHEDULE = "schedule"
+"""Ranges of vLLM's ``num_speculative_tokens_per_batch_size`` as JSON."""
+LOCKED_OUT = "a server with a key would shut the tuner out; give the key where you serve for others"
+_OURS = "is set by the tuner itself"
+_TAKEN = {
+    "--host": _OURS,
+    "--port": _OURS,
+    "--model": _OURS,
+    "--speculative-config": _OURS,
+    "--spec-method": _OURS,
+    "--spec-model": _OURS,
+    "--spec-tokens": _OURS,
+    "--api-key": LOCKED_OUT,
+    "--disable-log-stats": "acceptance and preemptions are read from what the server counts; give "
+    "the flag where you serve for others",
+}
+"""Flags of ``vllm serve`` that nobody else may set, and why."""
+_ALIASES = {
+    "-q": "--quantization",
+    "-tp": "--tensor-parallel-size",
+    "-pp": "--pipeline-parallel-size",
+    "-dp": "--data-parallel-size",
+    "-pcp": "--prefill-context-parallel-size",
+    "-sc": "--speculative-config",
+    "--device-memory-utilization": "--gpu-memory-utilization",
+}
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def flag_of(name: str) -> str:
@@ -34,6 +62,7 @@ class Recipe:
             of comparing tokens; empty compares them.
         server_args: further arguments of ``vllm serve``.
         env: environment variables of the server.
+        moe_files: digest of the tuned MoE files that it is given; None without them.
     """
 
     target: str
@@ -42,14 +71,17 @@ class Recipe:
     synthetic: Rates = ()
     server_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    moe_files: str | None = None
 
-    def speculative(self, gamma: int) -> dict[str, Any] | None:
+    def speculative(self, gamma: int, schedule: str | None = None) -> dict[str, Any] | None:
         """The value of ``--speculative-config``; None at gamma 0."""
         if gamma == 0:
             return None
         config: dict[str, Any] = {"method": self.method, "num_speculative_tokens": gamma}
         if self.drafter is not None:
             config["model"] = self.drafter
+        if schedule is not None:
+            config["num_speculative_tokens_per_batch_size"] = json.loads(schedule)
         if self.synthetic:
             config["rejection_sample_method"] = "synthetic"
             config["synthetic_acceptance_rates"] = list(self.synthetic[:gamma])
@@ -61,10 +93,11 @@ class Recipe:
         gamma = candidate.int(GAMMA)
         del params[GAMMA]
         dtype, share = params.pop(KV_DTYPE, None), params.pop(UTILIZATION, None)
+        schedule = params.pop(SCHEDULE, None)
         more = [arg for name, value in params.items() for arg in _argument(name, value)]
         return ServeSettings(
             self.target,
-            self.speculative(gamma),
+            self.speculative(gamma, None if schedule is None else str(schedule)),
             kv_cache_dtype=None if dtype is None else str(dtype),
             gpu_memory_utilization=None if share is None else float(share),
             extra_args=(*more, *self.server_args),
@@ -72,8 +105,12 @@ class Recipe:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that two trials must share to be compared."""
-        return {
+        """Everything that two trials must share to be compared.
+
+        Of the MoE files their contents as well: a folder keeps its name when it is tuned again.
+        """
+        files = {} if self.moe_files is None else {"moe_files": self.moe_files}
+        return files | {
             "target": self.target,
             "method": self.method,
             "drafter": self.drafter,
@@ -91,27 +128,78 @@ def _argument(name: str, value: Scalar) -> list[str]:
     return [flag_of(name), str(value)]
 
 
+def _is_flag(arg: str, flag: str) -> bool:
+    """Whether an argument gives ``flag``, as vLLM's parser reads it.
+
+    That takes underscores, short names, ``--flag=value``, ``--flag.key``, and any beginning of a
+    name that no other flag has (vLLM 0.32 ``utils/argparse_utils.py``; its own log proposes
+    ``--kv-cache-memory``).
+    """
+    name = _full_name(arg)
+    return name == flag or (name.startswith("--") and len(name) > 5 and flag.startswith(name))
+
+
+def _full_name(arg: str) -> str:
+    name = re.split(r"[=.]", arg, maxsplit=1)[0]
+    name = name.replace("_", "-") if name.startswith("--") else name
+    return _ALIASES.get(name, name)
+
+
+def taken(arg: str) -> str | None:
+    """Why nobody but the tuner may give this flag of ``vllm serve``; None where anybody may."""
+    return next((why for flag, why in _TAKEN.items() if _is_flag(arg, flag)), None)
+
+
 def check_server_args(args: Sequence[str], parameters: Sequence[str]) -> None:
     """What the user gives for all servers comes last and wins, so it must not be searched.
 
     Raises:
         BadInputError: a flag that we set ourselves, or that the space varies.
     """
-    given = {arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")}
-    taken = {flag_of(name): name for name in parameters}
-    for flag in sorted(given):
-        if flag in OURS:
-            raise BadInputError(f"--server-arg {flag}: is set by the tuner itself")
-        if flag in taken:
-            raise BadInputError(f"--server-arg {flag}: is searched as {taken[flag]}; give it once")
+    searched = {flag_of(name): name for name in parameters}
+    for arg in args:
+        name = _full_name(arg)
+        why = taken(arg)
+        if why is not None:
+            raise BadInputError(f"--server-arg {name}: {why}")
+        if name in searched:
+            raise BadInputError(
+                f"--server-arg {name}: is searched as {searched[name]}; give it once"
+            )
+
+
+def is_given(args: Sequence[str], flag: str) -> bool:
+    """Whether ``flag`` is among the arguments."""
+    return any(_is_flag(arg, flag) for arg in args)
 
 
 def argument_value(args: Sequence[str], flag: str) -> str | None:
     """The last value of ``flag``, given as ``--flag value`` or ``--flag=value``; None without."""
     found = None
     for index, arg in enumerate(args):
-        if arg == flag and index + 1 < len(args):
+        if not _is_flag(arg, flag):
+            continue
+        _, equals, value = arg.partition("=")
+        if equals:
+            found = value
+        elif index + 1 < len(args):
             found = args[index + 1]
-        elif arg.startswith(f"{flag}="):
-            found = arg.partition("=")[2]
     return found
+
+
+def whole_value(args: Sequence[str], flag: str) -> int | None:
+    """A flag's whole number as vLLM reads it: 4k is 4000, 4K is 4096, 25.6k is 25600.
+
+    None where the flag is not given, or is no number, such as the length ``auto``.
+    """
+    text = argument_value(args, flag) or ""
+    found = re.fullmatch(r"(\d{1,18})(\.\d{1,9}(?=[kmgt]))?([kmgtKMGT]?)", text.strip(), re.ASCII)
+    if found is None:
+        return None
+    number = float(found[1] + found[2]) if found[2] else int(found[1])
+    return int(number * _UNITS[found[3]])
+
+
+def without_schedule(candidate: Candidate) -> Candidate:
+    """The same setting without :data:`SCHEDULE`."""
+    return Candidate.of({n: v for n, v in candidate.params.items() if n != SCHEDULE})

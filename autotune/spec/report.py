@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from autotune.core import Trial
+from autotune.published import Published, cell
+from autotune.spec.conclusion import verdict, warnings
 from autotune.spec.job import Result
-from autotune.spec.server import shell_line
+from autotune.spec.markdown import acceptance, described, latency, number, rate, table
+from autotune.spec.memory_search import memory_section
+from autotune.spec.objectives import front_table, objective_table
+from autotune.spec.schedule_report import schedule_section
+from autotune.spec.stopped import is_stopped, stopped_section
 from autotune.spec.tables import (
     confirm_rows,
     forecast_rows,
     moe_line,
-    number,
+    score_table,
     setting,
     trial_rows,
-    verdict,
-    warnings,
 )
 
 
@@ -31,10 +33,7 @@ def report(result: Result) -> str:
         "",
         *(f"> **Warning:** {text}\n" for text in warnings(result)),
         f"- Target: {scenario.target}; drafter: {scenario.drafter} (method {plan.recipe.method})",
-        f"- Load: prompts {scenario.prompts}, {scenario.max_tokens} output tokens at most"
-        f"{', end of text ignored' if scenario.ignore_eos else ''}, "
-        f"{'chat template' if scenario.chat else 'plain completion'}, {scenario.repeats} repeats "
-        f"of {scenario.waves} × concurrency requests after a warm-up; greedy",
+        f"- Load: {described(scenario)}",
         f"- Objective: {scenario.objective} over concurrency "
         f"{', '.join(map(str, scenario.concurrency))}",
         f"- Servers started: {result.boots}, {result.fresh_boots} of them by this command",
@@ -42,86 +41,84 @@ def report(result: Result) -> str:
         "",
         "Serve it:",
         "",
-        f"    {shell_line(settings)}",
+        f"    {plan.launcher.shell_line(settings)}",
         "",
         *(
             ["Tune the MoE kernel for what it decodes, M = (γ+1)·b:", "", f"    {moe}", ""]
             * bool(moe)
         ),
         *_searched(result),
-        *_acceptance(result),
+        *_objectives(result),
+        *acceptance(trial_rows(result)),
         *_forecast(result),
         *_left_out(result),
         *_confirmed(result),
-        *_failures(result.failures),
+        *schedule_section(result),
+        *_scores(result),
+        *memory_section(result.borders),
+        *stopped_section(result),
+        *_failures([t for t in result.failures if not is_stopped(t)]),
+        *published_table(result.plan.space.published),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    aligned = [":--", *["--:"] * (len(heads) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (heads, aligned, *rows)]
 
 
 def _searched(result: Result) -> list[str]:
     levels = [str(c) for c in result.plan.scenario.concurrency]
     heads = ["setting", *(f"tok/s at {c}" for c in levels), "× baseline", "identical"]
     heads += ["KV tokens", "host memory GiB", "start s"]
+    published = result.plan.space.published
+    if published is not None:
+        heads.append(f"published tok/s, not ours: {published.hardware}")
     rows = []
     for row in trial_rows(result):
         memory = row["memory_bytes"]
         rows.append(
             [
                 row["setting"],
-                *(_rate(row["levels"].get(c)) for c in levels),
+                *(rate(row["levels"].get(c)) for c in levels),
                 number(row["times_baseline"], 3),
                 number(None if (share := row["identical_share"]) is None else 100 * share, 0, " %"),
                 number(row["kv_cache_tokens"], 0),
                 number(memory and memory / 2**30, 2),
                 number(row["start_s"]),
+                *([] if published is None else [cell(published.of(row["candidate"]))]),
             ]
         )
     said = "One boot each; mean ± standard deviation over the repeats; the first is the baseline."
-    times = ["Latency of the same boots, in ms (median, 99th percentile):", "", *_latency(result)]
-    return ["## Measured", "", said, "", *_table(heads, rows), "", *times, ""]
+    times = [
+        "Latency of the same boots, in ms (median, 99th percentile):",
+        "",
+        *latency(trial_rows(result)),
+    ]
+    return ["## Measured", "", said, "", *table(heads, rows), "", *times, ""]
 
 
-def _rate(level: dict[str, Any] | None) -> str:
-    return "–" if level is None else f"{level['tok_s']:.1f} ± {level['tok_s_std']:.1f}"
+def _objectives(result: Result) -> list[str]:
+    best = "The best of the settings measured by every objective; what chose them is one boot each."
+    front = "What no other setting measured beats for one stream and for all of them together."
+    lines = ["## By objective", "", best, "", *table(*objective_table(result)), ""]
+    return [*lines, "## Pareto front", "", front, "", *table(*front_table(result)), ""]
 
 
-def _latency(result: Result) -> list[str]:
-    rows = []
-    for row in trial_rows(result):
-        for concurrency, level in row["levels"].items():
-            spreads = [level[name] for name in ("ttft_ms", "tpot_ms", "itl_ms")]
-            request = level["request_tok_s"]
-            rows.append(
-                [
-                    row["setting"],
-                    concurrency,
-                    number(request and request["mean"]),
-                    *(f"{s['p50']:.1f}, {s['p99']:.1f}" if s else "–" for s in spreads),
-                    number(level.get("preemptions"), 0),
-                ]
-            )
-    heads = ["setting", "concurrency", "tok/s per request", "TTFT", "TPOT", "ITL", "preemptions"]
-    return _table(heads, rows)
-
-
-def _acceptance(result: Result) -> list[str]:
-    rows = []
-    for row in trial_rows(result):
-        for concurrency, level in row["levels"].items():
-            if "reached" in level:
-                rates = " / ".join(f"{rate:.3f}" for rate in level["reached"])
-                length = number(level["acceptance_length"], 2)
-                rows.append([row["setting"], concurrency, length, rates])
-    if not rows:
+def published_table(found: Published | None) -> list[str]:
+    """Everything that others published for a space, of other targets too."""
+    if found is None:
         return []
-    said = "Share of drafts of which all tokens up to the position were accepted."
-    heads = ["setting", "concurrency", "tokens per draft", "by position"]
-    return ["## Acceptance", "", said, "", *_table(heads, rows), ""]
+    rows = [
+        [
+            figure.target or "the recipe's",
+            " ".join(f"{name}={value}" for name, value in figure.setting.items()) or "–",
+            str(figure.concurrency),
+            f"{figure.tok_s:.2f}",
+            number(found.times_baseline(figure), 2),
+            figure.note or "–",
+        ]
+        for figure in found.figures
+    ]
+    said = f"Published for {found.hardware} by {found.source}. Not measured here."
+    heads = ["target", "setting", "concurrency", "tok/s", "× its baseline", "note"]
+    return ["## Published by others", "", said, "", *table(heads, rows), ""]
 
 
 def _forecast(result: Result) -> list[str]:
@@ -144,7 +141,7 @@ def _forecast(result: Result) -> list[str]:
         "",
         said,
         "",
-        *_table(heads, rows),
+        *table(heads, rows),
         "",
     ]
 
@@ -177,7 +174,23 @@ def _confirmed(result: Result) -> list[str]:
         return []
     heads = ["setting", "µs per token, each boot", "between boots", "× baseline", "95 % interval"]
     said = "Fresh boots that took turns, measured; pairs have the same prompts."
-    return ["## Confirmed", "", said, "", *_table(heads, rows), ""]
+    against = [f"- {r['setting']}: {r['message']}" for r in confirm_rows(result) if r["message"]]
+    return ["## Confirmed", "", said, "", *table(heads, rows), "", *against, *[""] * bool(against)]
+
+
+def _scores(result: Result) -> list[str]:
+    tasks = result.plan.tasks
+    if tasks is None or result.confirmed is None:
+        return []
+    rows = [
+        [row["setting"], row["score"], f"{row['value']:.4f} ± {row['stderr']:.4f}"]
+        for row in score_table(result)
+    ]
+    said = (
+        f"By lm-eval on the servers of the first round, with standard errors; a fall of more than "
+        f"{tasks.tolerance:g} and one standard error is not recommended."
+    )
+    return ["## Scores", "", said, "", *table(["setting", "score", "value"], rows), ""]
 
 
 def _failures(trials: list[Trial]) -> list[str]:
@@ -191,4 +204,4 @@ def _failures(trials: list[Trial]) -> list[str]:
     ]
     if not rows:
         return []
-    return ["## Failed", "", *_table(["setting", "outcome", "telling line"], rows), ""]
+    return ["## Failed", "", *table(["setting", "outcome", "telling line"], rows), ""]

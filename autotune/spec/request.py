@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autotune.core import BadInputError, Scalar
+from autotune import flags
+from autotune.core import BadInputError, Scalar, digest
+from autotune.environment import environment, visible_gpus
 from autotune.space import Space, load_space
 from autotune.spec.acceptance import Rates, check_reached
-from autotune.spec.launchers import LocalLauncher
-from autotune.spec.meminfo import read_memory
-from autotune.spec.pairing import load_pair
-from autotune.spec.plan import MOST_GAMMA, Plan, default_study
+from autotune.spec.launching import devices_of, make_launcher, make_mounts
+from autotune.spec.meminfo import first_gpu, read_memory
+from autotune.spec.memory import MemoryReading
+from autotune.spec.memory_search import at_utilization, within_free
+from autotune.spec.moe_log import FOLDER
+from autotune.spec.mounts import Mount, mounts_of
+from autotune.spec.pairing import Pair, load_pair
+from autotune.spec.plan import MOST_GAMMA, Plan, default_study, preflight
 from autotune.spec.prompts import load_prompts, prompts_key
-from autotune.spec.recipe import GAMMA, KV_DTYPE, UTILIZATION, Recipe, check_server_args, flag_of
+from autotune.spec.recipe import (
+    GAMMA,
+    KV_DTYPE,
+    LOCKED_OUT,
+    UTILIZATION,
+    Recipe,
+    argument_value,
+    check_server_args,
+    flag_of,
+    taken,
+)
 from autotune.spec.scenario import OBJECTIVES, SpecScenario
+from autotune.spec.server import Launcher
+from autotune.spec.stopping import parse_slo
+from autotune.spec.tasks import Tasks, check_tasks
+from autotune.spec.utilization import parse_range
 
 GAMMAS = "0-6"
 _MOST_CONCURRENCY = 4096
@@ -55,6 +76,20 @@ class Request:
     request_timeout: str
     study: str | None
     command: str
+    launcher: str = "local"
+    mounts: Sequence[str] = ()
+    retry_failed: bool = False
+    gpus: str = "all"
+    docker_args: Sequence[str] = ()
+    schedule: bool = True
+    slo: str | None = None
+    context: int | None = None
+    quality: str | None = None
+    quality_tolerance: float = 0.02
+    quality_limit: int | None = None
+    quality_tasks: Path | None = None
+    quality_timeout: str = "1h"
+    force: bool = False
 
 
 def make_plan(request: Request) -> Plan:
@@ -64,21 +99,15 @@ def make_plan(request: Request) -> Plan:
         BadInputError: a flag, a file or a combination that cannot be used.
         MissingEnvironmentError: a hub id, and the hub cannot be reached.
     """
+    request = _at_home(request)
+    flags.within(request.confirm_boots, "--confirm-boots", 1, 100)
     space = _space(request)
-    args = tuple(word for text in request.server_args for word in _words(text, "--server-arg"))
-    check_server_args(args, [name for name, _ in space.parameters if name != GAMMA])
+    args = _server_args(request, space)
     prompts = load_prompts(request.prompts)
-    program = tuple(_words(request.program, "--vllm")) if request.program is not None else ()
+    mounts = make_mounts(request.mounts)
     pair = load_pair(request.target, request.drafter)
-    recipe = Recipe(
-        request.target,
-        pair.method,
-        request.drafter if pair.drafter is not None else None,
-        _synthetic(request.synthetic, space),
-        args,
-        _environment(request),
-    )
-    scenario = _scenario(request, prompts_key(prompts), chat=pair.target.chat is not False)
+    recipe = _recipe(request, pair, space, args)
+    scenario = scenario_of(request, prompts_key(prompts), chat=pair.target.chat is not False)
     plan = Plan(
         study=request.study or default_study(request.target, request.drafter),
         pair=pair,
@@ -86,39 +115,114 @@ def make_plan(request: Request) -> Plan:
         space=space,
         scenario=scenario,
         prompts=prompts,
-        launcher=LocalLauncher(program),
-        memory=read_memory(),
-        confirm_rounds=_between(request.confirm_boots, "--confirm-boots", 1, 100),
+        launcher=_launcher(request, mounts),
+        memory=_memory(request, recipe),
+        confirm_rounds=request.confirm_boots,
         min_gain=request.min_gain,
         budget_s=request.budget_s,
-        start_timeout_s=_seconds(request.start_timeout, "--start-timeout"),
-        request_timeout_s=_seconds(request.request_timeout, "--request-timeout"),
+        start_timeout_s=flags.seconds(request.start_timeout, "--start-timeout"),
+        request_timeout_s=request_timeout(request),
         image=_image(request.image),
+        mounts=mounts,
+        schedule=request.schedule,
         command=request.command,
+        retry_failed=request.retry_failed,
+        force=request.force,
     )
-    if not any(candidate.int(GAMMA) for candidate in plan.grid) and len(plan.grid) < 2:
+    plan = _with_range(plan, request)
+    if not any(candidate.int(GAMMA) for candidate in plan.points) and len(plan.points) < 2:
         raise BadInputError("--gamma: nothing to compare with no speculation; name one above 0")
-    return plan
+    if plan.image is not None:  # what docker cannot mount ends here, not when all is measured
+        for mount in mounts_of(recipe.settings(plan.points[-1]), mounts):
+            mount.volume()
+    plan = _with_tasks(plan, request)
+    return replace(plan, findings=tuple(preflight(plan)))
 
 
-def _scenario(request: Request, key: str, *, chat: bool) -> SpecScenario:
+def _at_home(request: Request) -> Request:
+    """The request with ``~`` replaced in paths: a shell leaves it alone in ``--target=~/model``."""
+    return replace(
+        request,
+        target=_home(request.target),
+        drafter=_home(request.drafter),
+        prompts=_home(request.prompts),
+        space=None if request.space is None else _home(request.space),
+        mounts=[_home(text) for text in request.mounts],
+        moe_config=None if request.moe_config is None else _home_path(request.moe_config),
+        quality_tasks=None if request.quality_tasks is None else _home_path(request.quality_tasks),
+    )
+
+
+def _home(text: str) -> str:
+    return os.path.expanduser(text)  # noqa: PTH111 - Path's raises for an unknown ~user
+
+
+def _home_path(path: Path) -> Path:
+    return Path(_home(str(path)))
+
+
+def _server_args(request: Request, space: Space) -> tuple[str, ...]:
+    args = tuple(word for text in request.server_args for word in _words(text, "--server-arg"))
+    check_server_args(args, [name for name, _ in space.parameters if name != GAMMA])
+    return args
+
+
+def _recipe(request: Request, pair: Pair, space: Space, args: tuple[str, ...]) -> Recipe:
+    """What all servers share."""
+    return Recipe(
+        request.target,
+        pair.method,
+        request.drafter if pair.drafter is not None else None,
+        _synthetic(request.synthetic, space),
+        args,
+        _environment(request),
+        None if request.moe_config is None else _digest_of(request.moe_config),
+    )
+
+
+def _memory(request: Request, recipe: Recipe) -> MemoryReading:
+    """Of the first GPU that the servers will see; a container knows nothing of our environment."""
+    contained = request.launcher == "docker"
+    given = devices_of(request.gpus) if contained else None
+    visible = recipe.env.get("CUDA_VISIBLE_DEVICES", None if contained else visible_gpus())
+    visible = argument_value(recipe.server_args, "--device-ids") or visible
+    uuids = [gpu["uuid"] for gpu in environment()["gpus"]]
+    return read_memory(first_gpu(uuids, given, visible))
+
+
+def _launcher(request: Request, mounts: tuple[Mount, ...]) -> Launcher:
+    return make_launcher(
+        request.launcher,
+        program=_words(request.program, "--vllm") if request.program is not None else (),
+        image=_image(request.image),
+        mounts=mounts,
+        options=[word for text in request.docker_args for word in _words(text, "--docker-arg")],
+        gpus=request.gpus,
+    )
+
+
+def scenario_of(request: Request, key: str, *, chat: bool) -> SpecScenario:
     """The load that the flags describe."""
     if request.objective not in OBJECTIVES:
         known = ", ".join(OBJECTIVES)
         raise BadInputError(f"--objective {request.objective}: not one of {known}")
-    levels = tuple(sorted(_numbers(request.concurrency, "--concurrency", 1, _MOST_CONCURRENCY)))
+    levels = flags.counts(request.concurrency, "--concurrency", 1, _MOST_CONCURRENCY)
+    flags.within(request.max_tokens, "--max-tokens", 2, 1_000_000)
+    flags.within(request.repeats, "--repeats", 1, 1000)
+    flags.within(request.waves, "--waves", 1, 1000)
     return SpecScenario(
         request.target,
         request.drafter,
         request.prompts,
         key,
         levels,
-        _between(request.max_tokens, "--max-tokens", 2, 1_000_000),
+        request.max_tokens,
         request.ignore_eos,
         chat,
-        _between(request.repeats, "--repeats", 1, 1000),
-        _between(request.waves, "--waves", 1, 1000),
+        request.repeats,
+        request.waves,
         request.objective,
+        slo=parse_slo(request.slo),
     )
 
 
@@ -134,25 +238,82 @@ def _space(request: Request) -> Space:
         given = next((flag for flag, value in own.items() if value is not None), None)
         if given is not None:
             raise BadInputError(f"--space and {given} exclude each other")
-        return _checked(load_space(request.space, "spec"))
+        return _checked(load_space(request.space, "spec"), f"space {request.space}: ")
     parameters: dict[str, tuple[Scalar, ...]] = {
         GAMMA: parse_gammas(GAMMAS if request.gamma is None else request.gamma)
     }
     if request.kv_cache_dtype is not None:
         parameters[KV_DTYPE] = _values(request.kv_cache_dtype, flag_of(KV_DTYPE))
-    if request.gpu_memory_utilization is not None:
+    if _is_range(request):  # the search of the borders says which one
+        parameters[UTILIZATION] = ("1",)
+    elif request.gpu_memory_utilization is not None:
         parameters[UTILIZATION] = _values(request.gpu_memory_utilization, flag_of(UTILIZATION))
     for text in request.sets:
         name, values = _set(text)
         if name in parameters:
             raise BadInputError(f"--set {name}: given twice")
         parameters[name] = values
-    return _checked(Space("flags", tuple(parameters.items())))
+    return _checked(Space("flags", tuple(parameters.items())), "--set ")
 
 
-def _checked(space: Space) -> Space:
-    """A space from a file or from flags, whose values can be what their names say."""
+def _with_tasks(plan: Plan, request: Request) -> Plan:
+    """The plan with the tasks that lm-eval evaluates, which are looked for now."""
+    if request.quality is None:
+        return plan
+    if plan.recipe.synthetic:
+        raise BadInputError("--quality: synthetic acceptance gives text of no quality")
+    folder = request.quality_tasks
+    if folder is not None and not folder.is_dir():
+        raise BadInputError(f"--quality-tasks {folder}: no such folder")
+    flags.within(request.quality_limit, "--quality-limit", 1, 1_000_000)
+    tasks = Tasks(
+        _values(request.quality, "--quality"),
+        request.quality_tolerance,
+        request.quality_limit,
+        folder.absolute() if folder is not None else None,
+        flags.seconds(request.quality_timeout, "--quality-timeout"),
+    )
+    check_tasks(tasks)
+    return replace(plan, tasks=tasks, scenario=replace(plan.scenario, tasks=tasks.key))
+
+
+def _is_range(request: Request) -> bool:
+    return ":" in (request.gpu_memory_utilization or "")
+
+
+def _with_range(plan: Plan, request: Request) -> Plan:
+    """The plan with the range of utilizations that is searched, at its upper end for now."""
+    if not _is_range(request):
+        if request.context is not None:
+            raise BadInputError("--context: goes with a range of --gpu-memory-utilization")
+        return plan
+    low, high = parse_range(request.gpu_memory_utilization or "")
+    fixed = argument_value(plan.recipe.server_args, "--kv-cache-memory-bytes")
+    if fixed is not None:
+        raise BadInputError(
+            "--gpu-memory-utilization: --kv-cache-memory-bytes decides the KV cache's size, so "
+            "there is no range to search; leave one out"
+        )
+    context = request.context
+    if context is not None and context <= plan.scenario.max_tokens:
+        raise BadInputError(
+            f"--context {context}: has no room for --max-tokens {plan.scenario.max_tokens}"
+        )
+    plan = replace(plan, utilization=(low, high), context=context)
+    return at_utilization(plan, within_free(low, high, plan.memory))
+
+
+def _checked(space: Space, where: str) -> Space:
+    """A space from a file or from flags, whose values can be what their names say.
+
+    Args:
+        space: the parameters.
+        where: they were given, for messages.
+    """
     parameters = dict(space.parameters)
+    for name in parameters:
+        if name != GAMMA and (why := taken(flag_of(name))) is not None:
+            raise BadInputError(f"{where}{name}: {why}")
     if GAMMA not in parameters:
         raise BadInputError(f"space {space.name}: has no parameter {GAMMA}")
     for value in parameters[GAMMA]:
@@ -206,27 +367,7 @@ def _set(text: str) -> tuple[str, tuple[str, ...]]:
     plain = name.replace("-", "_")
     if plain in {GAMMA, KV_DTYPE, UTILIZATION}:
         raise BadInputError(f"--set {name}: has a flag of its own, {flag_of(plain)}")
-    if f"--{name}" in {"--host", "--port", "--speculative-config", "--model"}:
-        raise BadInputError(f"--set {name}: is set by the tuner itself")
     return plain, _values(values, f"--set {name}")
-
-
-def _numbers(text: str, flag: str, least: int, most: int) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise BadInputError(f"{flag} {text}: expected numbers such as 1,4,8") from None
-    for one in numbers:
-        _between(one, flag, least, most)
-        if numbers.count(one) > 1:
-            raise BadInputError(f"{flag}: {one} is given twice")
-    return numbers
-
-
-def _between(value: int, flag: str, least: int, most: int) -> int:
-    if not least <= value <= most:
-        raise BadInputError(f"{flag} {value}: expected {least} to {most}")
-    return value
 
 
 def _words(text: str, flag: str) -> list[str]:
@@ -236,15 +377,16 @@ def _words(text: str, flag: str) -> list[str]:
         raise BadInputError(f"{flag} {text}: {error}".rstrip(".")) from None
     if not words:
         raise BadInputError(f"{flag}: is empty")
-    return words
+    return [_home(word) for word in words]
 
 
-def _seconds(text: str, flag: str) -> float:
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([smh]?)", text.strip(), re.ASCII)
-    value = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
-    if value <= 0:
-        raise BadInputError(f"{flag} {text}: expected a time such as 90s, 10m or 1h")
-    return value
+def request_timeout(request: Request) -> float:
+    """Seconds that a request may take.
+
+    Raises:
+        BadInputError: not a time.
+    """
+    return flags.seconds(request.request_timeout, "--request-timeout")
 
 
 def _environment(request: Request) -> dict[str, str]:
@@ -253,14 +395,24 @@ def _environment(request: Request) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) is None:
             raise BadInputError(f"--env {text}: expected NAME=VALUE")
+        if name == "VLLM_API_KEY":
+            raise BadInputError(f"--env {name}: {LOCKED_OUT}")
         found[name] = value
     if request.moe_config is not None:
         if not request.moe_config.is_dir():
             raise BadInputError(f"--moe-config {request.moe_config}: no such folder")
         if not any(request.moe_config.glob("E=*.json")):
             raise BadInputError(f"--moe-config {request.moe_config}: holds no file E=….json")
-        found["VLLM_TUNED_CONFIG_FOLDER"] = str(request.moe_config.absolute())
+        found[FOLDER] = str(request.moe_config.absolute())
     return found
+
+
+def _digest_of(folder: Path) -> str:
+    """Of the tuned MoE files in a folder, by their names."""
+    try:
+        return digest({path.name: path.read_text() for path in folder.glob("E=*.json")})
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"--moe-config {folder}: cannot be read: {error}") from None
 
 
 def _synthetic(text: str | None, space: Space) -> Rates:

@@ -10,9 +10,12 @@ from typing import Any
 from autotune.core import digest
 from autotune.stats import geometric_mean
 
-OBJECTIVES = ("geomean", "single", "aggregate")
+STATIC_OBJECTIVES = ("geomean", "single", "aggregate")
 """``geomean`` over all concurrencies; ``single``: a stream's own rate at the lowest one;
 ``aggregate``: all streams together at the highest one."""
+OBJECTIVES = (*STATIC_OBJECTIVES, "pareto")
+"""``pareto`` looks for the front of single against aggregate; a single setting out of it is chosen
+by ``geomean``."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class SpecScenario:
         waves: requests of a timed load, as a multiple of its concurrency.
         objective: one of :data:`OBJECTIVES`.
         round: 0 for the search; rounds of confirmation count from 1.
+        tasks: of lm-eval, which the first round of the confirmation evaluates.
+        slo: limits in ms on 99th percentiles, by name; see :mod:`autotune.spec.stopping`.
     """
 
     target: str
@@ -46,6 +51,8 @@ class SpecScenario:
     waves: int
     objective: str
     round: int = 0
+    slo: tuple[tuple[str, float], ...] = ()
+    tasks: tuple[str, ...] = ()
 
     @cached_property
     def key(self) -> str:
@@ -61,22 +68,39 @@ class SpecScenario:
         return f"c={levels} round {self.round}" if self.round else f"c={levels}"
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that defines the load, as JSON values."""
-        return asdict(self) | {"concurrency": list(self.concurrency)}
+        """Everything that defines the load, as JSON values; limits only where there are any."""
+        values = asdict(self) | {"concurrency": list(self.concurrency), "slo": dict(self.slo)}
+        if not self.slo:
+            del values["slo"]
+        if not self.evaluates:
+            del values["tasks"]
+        return values
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether tasks are evaluated on the server, too."""
+        return bool(self.tasks) and self.round == 1
 
     def in_round(self, number: int) -> SpecScenario:
         """The same load in round ``number`` of the confirmation."""
         return replace(self, round=number)
 
-    def microseconds(self, tok_s: Mapping[int, float]) -> float:
-        """What is minimised: µs per output token by the objective.
+    @property
+    def measure(self) -> str:
+        """The objective by which one setting is compared with another."""
+        return "geomean" if self.objective == "pareto" else self.objective
+
+    def microseconds(self, tok_s: Mapping[int, float], objective: str | None = None) -> float:
+        """What is minimised: µs per output token by an objective.
 
         Args:
             tok_s: aggregate output tokens per second at every concurrency.
+            objective: one of :data:`STATIC_OBJECTIVES`; the scenario's own if None.
         """
-        if self.objective == "single":
+        chosen = objective or self.measure
+        if chosen == "single":
             lowest = self.concurrency[0]
             return 1e6 * lowest / tok_s[lowest]
-        if self.objective == "aggregate":
+        if chosen == "aggregate":
             return 1e6 / tok_s[self.concurrency[-1]]
         return 1e6 / geometric_mean([tok_s[c] for c in self.concurrency])

@@ -7,12 +7,10 @@ does not serve is said by :mod:`autotune.spec.failures`.
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from autotune.core import AutotuneError
@@ -32,7 +30,6 @@ class ServeSettings:
         speculative: the value of ``--speculative-config``; None serves without speculation.
         kv_cache_dtype: such as ``auto`` or ``fp8``.
         gpu_memory_utilization: share of the device's memory, above 0, at most 1.
-        max_num_seqs: requests decoded together at most.
         extra_args: further arguments of ``vllm serve``, as given by the user.
         env: environment variables of the server, added to ours; such as
             ``VLLM_TUNED_CONFIG_FOLDER``.
@@ -42,7 +39,6 @@ class ServeSettings:
     speculative: Mapping[str, Any] | None = None
     kv_cache_dtype: str | None = None
     gpu_memory_utilization: float | None = None
-    max_num_seqs: int | None = None
     extra_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -56,15 +52,7 @@ def serve_args(settings: ServeSettings, host: str, port: int) -> list[str]:
         args += ["--kv-cache-dtype", settings.kv_cache_dtype]
     if settings.gpu_memory_utilization is not None:
         args += ["--gpu-memory-utilization", f"{settings.gpu_memory_utilization:g}"]
-    if settings.max_num_seqs is not None:
-        args += ["--max-num-seqs", str(settings.max_num_seqs)]
     return [*args, *settings.extra_args]
-
-
-def shell_line(settings: ServeSettings, host: str = "127.0.0.1", port: int = 8000) -> str:
-    """The command for a shell: ``VARIABLE=value vllm serve MODEL …``."""
-    env = [f"{name}={shlex.quote(value)}" for name, value in sorted(settings.env.items())]
-    return " ".join([*env, shlex.join(["vllm", "serve", *serve_args(settings, host, port)])])
 
 
 class ServerFailedError(AutotuneError):
@@ -86,6 +74,14 @@ class Handle(Protocol):
     def log(self) -> Path | None:
         """The file with its standard output and error; None where we do not have it."""
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What every request to it carries."""
+
+    @property
+    def model(self) -> str | None:
+        """Which of the models that it serves is meant; None for the first."""
+
     def poll(self) -> int | None:
         """Its exit status (128 plus a signal's number), None while it runs."""
 
@@ -101,6 +97,16 @@ class Handle(Protocol):
 
 class Launcher(Protocol):
     """A way to start servers."""
+
+    @property
+    def starts(self) -> bool:
+        """Whether a launch starts one, which is what boots are counted by."""
+
+    def as_json(self) -> dict[str, Any]:
+        """What of it must be the same for two trials to be compared."""
+
+    def shell_line(self, settings: ServeSettings) -> str:
+        """What a user types to serve the settings."""
 
     def command(self, settings: ServeSettings, port: int) -> list[str]:
         """What would be run, for showing; empty where nothing is."""
@@ -122,6 +128,7 @@ class Server:
         context: the longest sequence it takes, in tokens; None if it does not say.
         start_seconds: wall seconds from the launch to the first healthy answer.
         log: its log file, if we have it.
+        headers: what every request to it carries.
     """
 
     def __init__(
@@ -130,6 +137,7 @@ class Server:
         self._handle = handle
         self.url = handle.url
         self.log = handle.log
+        self.headers = handle.headers
         self.model = model
         self.context = context
         self.start_seconds = start_seconds
@@ -147,7 +155,7 @@ class Server:
             code = self._handle.poll()
             if code is not None:
                 return classify(self.log, code, served=True)
-            reply = fetch(f"{self.url}/health", timeout_s)
+            reply = fetch(f"{self.url}/health", timeout_s, self.headers)
             if reply is not None and reply.status == 200 and not stalled:
                 return None
             if (reply is not None and reply.status == 200) or time.monotonic() >= end:
@@ -165,24 +173,20 @@ class Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
-def _identity(url: str, timeout_s: float) -> tuple[str, int | None] | None:
-    """Name and context length of the first model that a server lists (``/v1/models``)."""
-    reply = fetch(f"{url}/v1/models", timeout_s)
+def _identity(handle: Handle, timeout_s: float) -> tuple[str, int | None] | None:
+    """Name and context length of the model meant among those listed (``/v1/models``)."""
+    reply = fetch(f"{handle.url}/v1/models", timeout_s, handle.headers)
     if reply is None or reply.status != 200:
         return None
     try:
-        first = json.loads(reply.text)["data"][0]
-        return str(first["id"]), first.get("max_model_len")
-    except (ValueError, LookupError, TypeError, AttributeError):
+        listed = json.loads(reply.text)["data"]
+        meant = next(one for one in listed if handle.model in {None, one["id"]})
+        return str(meant["id"]), meant.get("max_model_len")
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration):
         return None
 
 
@@ -194,12 +198,12 @@ def _wait(handle: Handle, timeout_s: float) -> tuple[str, int | None]:
     """
     end = time.monotonic() + timeout_s
     while True:
-        reply = fetch(f"{handle.url}/health", min(5.0, timeout_s))
+        reply = fetch(f"{handle.url}/health", min(5.0, timeout_s), handle.headers)
         code = handle.poll()
         if code is not None:
             raise ServerFailedError(classify(handle.log, code, served=False))
         if reply is not None and reply.status == 200 and handle.is_ours():
-            known = _identity(handle.url, min(5.0, timeout_s))
+            known = _identity(handle, min(5.0, timeout_s))
             if known is not None:
                 return known
         if time.monotonic() >= end:

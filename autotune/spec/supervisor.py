@@ -30,8 +30,10 @@ SURVIVORS = 70
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-_CLEANUP_S = 60.0
-_KILL_S = 20.0
+CLEANUP_S = 60.0
+"""For the command that is run at the very end."""
+KILL_S = 20.0
+"""For SIGKILL to end the whole tree."""
 _FAREWELL_S = 2.0
 """What a command that ended by itself leaves its children for their own clearing up."""
 
@@ -95,7 +97,7 @@ class Tree:
 
     def kill(self) -> bool:
         """SIGKILL for every process until none is left; False if one stays."""
-        end = time.monotonic() + _KILL_S
+        end = time.monotonic() + KILL_S
         while time.monotonic() < end:
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -119,7 +121,7 @@ def _watch(tree: Tree, wakeup: int) -> None:
 def _clean_up(command: list[str]) -> None:
     try:
         subprocess.run(  # noqa: S603
-            command, stdin=subprocess.DEVNULL, check=False, timeout=_CLEANUP_S
+            command, stdin=subprocess.DEVNULL, check=False, timeout=CLEANUP_S
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         sys.stderr.write(f"supervisor: {error}\n")

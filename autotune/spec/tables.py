@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from autotune.core import Candidate, Outcome, Trial
+from autotune.spec.confirm import Confirmed
 from autotune.spec.forecast import level_rates, others
 from autotune.spec.job import Result
-from autotune.spec.quality import BAR
 from autotune.spec.recipe import GAMMA
+from autotune.spec.tasks import score_rows
 
 
 def setting(candidate: Candidate) -> str:
@@ -18,11 +20,11 @@ def setting(candidate: Candidate) -> str:
 
 
 def trial_rows(result: Result) -> list[dict[str, Any]]:
-    """One row per setting tried in the search, the baseline first.
+    """One row per setting tried in the search, the baseline first; references come last.
 
     ``us_per_token`` is measured, by the objective; ``times_baseline`` of the search's single boot.
     """
-    return [_trial_row(result, trial) for trial in result.trials]
+    return [_trial_row(result, trial) for trial in (*result.trials, *result.references)]
 
 
 def _trial_row(result: Result, trial: Trial) -> dict[str, Any]:
@@ -44,7 +46,10 @@ def _trial_row(result: Result, trial: Trial) -> dict[str, Any]:
         "kv_cache_tokens": details.get("kv_cache_tokens"),
         "memory_bytes": details.get("memory_bytes"),
         "start_s": details.get("start_s"),
+        "repeats_of_earlier_runs": details.get("repeats_of_earlier_runs", 0),
         "log": details.get("log"),
+        "moe_used": details.get("moe_used", []),
+        "moe_missing": details.get("moe_missing", []),
     }
 
 
@@ -79,11 +84,15 @@ def forecast_rows(result: Result) -> list[dict[str, Any]]:
 
 
 def confirm_rows(result: Result) -> list[dict[str, Any]]:
-    """One row per setting that was booted again: µs per token of each boot, speed over baseline."""
+    """One row per setting that was booted again: µs per token of each boot, speed over baseline.
+
+    ``message`` says what a failed boot said, or a task that speaks against the setting.
+    """
     if result.confirmed is None:
         return []
     rows = []
-    for candidate, trials in result.confirmed.trials.items():
+    dropped = {candidate: [trial] for candidate, trial in result.confirmed.dropped.items()}
+    for candidate, trials in [*result.confirmed.trials.items(), *dropped.items()]:
         ratio = result.confirmed.ratios.get(candidate)
         known = ratio is not None and ratio.low > 0
         rows.append(
@@ -91,6 +100,7 @@ def confirm_rows(result: Result) -> list[dict[str, Any]]:
                 "setting": setting(candidate),
                 "boots_us_per_token": [t.measurement.value for t in trials],
                 "outcomes": [t.measurement.outcome.value for t in trials],
+                "message": said_against(result.confirmed, candidate, trials),
                 "speedup": ratio.value if ratio else None,
                 "interval": [ratio.low, ratio.high] if ratio and known else None,
             }
@@ -98,64 +108,26 @@ def confirm_rows(result: Result) -> list[dict[str, Any]]:
     return rows
 
 
-def verdict(result: Result) -> str:
-    """The result in a sentence or two."""
-    winner, objective = result.selection.winner, result.plan.scenario.objective
-    if result.selection.kept_incumbent:
-        said = f"no setting is clearly faster than no speculation ({objective})"
-        if result.confirmed is not None:
-            names = ", ".join(setting(c) for c in result.confirmed.ratios)
-            said += f"; in fresh boots {names or 'no finalist'} did not win: a tie, or slower"
-    else:
-        said = f"best: {setting(winner.candidate)}"
-        speedup, interval = result.selection.speedup, result.selection.interval
-        if speedup is not None:
-            said += f", {speedup:.3f}× the baseline's tok/s ({objective})"
-        if interval is not None:
-            said += f", 95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
-        if result.confirmed is not None and result.confirmed.ties:
-            tied = ", ".join(map(setting, result.confirmed.ties))
-            said += f"; not clearly faster than {tied}: a tie with it"
-    return said
+def score_table(result: Result) -> list[dict[str, Any]]:
+    """Scores of tasks, one row for each setting evaluated and score."""
+    if result.confirmed is None:
+        return []
+    first = result.confirmed.first_boots
+    return score_rows([(setting(candidate), trial) for candidate, trial in first.items()])
 
 
-def warnings(result: Result) -> list[str]:
-    """What a user must know beside the numbers."""
-    said = []
-    if result.plan.recipe.synthetic:
-        said.append(
-            "SYNTHETIC acceptance: vLLM was told how many drafted tokens to accept; the speed is "
-            "real, the text is not, and outputs were not compared"
-        )
-    for candidate, share in result.identical.items():
-        if share is not None and share < BAR and candidate[GAMMA] != 0:
-            said.append(
-                f"{setting(candidate)}: {share:.0%} of the outputs are those without speculation, "
-                f"less than {BAR:.0%}: not recommended"
-            )
-    if result.out_of_time:
-        said.append("the budget ended the search; run the same command again to go on")
-    pairs = result.plan.confirm_rounds * result.plan.scenario.repeats
-    if result.confirmed is not None and pairs < 6:
-        said.append(
-            f"{pairs} pairs of repeats give no 95 % interval, so nothing can win: raise --repeats "
-            "or --confirm-boots until their product is 6"
-        )
-    return said
+def said_against(confirmed: Confirmed, candidate: Candidate, trials: Sequence[Trial]) -> str:
+    """What failed boots and tasks say against a setting; empty if nothing."""
+    messages = [t.measurement.message for t in trials if t.measurement.outcome is not Outcome.OK]
+    return "; ".join([*messages, *confirmed.fell.get(candidate, ())])
 
 
 def moe_line(result: Result) -> str | None:
     """The command that tunes the MoE kernel for what the winner decodes; None for dense models."""
     plan = result.plan
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    if not any(plan.pair.target.size(name) for name in names):
+    if not plan.pair.target.experts:
         return None
     gamma = result.selection.winner.candidate.int(GAMMA)
     sizes = sorted({(gamma + 1) * b for b in plan.scenario.concurrency})
     listed = ",".join(map(str, sizes))
     return f"autotune moe --device auto --model {plan.recipe.target} --batch-sizes {listed}"
-
-
-def number(value: float | None, digits: int = 1, unit: str = "") -> str:
-    """A figure for people; a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}{unit}"

@@ -9,21 +9,28 @@ from pathlib import Path
 import typer
 from rich import box
 from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from autotune.consoles import err, out
 from autotune.core import Outcome
+from autotune.spec.conclusion import verdict, warnings
+from autotune.spec.existing_job import ExistingPlan, ExistingResult, existing_warnings
 from autotune.spec.finding import Finding, Severity
 from autotune.spec.forecast import level_rates
 from autotune.spec.job import Result
-from autotune.spec.plan import FINALISTS, Plan
+from autotune.spec.markdown import number, rate
+from autotune.spec.matrix import Entry, matrix_rows
+from autotune.spec.matrix_report import HEADS, reasons, row_cells
+from autotune.spec.memory_search import memory_said
+from autotune.spec.objectives import front_table, objective_table
+from autotune.spec.plan import Plan
+from autotune.spec.recipe import SCHEDULE
+from autotune.spec.stopped import is_stopped
 from autotune.spec.tables import (
     moe_line,
-    number,
     setting,
     trial_rows,
-    verdict,
-    warnings,
 )
 from autotune.tune import Progress as Step
 
@@ -46,15 +53,16 @@ def show_plan(plan: Plan) -> None:
     parameters = ", ".join(
         f"{name} {'/'.join(map(str, values))}" for name, values in plan.space.parameters
     )
+    settings = len({*plan.grid} - {plan.baseline})
     load = f"concurrency {', '.join(map(str, scenario.concurrency))}; {scenario.prompts} prompts"
     err.print(
         escape(
             f"Plan   {scenario.target} with {scenario.drafter} (method {plan.recipe.method})\n"
-            f"       {parameters}: {len(plan.grid)} settings, and no speculation as the baseline\n"
+            f"       {parameters}: {settings} settings, and the baseline\n"
             f"       {load}; {requests} timed requests a boot in {scenario.repeats} repeats, up to "
             f"{scenario.max_tokens} tokens each\n"
             f"       at most {plan.boots} boots: {len({plan.baseline, *plan.grid})} searched, "
-            f"{plan.confirm_rounds} × {FINALISTS + 1} to confirm; about {minutes} min of "
+            f"{plan.confirm_rounds} × {plan.confirmed} to confirm; about {minutes} min of "
             f"starting at most, the loads on top\n"
             f"       study {plan.study}; Ctrl-C keeps what is done"
         ),
@@ -64,8 +72,16 @@ def show_plan(plan: Plan) -> None:
 
 @contextmanager
 def progress(plan: Plan, quiet: bool) -> Iterator[Callable[[Step], None]]:
-    """A line on stderr after every boot; with ``quiet``, nothing."""
+    """A line on stderr after every boot, on a terminal also a sign of life; ``quiet``: nothing."""
     done = 0
+    alive = Progress(
+        SpinnerColumn(),
+        TextColumn("a server starts, is loaded and stops; Ctrl-C takes up to half a minute"),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+        disable=quiet or not err.is_terminal,
+    )
 
     def update(step: Step) -> None:
         nonlocal done
@@ -75,15 +91,19 @@ def progress(plan: Plan, quiet: bool) -> Iterator[Callable[[Step], None]]:
         trial, measurement = step.trial, step.trial.measurement
         if measurement.outcome is Outcome.OK:
             rates = ", ".join(f"{rate:.1f} at {c}" for c, rate in level_rates(trial).items())
-            said = f"{rates} tok/s"
+            held = f"{measurement.details.get('kv_cache_tokens')} tokens of KV cache"
+            said = f"{rates} tok/s" if rates else held
         else:
             said = f"{measurement.outcome.value}: {measurement.message}"
         when = "known already" if step.reused else f"{measurement.seconds:.0f} s"
         where = f"boot {done} of at most {plan.boots}"
         what = f"{trial.phase.value} {step.workload.label} {setting(trial.candidate)}"
         err.print(escape(f"{where}: {what}: {said} ({when})"), soft_wrap=True)
+        alive.reset(task)
 
-    yield update
+    with alive:
+        task = alive.add_task("")
+        yield update
 
 
 def show_result(result: Result, files: Sequence[Path]) -> None:
@@ -107,18 +127,97 @@ def show_result(result: Result, files: Sequence[Path]) -> None:
             number(None if share is None else 100 * share, 0, " %"),
         )
     out.print(shown)
+    for heads, rows in (objective_table(result), front_table(result)):
+        out.print(_table(heads, rows))
     for trial in result.failures:
-        said = f"{setting(trial.candidate)} failed: {trial.measurement.message}"
+        how = "stopped half-way" if is_stopped(trial) else "failed"
+        said = f"{setting(trial.candidate)} {how}: {trial.measurement.message}"
         out.print(escape(said), soft_wrap=True)
     for candidate, why in result.left_out.items():
         said = f"{setting(candidate)} not tried: {why}"
         out.print(escape(said), soft_wrap=True)
     for text in warnings(result):
         err.print(f"[yellow]Warning: {escape(text)}[/yellow]", soft_wrap=True)
+    _show_verdict(result, files)
+
+
+def _show_verdict(result: Result, files: Sequence[Path]) -> None:
     typer.echo(verdict(result))
+    if result.borders is not None:
+        typer.echo(f"Memory utilization: {memory_said(result.borders)}")
+    if result.schedule.candidate is not None:
+        wins = "recommended" if result.schedule.recommended else "not recommended"
+        ranges = result.schedule.candidate[SCHEDULE]
+        typer.echo(f"Schedule {ranges}, {wins}: {result.schedule.said}")
     moe = moe_line(result)
     if moe is not None:
         typer.echo(f"Then:  {moe}")
     typer.echo(f"{result.boots} boots, {result.fresh_boots} of them new; {result.seconds:.0f} s")
+    for path in files:
+        typer.echo(path)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for number_of, head in enumerate(heads):
+        table.add_column(head, overflow="fold", justify="right" if number_of > 1 else "left")
+    for cells in rows:
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def show_entry(entry: Entry, *, force: bool) -> None:
+    """What the checks say of one of several targets, on stderr."""
+    err.print(escape(f"{entry.target} (study {entry.study})"), soft_wrap=True)
+    show_findings([finding for finding in entry.findings if force or not finding.refuses])
+    if entry.reason:
+        err.print(f"[red]{escape(f'{entry.status.value}: {entry.reason}')}[/red]", soft_wrap=True)
+
+
+def show_matrix(entries: Sequence[Entry], files: Sequence[Path]) -> None:
+    """The comparison of several targets and where the files are."""
+    rows = matrix_rows(entries)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in HEADS:
+        shown.add_column(name, overflow="fold")
+    for row in rows:
+        shown.add_row(*(escape(cell) for cell in row_cells(row)))
+    out.print(shown)
+    for text in reasons(rows):
+        out.print(escape(text), soft_wrap=True)
+    for path in files:
+        typer.echo(path)
+
+
+def show_existing_plan(plan: ExistingPlan) -> None:
+    """What will be measured, on stderr."""
+    scenario, server = plan.scenario, plan.server
+    requests = scenario.repeats * scenario.waves * sum(scenario.concurrency)
+    levels = ", ".join(map(str, scenario.concurrency))
+    err.print(
+        escape(
+            f"Plan   {plan.launcher.root} serves {server.model}: {server.as_json()['name']}, "
+            f"{server.speculation}\n"
+            f"       concurrency {levels}; {requests} timed requests; nothing is started or changed"
+        ),
+        soft_wrap=True,
+    )
+    for text in existing_warnings(plan):
+        err.print(f"[yellow]Warning: {escape(text)}[/yellow]", soft_wrap=True)
+
+
+def show_existing(result: ExistingResult, files: Sequence[Path]) -> None:
+    """Rates and latencies, and where the files are."""
+    shown = Table(title=f"{result.plan.study}: measured", title_justify="left")
+    shown.box, shown.pad_edge, shown.show_edge = box.SIMPLE_HEAD, False, False
+    for name in ("concurrency", "tok/s", "TTFT ms", "TPOT ms", "tokens/draft"):
+        shown.add_column(name, justify="right")
+    for concurrency, level in result.row["levels"].items():
+        times = [level[name] and level[name]["p50"] for name in ("ttft_ms", "tpot_ms")]
+        length = number(level.get("acceptance_length"), 2)
+        shown.add_row(concurrency, rate(level), *(number(t) for t in times), length)
+    out.print(shown)
+    known = " (known already; --study NAME measures again)" if result.reused else ""
+    typer.echo(f"{result.plan.server.speculation}; one setting, as it runs{known}")
     for path in files:
         typer.echo(path)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from autotune.modelfiles import Config
 from autotune.spec.attention import AttentionLayer, attention_layers
-from autotune.spec.checkpoint import Checkpoint, Config
+from autotune.spec.checkpoint import Checkpoint
 
-_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 _BITS = {"fp8": 8.0, "mxfp4": 4.25, "modelopt_fp4": 4.5, "nvfp4": 4.5, "bitsandbytes": 4.5}
 """Per weight with its scales (NVFP4: 8 bits for 16 weights; MXFP4: 8 for 32)."""
 
@@ -93,7 +93,7 @@ def _latent_attention(model: Checkpoint, hidden: int, queries: int, latent: int)
 def _mlp(model: Checkpoint, index: int) -> int:
     """Gate, up and down: of the dense part, of the experts, or (Gemma 4) of both."""
     hidden, width = model.size("hidden_size") or 0, model.size("intermediate_size") or 0
-    experts = next((n for name in _EXPERTS if (n := model.size(name))), 0)
+    experts = model.experts
     dense_only = index < (model.size("first_k_dense_replace") or 0)
     if not experts or dense_only:
         return 3 * hidden * width

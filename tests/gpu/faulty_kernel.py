@@ -43,7 +43,7 @@ def set_up(setup: GpuSetup) -> None:
         if kind == WRONG:
             output *= 1.1
         if kind == NOT_A_NUMBER:
-            output[0, 0] = float("nan")
+            output[0, 0].fill_(float("nan"))  # an assignment copies from the host: no capture may
         return output
 
     problem.run = faulty  # type: ignore[method-assign]

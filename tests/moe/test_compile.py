@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from autotune.core import MissingEnvironmentError, Outcome
+from autotune.moe import compile as compile_module
 from autotune.moe import kernel_source
 from autotune.moe.compile import (
     Compiled,
@@ -31,7 +34,7 @@ from autotune.moe.compile_worker import (
     instructions,
     launch_arguments,
 )
-from autotune.worker import WorkerPool
+from autotune.worker import TaskResult, TaskStatus, WorkerPool
 from tests.moe.test_feasibility import job, shape
 
 pytestmark = pytest.mark.vllm
@@ -280,18 +283,101 @@ def test_a_second_run_compiles_nothing_and_gives_the_same(
     assert ran == []
 
 
-def test_a_timeout_is_cached_and_retried_only_when_asked(
-    kernel: KernelInfo, pool: WorkerPool
+def test_a_timeout_is_believed_by_this_command_alone(
+    kernel: KernelInfo, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(compile_module, "_gave_up", {})
     cache, jobs = DictCache(), [job("channel", 90, (128, 128, 128, 8, 3))]
     (late,) = compile_many(pool, jobs, kernel, cache, timeout_s=0.05)
     assert late.outcome is Outcome.TIMEOUT
-    assert late.retryable
+    assert not cache.values
     (held,) = compile_many(pool, jobs, kernel, cache)
     assert held == late
-    (retried,) = compile_many(pool, jobs, kernel, cache, retry_failed=True)
-    assert retried.outcome is Outcome.OK
-    assert Compiled.from_json(next(iter(cache.values.values()))) == retried
+    # The next command; what an earlier version stored does not count either.
+    monkeypatch.setattr(compile_module, "_gave_up", {})
+    cache.put(jobs[0].key(kernel), late.as_json())
+    (again,) = compile_many(pool, jobs, kernel, cache)
+    assert again.outcome is Outcome.OK
+    assert Compiled.from_json(cache.values[jobs[0].key(kernel)]) == again
+
+
+class Answering:
+    """A pool whose tasks end as they are told to."""
+
+    def __init__(self, *results: TaskResult[dict[str, Any]]) -> None:
+        self.results = results
+
+    def map_ordered(self, function: Any, items: Any, timeout_s: float) -> Any:
+        yield from (result for _, result in zip(items, self.results, strict=True))
+
+
+def test_a_crash_is_not_stored(kernel: KernelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as of a process that the system killed because it was out of memory."""
+    monkeypatch.setattr(compile_module, "_gave_up", {})
+    killed: TaskResult[dict[str, Any]] = TaskResult(TaskStatus.CRASH, message="SIGKILL")
+    refused: TaskResult[dict[str, Any]] = TaskResult(TaskStatus.ERROR, message="ValueError: no")
+    cache, jobs = DictCache(), [job("channel", 121, SMALL, gemm) for gemm in (1, 2)]
+    pool: Any = Answering(killed, refused)
+    found = compile_many(pool, jobs, kernel, cache)
+    assert [c.outcome for c in found] == [Outcome.CRASH, Outcome.COMPILE_ERROR]
+    assert list(cache.values) == [jobs[1].key(kernel)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (OSError(errno.ENOSPC, "no"), "No space left on device; free some, or set TMPDIR"),
+        (OSError(errno.EDQUOT, "no"), "quota exceeded"),
+        (MemoryError(), "ran out of memory"),
+    ],
+    ids=["space", "quota", "memory"],
+)
+def test_what_the_machine_lacks_is_no_fault_of_a_candidate(
+    fault: Exception, words: str, kernel: KernelInfo
+) -> None:
+    cache = DictCache()
+    with compile_pool(1, kernel) as pool:
+        list(pool.map_ordered(break_compiler, [fault], 60))
+        with pytest.raises(MissingEnvironmentError, match=f"(?i){words}"):
+            list(compile_many(pool, [job("channel", 121, SMALL)], kernel, cache))
+        # The compiler's own words, where it is the disk that is full.
+        list(pool.map_ordered(break_compiler, [RuntimeError("failed")], 60))
+        (failed,) = compile_many(pool, [job("channel", 121, SMALL)], kernel, cache)
+        assert failed.outcome is Outcome.COMPILE_ERROR
+        list(pool.map_ordered(fill_disk, [0], 60))
+        with pytest.raises(MissingEnvironmentError, match="No space left"):
+            list(compile_many(pool, [job("bf16", 121, SMALL)], kernel, cache))
+    assert len(cache.values) == 1
+
+
+def test_a_killed_assembler_is_a_crash(kernel: KernelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_module, "_gave_up", {})
+    cache, error = DictCache(), RuntimeError("`ptxas` failed with error code -9\nlog")
+    with compile_pool(1, kernel) as pool:
+        list(pool.map_ordered(break_compiler, [error], 60))
+        (killed,) = compile_many(pool, [job("channel", 121, SMALL)], kernel, cache)
+    assert killed.outcome is Outcome.CRASH
+    assert not cache.values
+
+
+def break_compiler(fault: Exception) -> None:
+    """In a worker: every launch raises it from now on."""
+    from autotune.moe import compile_worker
+
+    def failing(*_: object) -> None:
+        raise fault
+
+    vars(compile_worker)["_launch"] = failing
+
+
+def fill_disk(_: int) -> None:
+    """In a worker: as if the disk were full from now on."""
+    from autotune.moe import compile_worker
+
+    full = SimpleNamespace(free=0)
+    vars(compile_worker)["shutil"] = SimpleNamespace(
+        disk_usage=lambda _: full, rmtree=shutil.rmtree
+    )
 
 
 def test_results_without_instructions_are_not_cached(kernel: KernelInfo, pool: WorkerPool) -> None:

@@ -207,6 +207,12 @@ def test_shipped_files_of_a_shape() -> None:
     assert all("dtype" not in name for name, _ in shipped(configs(), bf16))
 
 
+def test_a_file_without_rows_is_nothing_to_start_from(tmp_path: Path) -> None:
+    """The search looks its first candidates up in these files, of which there is no nearest key."""
+    (tmp_path / GEMMA.config_file_name("NVIDIA_GB10")).write_text('{"triton_version": "3.8.0"}')
+    assert list(shipped(tmp_path, GEMMA)) == []
+
+
 powers = st.integers(0, 12).map(lambda n: 2**n)
 rows_of_a_file = st.dictionaries(
     st.integers(1, 10**6),
@@ -250,6 +256,7 @@ def test_ties_go_to_the_key_that_comes_first() -> None:
         b'{"1": {"BLOCK_SIZE_M": 16.5}}',
         b'{"1": {"BLOCK_SIZE_M": true}}',
         b"\xff\xfe\x00",
+        b'{"1": ' + b"[" * 100_000,
     ],
 )
 def test_what_is_no_configuration_file(data: bytes) -> None:

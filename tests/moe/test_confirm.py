@@ -15,7 +15,6 @@ from autotune.core import (
     Basis,
     Candidate,
     Measurement,
-    NoFeasibleCandidateError,
     Outcome,
     Phase,
     Trial,
@@ -25,13 +24,14 @@ from autotune.core import (
 from autotune.moe.config_file import look_up
 from autotune.moe.confirm import (
     LEAST_LOSS,
+    Confirmed,
     check_between,
     confirm,
     held_out,
     select_stored,
     side_by_side,
 )
-from autotune.moe.gpu import ROUNDS, Compared, GpuMeasurer
+from autotune.moe.gpu import ROUNDS, GpuMeasurer
 from autotune.moe.shape import MoeWorkload
 from autotune.tune import Progress
 from tests import fake_kernel
@@ -80,28 +80,32 @@ class MortalLog(Log):
 class StandIn:
     """A measurer of groups whose times are a table; each comparison has a clock of its own."""
 
-    def __init__(self, times: dict[Candidate, float] | None = None) -> None:
-        self.times = TIMES if times is None else times
+    def __init__(
+        self,
+        times: dict[Candidate, float] | None = None,
+        bad: Mapping[Candidate, Outcome] = BAD,
+    ) -> None:
+        self.times, self.bad = TIMES if times is None else times, bad
         self.groups: list[tuple[int, tuple[Candidate, ...], int, bool]] = []
 
     def compare(
         self, groups: Iterable[tuple[MoeWorkload, Sequence[Candidate], int]], *, check: bool
-    ) -> Iterator[list[Compared]]:
+    ) -> Iterator[dict[Candidate, Measurement]]:
         for workload, candidates, seed in groups:
             self.groups.append((workload.m, tuple(candidates), seed, check))
             clock = 1.0 + len(self.groups)
             key = digest([workload.key, seed, [c.key for c in candidates], check])
-            found = [Compared(c, self.one(c, clock, key, seed)) for c in candidates]
-            yield found[::-1]  # the failed ones come first in the real one: no order is promised
+            found = {c: self.one(c, clock, key, seed, check) for c in reversed(candidates)}
+            yield found  # the failed ones come first in the real one: no order is promised
 
-    def one(self, it: Candidate, clock: float, key: str, seed: int) -> Measurement:
-        if it in BAD and BAD[it] is not Outcome.WRONG_RESULT:
+    def one(self, it: Candidate, clock: float, key: str, seed: int, check: bool) -> Measurement:
+        if it in self.bad and self.bad[it] is not Outcome.WRONG_RESULT:
             named = {"compared": key, "seed": seed}
-            return Measurement(BAD[it], Basis.MEASURED, message="alone", details=named)
-        details = {"compared": key, "seed": seed, "error": 0.004}
+            return Measurement(self.bad[it], Basis.MEASURED, message="alone", details=named)
+        details = {"compared": key, "seed": seed, "error": 0.004 if check else None}
         samples = tuple(self.times[it] * clock * (1 + 0.001 * turn) for turn in range(ROUNDS))
-        if it in BAD:
-            return Measurement(BAD[it], Basis.MEASURED, samples=samples, details=details)
+        if it in self.bad:
+            return Measurement(self.bad[it], Basis.MEASURED, samples=samples, details=details)
         return Measurement(Outcome.OK, Basis.MEASURED, samples[4], samples, details=details)
 
     @property
@@ -116,10 +120,16 @@ def nothing(_: Progress) -> None:
 def confirmed(
     finalists: Mapping[int, Sequence[Candidate]], standing: StandIn, log: Log, seed: int = 7
 ) -> dict[int, Candidate]:
-    found = confirm(
+    found = chosen(finalists, standing, log, seed)
+    return {m: selection.winner.candidate for m, selection in found.selections.items()}
+
+
+def chosen(
+    finalists: Mapping[int, Sequence[Candidate]], standing: StandIn, log: Log, seed: int = 7
+) -> Confirmed:
+    return confirm(
         SHAPE, finalists, standing.gpu, log, min_gain=0.01, seed=seed, on_progress=nothing
     )
-    return {m: selection.winner.candidate for m, selection in found.items()}
 
 
 # ---------------------------------------------------------------------------- held out
@@ -174,11 +184,85 @@ def test_a_wrong_finalist_is_not_chosen_however_fast() -> None:
     assert confirmed({8: [DEFAULT, WRONG]}, StandIn(), Log()) == {8: DEFAULT}
 
 
-def test_where_the_default_fails_another_is_taken() -> None:
-    for default in (CRASHES, WRONG):
-        assert confirmed({8: [default, SLOW, FAST]}, StandIn(), Log()) == {8: FAST}
-    with pytest.raises(NoFeasibleCandidateError, match="M=8"):
-        confirmed({8: [CRASHES, WRONG]}, StandIn(), Log())
+def test_where_the_default_fails_for_good_another_is_taken() -> None:
+    assert confirmed({8: [WRONG, SLOW, FAST]}, StandIn(), Log()) == {8: FAST}
+
+
+@pytest.mark.parametrize("finalists", [[CRASHES, FAST], [WRONG, CRASHES]])
+def test_a_batch_size_that_cannot_be_decided_says_why_and_leaves_the_others(
+    finalists: list[Candidate],
+) -> None:
+    """The default crashes, for the moment or not; or nothing works at all."""
+    found = chosen({1: [DEFAULT, FAST], 8: finalists, 64: [DEFAULT, FASTER]}, StandIn(), Log())
+    assert set(found.selections) == {1, 64}
+    assert found.failed.keys() == {8}
+    assert found.failed[8].startswith("M=8: vLLM's default fails beside the finalists (")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {DEFAULT: Outcome.CRASH},
+        {DEFAULT: Outcome.OUT_OF_MEMORY, FAST: Outcome.OUT_OF_MEMORY},
+        {DEFAULT: Outcome.WRONG_RESULT, FAST: Outcome.RUNTIME_ERROR},
+    ],
+)
+def test_a_comparison_that_decided_nothing_is_made_again(bad: dict[Candidate, Outcome]) -> None:
+    log, finalists = Log(), {8: [DEFAULT, FAST]}
+    assert confirmed(finalists, StandIn(bad=bad), log) == {}
+    again = StandIn()
+    assert confirmed(finalists, again, log) == {8: FAST}
+    assert len(again.groups) == 1
+    assert len({t.measurement.details["compared"] for t in log.trials}) == 2
+    once_more = StandIn()
+    assert confirmed(finalists, once_more, log) == {8: FAST}
+    assert once_more.groups == []
+
+
+def test_a_comparison_that_is_made_again_and_killed_does_not_mix_with_the_first() -> None:
+    """The finalist's samples of the first and the default's of the second are not side by side."""
+    log, finalists = Log(), {8: [SLOW, DEFAULT]}
+    confirmed(finalists, StandIn(bad={SLOW: Outcome.CRASH}), log)
+    dying = MortalLog(log.trials, 1)
+    with pytest.raises(Killed):  # the stand-in gives the last first
+        confirmed({8: [SLOW, DEFAULT]}, StandIn(), dying)
+    log.trials = dying.trials
+    again = StandIn()
+    assert confirmed(finalists, again, log) == {8: DEFAULT}
+    assert len(again.groups) == 1
+
+
+# ------------------------------------------------------------------- places that get free
+
+
+def test_the_next_best_takes_the_place_of_one_that_fails() -> None:
+    log, standing = Log(), StandIn()
+    others = [candidate(stages=stages) for stages in (8, 9)]
+    standing.times = TIMES | dict.fromkeys(others, 110.0)
+    finalists = {8: [DEFAULT, WRONG, CRASHES, SLOW, others[0], FASTER, FAST, others[1]]}
+    assert confirmed(finalists, standing, log) == {8: FASTER}
+    assert [group for _, group, *_ in standing.groups] == [
+        (DEFAULT, WRONG, CRASHES, SLOW, others[0]),
+        (DEFAULT, SLOW, others[0], FASTER, FAST),
+    ]
+    again = StandIn(standing.times)
+    assert confirmed(finalists, again, log) == {8: FASTER}
+    assert again.groups == []
+
+
+@pytest.mark.parametrize(
+    "finalists",
+    [
+        [DEFAULT, SLOW, FAST, candidate(stages=8), candidate(stages=9), FASTER],
+        [DEFAULT, WRONG, SLOW],
+        [CRASHES, WRONG, SLOW, candidate(stages=8), candidate(stages=9), FASTER],
+    ],
+    ids=["none failed", "nobody left", "no default"],
+)
+def test_no_place_is_filled_again(finalists: list[Candidate]) -> None:
+    standing = StandIn(TIMES | {candidate(stages=s): 110.0 for s in (8, 9)})
+    chosen({8: finalists}, standing, Log())
+    assert len(standing.groups) == 1
 
 
 def test_a_stored_comparison_is_used_again() -> None:
@@ -189,7 +273,7 @@ def test_a_stored_comparison_is_used_again() -> None:
     found = confirm(
         SHAPE, finalists, again.gpu, log, min_gain=0.01, seed=7, on_progress=told.append
     )
-    assert {m: s.winner.candidate for m, s in found.items()} == first
+    assert {m: s.winner.candidate for m, s in found.selections.items()} == first
     assert again.groups == []
     assert log.trials == before
     assert [p.reused for p in told] == [True] * 4
@@ -275,6 +359,26 @@ def test_the_latest_stored_comparison_counts() -> None:
     assert found.incumbent.candidate == DEFAULT
 
 
+def test_a_comparison_that_decides_nothing_hides_no_earlier_one() -> None:
+    log, workload = Log(), MoeWorkload(SHAPE, 8)
+    confirmed({8: [DEFAULT, FAST]}, StandIn(), log)
+    found = chosen({8: [DEFAULT, FASTER]}, StandIn(bad={DEFAULT: Outcome.TIMEOUT}), log)
+    assert found.selections[8].winner.candidate == FAST
+    stored = select_stored(workload, DEFAULT, log.trials, 0.01)
+    assert stored is not None
+    assert stored.winner.candidate == FAST
+
+
+def test_outputs_that_were_not_checked_decide_no_key() -> None:
+    """As between the keys of another command."""
+    log, workload = Log(), MoeWorkload(SHAPE, 8)
+    confirmed({8: [DEFAULT, FAST]}, StandIn(), log)
+    side_by_side({workload: [DEFAULT, FASTER]}, StandIn().gpu, log, 2_000_000, nothing, check=False)
+    found = select_stored(workload, DEFAULT, log.trials, 0.01)
+    assert found is not None
+    assert found.winner.candidate == FAST
+
+
 def test_what_only_failed_is_no_comparison() -> None:
     trial = Trial(CRASHES, "w", Phase.CONFIRM, 0, Measurement(Outcome.CRASH, Basis.MEASURED))
     assert select_stored(MoeWorkload(SHAPE, 8), DEFAULT, [trial], 0.01) is None
@@ -305,15 +409,17 @@ def between(
 ) -> tuple[dict[int, Candidate], dict[int, tuple[float, bool]], StandIn]:
     """Check a file whose rows are ``chosen``: its rows after, and what was seen."""
     standing = StandIn(TIMES | times)
+    # All of them work at the keys.
+    slow_default = StandIn(dict.fromkeys(chosen.values(), 1.0) | {defaults: 1e9}, bad={})
     first = confirm(
         SHAPE,
         {m: [defaults, row] for m, row in chosen.items()},
-        StandIn({DEFAULT: 1e9} | {row: 1.0 for row in chosen.values() if row != DEFAULT}).gpu,
+        slow_default.gpu,
         Log(),
         min_gain=0.01,
         seed=0,
         on_progress=nothing,
-    )
+    ).selections
     assert {m: s.winner.candidate for m, s in first.items()} == chosen
     needed = {*chosen, *held_out(list(chosen))}
     found = check_between(
@@ -440,7 +546,7 @@ def test_in_real_processes_the_right_and_the_fastest_win() -> None:
             min_gain=0.01,
             seed=0,
             on_progress=nothing,
-        )
+        ).selections
         assert found[8].winner.candidate == fast
         assert found[64].kept_incumbent
         outcomes = {t.candidate: t.measurement.outcome for t in log.trials[:4]}

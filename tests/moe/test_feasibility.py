@@ -90,8 +90,9 @@ def sample() -> list[tuple[str, int, int, tuple[int, ...]]]:
         (256, 64, 256, 8, 3), (32, 256, 128, 4, 4),
     ]  # fmt: skip
     chosen: list[tuple[str, int, int, tuple[int, ...]]] = []
-    for kind, arch in itertools.product(KINDS, (121, 90)):
-        rest = draw.sample(grid, 20 if kind in ("channel", "tensor", "block") else 8)
+    for kind, arch in itertools.product(KINDS, (121, 90, 100)):
+        most = 20 if kind in ("channel", "tensor", "block") and arch != 100 else 8
+        rest = draw.sample(grid, most)
         for index, candidate in enumerate([*corners, *rest]):
             chosen.append((kind, arch, 1 + index % 2, candidate))
     return chosen
@@ -169,6 +170,10 @@ def test_how_much_of_the_stock_grid_fits(kind: str, limits: Limits, fitting: int
         ("int8", 90, (16, 64, 128, 4, 3), 2 * 80 * 128),  # never swapped
         ("channel", 90, (64, 64, 128, 2, 3), 2 * 128 * 128),  # no warp group
         ("channel", 121, (64, 64, 128, 4, 1), 128 * 128),
+        ("channel", 100, (64, 64, 128, 4, 3), 3 * 128 * 128 + 16),  # tcgen05
+        ("block", 100, (128, 256, 64, 8, 3), 3 * 384 * 64 + 16 + 4 * 256),
+        ("bf16", 110, (64, 64, 128, 2, 3), 2 * 2 * 128 * 128),
+        ("int8", 103, (64, 256, 64, 8, 1), 320 * 64 + 8),
     ],
 )
 def test_shared_memory_of(kind: str, arch: int, candidate: tuple[int, ...], expected: int) -> None:

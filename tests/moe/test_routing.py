@@ -7,11 +7,13 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.core import BadInputError, canonical_json
+from autotune.moe.predict import expected_routing
 from autotune.moe.routing import Routing, parse_routing
 
 
@@ -44,6 +46,59 @@ def test_zipf_of_one() -> None:
     assert parse_routing("zipf:1").weights(4) == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
     assert parse_routing("zipf:0").weights(3) == [1, 1, 1]
     assert parse_routing("zipf:10").weights(2) == [1, 2**-10]
+
+
+@pytest.mark.parametrize("m", [1, 7, 64, 4096])
+def test_uniform_is_what_the_cost_model_expects(m: int) -> None:
+    expected = expected_routing(m, 8, 128, 128, 1).active_experts
+    assert Routing().active_experts(m, 8, 128) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "routing",
+    [
+        Routing(exponent=1.1),
+        Routing(exponent=3.0),
+        Routing(counts=(1e6,) * 4 + (1.0,) * 60 + (0.0,) * 64),
+    ],
+    ids=lambda routing: routing.label,
+)
+@pytest.mark.parametrize("m", [1, 16, 256])
+def test_experts_in_use_agree_with_drawing_them(routing: Routing, m: int) -> None:
+    """By the Gumbel top-k trick, as the measuring process draws."""
+    draw = np.random.default_rng(0)
+    logarithms = np.log(routing.weights(128))
+    seen = []
+    for _ in range(100):
+        keys = logarithms + draw.gumbel(size=(m, 128))
+        seen.append(len(np.unique(np.argsort(keys, axis=1)[:, -8:])))
+    assert routing.active_experts(m, 8, 128) == pytest.approx(np.mean(seen), rel=0.03)
+
+
+@given(
+    exponent=st.floats(0, 10),
+    experts=st.integers(1, 300),
+    topk=st.integers(1, 300),
+    m=st.integers(1, 10**6),
+)
+def test_experts_in_use_are_as_many_as_can_be(
+    exponent: float, experts: int, topk: int, m: int
+) -> None:
+    active = Routing(exponent=exponent).active_experts(m, topk, experts)
+    assert min(topk, experts) * 0.999 <= active <= experts * 1.001
+
+
+def test_a_stored_routing_has_a_name() -> None:
+    for routing, label in (
+        (Routing(), "uniform"),
+        (Routing("zipf:0"), "uniform"),
+        (Routing("zipf:1.1", exponent=1.1), "zipf:1.1"),
+        (Routing("f.json", counts=(1.0, 2.0)), "by the counts of 2 experts"),
+    ):
+        found = Routing.from_setup({"routing": routing.as_json()})
+        assert (found.label, found.uniform) == (label, label == "uniform")
+        assert found.weights(2) == routing.weights(2)
+    assert Routing.from_setup({}).uniform
 
 
 def test_a_file_of_counts(tmp_path: Path) -> None:

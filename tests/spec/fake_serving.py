@@ -1,9 +1,15 @@
 """Stands in for ``vllm``: serves tokens at a known speed with a known acceptance, or fails on cue.
 
 Environment ``FAKE_SERVING`` is JSON: ``base_ms`` and ``draft_ms`` (time of a step and of a drafted
-token), ``reached`` (acceptance by position), ``fast`` (factors on the time by ``flag=value``), and
-lists of gammas: ``oom`` at the start, ``dies`` under load, ``other_text``, ``refuses`` requests.
-``boots`` is a file that gets a line for every start. Token k of an answer is the word ``k``.
+token), ``crowd_ms`` (of a drafted token for every other request), ``reached`` (acceptance by
+position), ``fast`` (factors on the time by ``flag=value``), ``no_schedule`` (refuse one), and lists
+of gammas: ``oom`` at the start, unless the file ``well`` is there, ``dies`` under load,
+``other_text``, ``refuses`` requests. ``oom_at`` is the number of the one start that fails, by
+gamma (needs ``boots``); ``right_text`` a ``flag=value`` with which no text is another.
+``says`` are lines of the log;
+``memory`` gives the KV cache's ``tokens`` a hundredth of memory utilization from ``start`` on: more
+in flight are preempted; above ``dies`` a long prompt ends the server. ``boots`` is a file that gets
+a line for every start. Token k of an answer is the word ``k``.
 """
 
 from __future__ import annotations
@@ -30,21 +36,33 @@ def argument(name: str, default: str) -> str:
     return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
 
 
+def share() -> float:
+    """The memory utilization."""
+    return float(argument("--gpu-memory-utilization", "0.9"))
+
+
 class Counters:
     """What ``/metrics`` tells."""
 
-    def __init__(self, gamma: int) -> None:
-        self.lock, self.gamma = threading.Lock(), gamma
+    def __init__(self, gamma: int, schedule: list[list[int]]) -> None:
+        self.lock, self.gamma, self.schedule = threading.Lock(), gamma, schedule
+        self.running = self.in_flight = self.preemptions = 0
+        self.capacity = 4096
         self.drafts = self.generated = self.steps = 0
         self.accepted = [0] * gamma
 
-    def step(self, rates: list[float]) -> int:
+    def drafted(self) -> int:
+        """Tokens drafted at the present batch size."""
+        fitting = [g for low, high, g in self.schedule if low <= self.running <= high]
+        return fitting[0] if fitting else self.gamma
+
+    def step(self, rates: list[float], gamma: int) -> int:
         """Tokens of the next step; accepted drafts follow the rates exactly in the long run."""
         with self.lock:
             self.steps += 1
             share = self.steps * 0.6180339887 % 1
-            taken = sum(share < rate for rate in rates[: self.gamma])
-            self.drafts += self.gamma > 0
+            taken = sum(share < rate for rate in rates[:gamma])
+            self.drafts += gamma > 0
             for position in range(taken):
                 self.accepted[position] += 1
             return 1 + taken
@@ -53,7 +71,8 @@ class Counters:
         name = "vllm:spec_decode_num"
         lines = [
             f"vllm:generation_tokens_total {self.generated}",
-            'vllm:cache_config_info{kv_cache_size_tokens="4096"} 1.0',
+            f'vllm:cache_config_info{{kv_cache_size_tokens="{self.capacity}"}} 1.0',
+            f"vllm:num_preemptions_total {self.preemptions}",
         ]
         if self.gamma:
             lines += [
@@ -70,7 +89,14 @@ class Counters:
 
 class Handler(BaseHTTPRequestHandler):
     counters: Counters
-    step_s: float
+    factor = 1.0
+
+    def work(self, gamma: int) -> None:
+        """Take the time of a step."""
+        others = self.counters.running - 1
+        drafting = GIVEN["draft_ms"] + GIVEN.get("crowd_ms", 0.0) * others
+        taken = GIVEN["base_ms"] + gamma * drafting
+        time.sleep(taken * self.factor / 1e3)
 
     def do_GET(self) -> None:
         text = json.dumps({"data": [{"id": sys.argv[2], "max_model_len": 1024}]})
@@ -97,14 +123,29 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        done, word = 0, "other " if gamma in GIVEN.get("other_text", ()) else ""
+        flag, _, value = GIVEN.get("right_text", "").partition("=")
+        other = gamma in GIVEN.get("other_text", ()) and not (flag and argument(flag, "") == value)
+        done, word = 0, "other " if other else ""
+        prompt = body.get("prompt", "")
+        tokens = wanted + len(prompt) if isinstance(prompt, list) else 0
+        if tokens and share() > GIVEN.get("memory", {}).get("dies", 1.0):
+            say("(EngineCore pid=7) ERROR 01-01 10:00:00 [core.py:1] torch.OutOfMemoryError: long")
+            os._exit(0)
+        with self.counters.lock:
+            self.counters.running += 1
+            self.counters.in_flight += tokens
+            self.counters.preemptions += self.counters.in_flight > self.counters.capacity
         while done < wanted:
-            time.sleep(self.step_s)
-            count = 1 if done == 0 else min(self.counters.step(GIVEN["reached"]), wanted - done)
+            drafted = self.counters.drafted()
+            self.work(drafted)
+            left = wanted - done
+            count = 1 if done == 0 else min(self.counters.step(GIVEN["reached"], drafted), left)
             text = "".join(f"{word}{done + i} " for i in range(count))
             done += count
             self.send({"choices": [{"delta": {"content": text}}]})
         with self.counters.lock:
+            self.counters.running -= 1
+            self.counters.in_flight -= tokens
             self.counters.generated += wanted
         self.send({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": wanted}})
         self.wfile.write(b"data: [DONE]\n\n")
@@ -116,26 +157,48 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+def count_boot(gamma: int) -> None:
+    """Note the start; the one of this gamma that is to fail does."""
+    with Path(GIVEN["boots"]).open("a") as file:
+        file.write(" ".join(sys.argv[1:]) + "\n")
+    like = f'"num_speculative_tokens": {gamma}' if gamma else ""
+    lines = Path(GIVEN["boots"]).read_text().splitlines()
+    same = [line for line in lines if (like in line if like else "speculative" not in line)]
+    if len(same) == GIVEN.get("oom_at", {}).get(str(gamma)):
+        GIVEN["oom"] = [gamma]
+
+
 def main() -> None:
     GIVEN.update(json.loads(os.environ.get("FAKE_SERVING", "{}")))
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    for line in GIVEN.get("says", ()):
+        say(line)
     config = json.loads(argument("--speculative-config", "{}"))
     gamma = config.get("num_speculative_tokens", 0)
     if "boots" in GIVEN:
-        with Path(GIVEN["boots"]).open("a") as file:
-            file.write(" ".join(sys.argv[1:]) + "\n")
+        count_boot(gamma)
     if argument("--kv-cache-dtype", "auto") == "banana":
         say("vllm serve: error: argument --kv-cache-dtype: invalid choice: 'banana'")
         sys.exit(2)
-    if gamma in GIVEN.get("oom", ()):
+    ill = not Path(GIVEN.get("well", "/nowhere")).exists()
+    if (gamma in GIVEN.get("oom", ()) and ill) or sys.argv[2] in GIVEN.get("oom_targets", ()):
         say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
         sys.exit(1)
-    Handler.counters = Counters(gamma)
-    Handler.step_s = (GIVEN["base_ms"] + gamma * GIVEN["draft_ms"]) / 1e3
+    schedule = config.get("num_speculative_tokens_per_batch_size", [])
+    if schedule and GIVEN.get("no_schedule"):
+        say("TypeError: unexpected keyword argument 'num_speculative_tokens_per_batch_size'")
+        sys.exit(1)
+    Handler.counters = Counters(gamma, schedule)
+    if "memory" in GIVEN:
+        kept = GIVEN["memory"]["tokens"] * round(100 * share() - GIVEN["memory"]["start"])
+        if kept <= 0:
+            say("ValueError: No available memory for the cache blocks.")
+            sys.exit(1)
+        Handler.counters.capacity = kept
     for setting, factor in GIVEN.get("fast", {}).items():
         flag, _, value = setting.partition("=")
         if argument(flag, "") == value:
-            Handler.step_s *= factor
+            Handler.factor *= factor
     ThreadingHTTPServer(("127.0.0.1", int(argument("--port", "0"))), Handler).serve_forever()
 
 

@@ -14,14 +14,15 @@ import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event
 
 BEHAVIOURS = {
     "good": "answers until SIGTERM",
     "stubborn": "ignores SIGTERM, as does an orphan of its that is in another session",
     "mute": "never answers",
-    "out-of-memory": "answers, and dies with status 0 after an error of the engine",
-    "killed": "answers, and dies by SIGKILL",
-    "silent-end": "answers, and ends with status 0 and no word",
+    "out-of-memory": "once it has named its model: dies at the next request, with status 0",
+    "killed": "the same, by SIGKILL",
+    "silent-end": "the same, with status 0 and no word",
 }
 
 
@@ -31,14 +32,18 @@ def say(text: str) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
+    was_named = Event()
+
     def do_GET(self) -> None:
+        if self.was_named.is_set():
+            self.end_badly()
+        if self.path == "/v1/models":
+            self.was_named.set()
         body = json.dumps({"data": [{"id": self.server_name, "max_model_len": 7}]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-        if self.path == "/v1/models":
-            self.end_badly()
 
     @property
     def server_name(self) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 from autotune.core import BadInputError, MissingEnvironmentError
-from autotune.spec.checkpoint import load_checkpoint
+from autotune.spec.checkpoint import Checkpoint, load_checkpoint
 from tests.spec.tiny_models import TinyModels
 
 
@@ -80,3 +81,18 @@ def test_the_size_of_the_weights(
     hub(monkeypatch, tmp_path, absent=EntryNotFoundError("none"))
     assert load_checkpoint("org/qwen").weight_bytes == 123
     assert load_checkpoint(str(tmp_path)).weight_bytes == 123
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"num_experts": 8}, 8),
+        ({"num_local_experts": 4}, 4),
+        ({"n_routed_experts": 256, "n_shared_experts": 1}, 256),
+        ({"num_experts": 0}, None),
+        ({"text_config": {"num_experts": 2}}, 2),
+        ({}, None),
+    ],
+)
+def test_the_number_of_experts(config: dict[str, Any], expected: int | None) -> None:
+    assert Checkpoint("m", config).experts == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 from aiohttp import web
 
 from autotune.spec.client import Load, run_load, run_load_async
-from autotune.spec.launchers import LocalLauncher
+from autotune.spec.existing import look
+from autotune.spec.launchers import LocalLauncher, UrlLauncher
 from autotune.spec.metrics import parse_metrics, server_metrics, watch_peak
 from autotune.spec.prompts import Prompt, load_prompts
 from autotune.spec.server import Server, start
@@ -154,6 +156,18 @@ def test_a_late_answer_is_a_failed_request() -> None:
         result = run_load(load_on(server, requests=1, timeout_s=0.3))
     assert result.errors() == ["no full answer within 0.3 s"]
     assert result.duration_s < 2
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_nothing_is_sent_any_more_once_a_request_has_failed(lanes: int) -> None:
+    async def stalled(_: web.StreamResponse, __: dict[str, Any]) -> None:
+        await asyncio.sleep(5.0)
+
+    with serving(stalled) as server:
+        result = run_load(load_on(server, requests=20, concurrency=lanes, timeout_s=0.5))
+    assert len(result.records) == len(server.bodies) == lanes
+    assert all(record.error for record in result.records)
+    assert result.duration_s < 2.0
 
 
 def test_nobody_there_is_a_failed_request() -> None:
@@ -303,7 +317,7 @@ def test_a_text_that_is_not_metrics_is_none() -> None:
 
 
 def test_the_peak_is_seen_while_a_load_runs() -> None:
-    async def watched(server: SseServer) -> tuple[float, int]:
+    async def watched(server: SseServer) -> tuple[float | None, int | None]:
         server.metrics = METRICS
         async with watch_peak(server.url, 0.02) as peak:
             await run_load_async(load_on(server, requests=1))
@@ -382,3 +396,12 @@ def test_a_refusal_is_a_failed_request(changes: dict[str, Any], status: int, rea
     (error,) = run_load(load_on(real, requests=1, **changes)).errors()
     assert error.startswith(f"HTTP {status}: ")
     assert real.failure() is None
+
+
+@pytest.mark.vllm
+def test_the_real_server_says_what_it_is(real: Server) -> None:
+    found = look(UrlLauncher(f"{real.url}/v1"), load_prompts("chat"), real.model)
+    assert (found.model, found.context, found.gamma, found.chat) == (real.model, 1024, 2, True)
+    assert found.version is not None
+    assert 0 < time.time() - (found.started or 0.0) < 3600
+    assert int(found.cache["kv_cache_size_tokens"]) > 1024

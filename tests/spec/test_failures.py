@@ -133,6 +133,24 @@ def test_only_errors_count_not_what_users_wrote(tmp_path: Path) -> None:
     assert failure.line.startswith("exit status 1; last line: INFO")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "kind"),
+    [
+        ("-0.13", FailureKind.KV_CACHE_TOO_SMALL),
+        ("0.0", FailureKind.KV_CACHE_TOO_SMALL),
+        ("0.05", FailureKind.OUT_OF_MEMORY_AT_START),
+        ("21.5", FailureKind.OUT_OF_MEMORY_AT_START),
+    ],
+)
+def test_a_cpu_s_kv_cache_is_too_small_or_too_large(
+    wanted: str, kind: FailureKind, tmp_path: Path
+) -> None:
+    # vllm/v1/worker/cpu_worker.py, determine_available_memory: one text for both.
+    line = "ValueError: Available memory on node 0 (20.1/23.4 GiB) on kv cache allocation is less "
+    line += f"than requested memory for kv ({wanted}/22.0 GiB). Reduce CPU memory used by others."
+    assert classify(log_with(tmp_path, line), 1, served=False).kind is kind
+
+
 @pytest.mark.parametrize("text", ["", "\n\n", "\x00\xff"])
 def test_an_empty_or_broken_log_still_gives_a_line(text: str, tmp_path: Path) -> None:
     log = tmp_path / "server.log"

@@ -71,6 +71,14 @@ def test_outputs_first_then_every_concurrency_with_prompts_that_go_on() -> None:
     assert len(found.samples) == 2
 
 
+def test_a_server_that_runs_on_finds_no_prompt_of_an_earlier_measurement() -> None:
+    with serving(answers) as server:
+        measured(server, concurrency=(1,))
+        measured(server, concurrency=(1,))
+    salts = [body["cache_salt"] for body in server.bodies]
+    assert len(set(salts)) == len(salts)
+
+
 def test_samples_are_of_the_repeats() -> None:
     with serving(answers) as server:
         found = measured(server, concurrency=(1,), repeats=3)

@@ -22,15 +22,15 @@ import psutil
 import pytest
 
 from autotune.core import BadInputError, MissingEnvironmentError
-from autotune.spec import launchers
+from autotune.spec import launchers, process
 from autotune.spec.failures import FailureKind
 from autotune.spec.launchers import DockerLauncher, LocalLauncher, UrlLauncher
+from autotune.spec.mounts import Mount
 from autotune.spec.server import (
     Server,
     ServerFailedError,
     ServeSettings,
     serve_args,
-    shell_line,
     start,
 )
 
@@ -40,8 +40,7 @@ FULL = ServeSettings(
     {"method": "mtp", "model": "google/gemma-4-26B-A4B-it-assistant", "num_speculative_tokens": 4},
     kv_cache_dtype="fp8",
     gpu_memory_utilization=0.85,
-    max_num_seqs=8,
-    extra_args=("--limit-mm-per-prompt", '{"image":0}'),
+    extra_args=("--max-num-seqs", "8", "--limit-mm-per-prompt", '{"image":0}'),
     env={"VLLM_TUNED_CONFIG_FOLDER": "/data/my moe", "HF_HUB_OFFLINE": "1"},
 )
 FULL_ARGS = [
@@ -106,9 +105,43 @@ def test_the_arguments_of_vllm_serve() -> None:
 
 
 def test_the_shell_line_says_the_same() -> None:
-    words = shlex.split(shell_line(FULL))
+    words = shlex.split(LocalLauncher().shell_line(FULL))
     env = ["HF_HUB_OFFLINE=1", "VLLM_TUNED_CONFIG_FOLDER=/data/my moe"]
     assert words == [*env, "vllm", "serve", *FULL_ARGS]
+
+
+def test_the_shell_line_works_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("m", "d", "bin"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bin" / "vllm").write_text("")
+    (tmp_path / "t.jinja").write_text("")
+    monkeypatch.chdir(tmp_path)
+    settings = ServeSettings("m", {"model": "./d"}, extra_args=("--chat-template=./t.jinja",))
+    line = LocalLauncher(("bin/vllm", "-x")).shell_line(settings)
+    assert shlex.split(line) == [
+        *(f"{tmp_path}/bin/vllm", "-x", "serve", f"{tmp_path}/m"),
+        *("--host", "127.0.0.1", "--port", "8000"),
+        *("--speculative-config", json.dumps({"model": f"{tmp_path}/d"})),
+        f"--chat-template={tmp_path}/t.jinja",
+    ]
+
+
+def test_a_clean_up_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it is killed with the supervisor's group, and a container stays."""
+    monkeypatch.setattr(process, "KILL_S", 0.0)
+    monkeypatch.setattr(process, "_SLACK_S", 0.5)
+    done = tmp_path / "done"
+    handle = process.ProcessHandle(
+        ["sleep", "60"],
+        launchers.free_port(),
+        tmp_path / "log",
+        0.5,
+        cleanup=["sh", "-c", f"sleep 2; touch {done}"],
+    )
+    handle.stop()
+    assert done.exists()
 
 
 def test_a_server_starts_answers_and_ends(fake: Fake) -> None:
@@ -280,6 +313,17 @@ def test_ports_are_free() -> None:
             pass
 
 
+def test_a_key_that_is_exported_does_not_lock_us_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "sk-secret")
+    shell = LocalLauncher(program=("sh", "-c", 'echo "key=$VLLM_API_KEY."', "sh"))
+    handle = shell.launch(ServeSettings("m"), tmp_path / "log")
+    wait_for(lambda: handle.poll() is not None)
+    handle.stop()
+    assert (tmp_path / "log").read_text() == "key=.\n"
+
+
 def test_a_missing_program_is_named(tmp_path: Path) -> None:
     for launcher, name in (
         (LocalLauncher(program=("no-such-vllm",)), "no-such-vllm"),
@@ -293,6 +337,8 @@ def test_a_missing_program_is_named(tmp_path: Path) -> None:
 # docker, with a script in its place that records its arguments
 
 DOCKER = f"""#!/bin/bash
+[ "$1" = version ] && {{ [ "$FAIL" = daemon ] && echo "Cannot connect to the Docker daemon" >&2; \
+[ "$FAIL" != daemon ]; exit; }}
 printf '%s\\n' "$*" >> "$(dirname "$0")/calls"
 [ "$1" = run ] || exit 0
 echo $$ > "$(dirname "$0")/pid"
@@ -315,7 +361,7 @@ def docker(tmp_path: Path) -> Path:
 def test_the_docker_command() -> None:
     launcher = DockerLauncher(
         "vllm/vllm-openai:v0.24.0",
-        mounts=((Path("/models"), "/models"),),
+        mounts=(Mount(Path("/models"), "/models"),),
         options=("--shm-size", "8g"),
     )
     inner = list(FULL_ARGS)
@@ -329,14 +375,15 @@ def test_the_docker_command() -> None:
     words = shlex.split(launcher.shell_line(FULL, 8123))
     assert words == launcher.command(FULL, 8123)
     with pytest.raises(BadInputError, match="colon"):
-        DockerLauncher("i", mounts=((Path("/a:b"), "/c"),)).command(FULL, 1)
+        DockerLauncher("i", mounts=(Mount(Path("/a:b"), "/c"),)).command(FULL, 1)
 
 
 def test_docker_starts_stops_and_removes(docker: Path, fake: Fake) -> None:
     launcher = DockerLauncher("image", docker=str(docker))
-    with start(launcher, ServeSettings("good"), fake.log, 20):
+    with start(launcher, ServeSettings("good"), fake.log, 20) as server:
         pid = int((docker.parent / "pid").read_text())
         assert alive(pid)
+        assert server.memory_bytes() is None  # of the client's processes it would say nothing
     assert gone([pid], 0.0)
     run, remove = (docker.parent / "calls").read_text().splitlines()
     name = run.split()[run.split().index("--name") + 1]
@@ -357,6 +404,15 @@ def test_no_container_outlives_the_tuner(docker: Path, fake: Fake, tmp_path: Pat
         tuner.kill()
     wait_for(lambda: "rm --force" in (docker.parent / "calls").read_text())
     assert gone([int((docker.parent / "pid").read_text())])
+
+
+def test_docker_without_its_daemon_is_missing(
+    docker: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIL", "daemon")
+    with pytest.raises(MissingEnvironmentError, match="does not work here: Cannot connect"):
+        start(DockerLauncher("image", docker=str(docker)), ServeSettings("m"), fake.log, 20)
+    assert not (docker.parent / "calls").exists()
 
 
 def test_docker_with_a_taken_port_is_tried_again(

@@ -42,7 +42,12 @@ CASES: dict[str, tuple[str, str]] = {
     "max tokens is a word": ("{p} --max-tokens many", "--max-tokens"),
     "repeats 0": ("{p} --repeats 0", "--repeats 0"),
     "waves 0": ("{p} --waves 0", "--waves 0"),
-    "no such objective": ("{p} --objective pareto", "--objective pareto"),
+    "no such objective": ("{p} --objective fastest", "--objective fastest"),
+    "SLO without unit": ("{p} --slo ttft=500", "such as ttft=50ms"),
+    "SLO of an unknown latency": ("{p} --slo speed=5ms", "speed is not one of ttft"),
+    "SLO of nothing": ("{p} --slo ''", "nothing is not one of"),
+    "SLO of 0": ("{p} --slo ttft=0ms", "--slo ttft=0ms"),
+    "SLO twice": ("{p} --slo ttft=1s,ttft=2s", "given twice"),
     "confirm boots 0": ("{p} --confirm-boots 0", "--confirm-boots 0"),
     "gain above 1": ("{p} --min-gain 200%", "--min-gain"),
     "budget without unit": ("{p} --budget soon", "--budget soon"),
@@ -52,12 +57,37 @@ CASES: dict[str, tuple[str, str]] = {
     "KV dtype empty": ("{p} --kv-cache-dtype auto,", "an empty value"),
     "utilization above 1": ("{p} --gpu-memory-utilization 1.5", "at most 1"),
     "utilization is a word": ("{p} --gpu-memory-utilization most", "most"),
+    "utilization range backwards": ("{p} --gpu-memory-utilization 0.9:0.4", "LOW:HIGH"),
+    "utilization range of words": ("{p} --gpu-memory-utilization a:b", "LOW:HIGH"),
+    "range and a fixed KV cache": (
+        "{p} --gpu-memory-utilization 0.4:0.9",
+        "--kv-cache-memory-bytes decides",
+    ),
+    "context without a range": ("{p} --context 512", "--context: goes with a range"),
+    "quality of nothing": ("{p} --quality ''", "--quality"),
+    "quality of an unknown task": ("{p} --quality nonsuch_task", "Tasks not found: nonsuch_task"),
+    "quality tasks missing": ("{p} --quality t --quality-tasks {t}/none", "no such folder"),
+    "quality limit 0": ("{p} --quality t --quality-limit 0", "--quality-limit 0"),
+    "quality tolerance is a word": ("{p} --quality-tolerance much", "--quality-tolerance much"),
+    "quality timeout is a word": ("{p} --quality t --quality-timeout x", "--quality-timeout x"),
+    "quality of synthetic acceptance": (
+        "{p} --gamma 2 --synthetic-acceptance .5,.4 --quality t",
+        "--quality: synthetic",
+    ),
     "set without values": ("{p} --set max-num-seqs", "--set max-num-seqs"),
     "set with a bad name": ("{p} --set 'a b=1'", "--set a b=1"),
     "set of gamma": ("{p} --set gamma=1,2", "flag of its own"),
     "set of the port": ("{p} --set port=1,2", "by the tuner itself"),
+    "set of what the tuner sets": ("{p} --set speculative_config=a,b", "by the tuner itself"),
+    "set of a part of it": ("{p} --set spec-tokens=1,2", "by the tuner itself"),
+    "set of a key": ("{p} --set api-key=x", "shut the tuner out"),
     "set twice": ("{p} --set a-b=1 --set a_b=2", "given twice"),
     "server flag of ours": ("{p} --server-arg '--port 80'", "by the tuner itself"),
+    "server flag of ours shortened": ("{p} --server-arg '-sc {{}}'", "by the tuner itself"),
+    "server without counters": (
+        "{p} --server-arg --disable_log_stats",
+        "--disable-log-stats: acceptance and preemptions are read",
+    ),
     "server flag searched": (
         "{p} --kv-cache-dtype auto,fp8 --server-arg --kv-cache-dtype=fp8",
         "is searched as",
@@ -73,6 +103,7 @@ CASES: dict[str, tuple[str, str]] = {
     "no such space": ("{p} --space none", "no space 'none'"),
     "space and gamma": ("{p} --space {t}/s.yaml --gamma 2", "exclude each other"),
     "space without gamma": ("{p} --space {t}/s.yaml", "no parameter gamma"),
+    "space with a port": ("{p} --space {t}/port.yaml", "port.yaml: port: is set by the tuner"),
     "space with a bad gamma": ("{p} --space {t}/g.yaml", "gamma"),
     "image with a space": ("{p} --image 'a b'", "--image"),
     "study leads out": ("{p} --study ../x", "--study"),
@@ -95,6 +126,9 @@ def folder(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) ->
     head = "name: s\ntitle: t\nsource: u\nparameters:\n  "
     (root / "s.yaml").write_text(f"{head}x: {{values: [1], why: w}}\n")
     (root / "g.yaml").write_text(f"{head}gamma: {{values: [0, lots], why: w}}\n")
+    (root / "port.yaml").write_text(
+        f"{head}gamma: {{values: [0, 2], why: w}}\n  port: {{values: [1, 2], why: w}}\n"
+    )
     other = shutil.copytree(tiny_models.qwen3, root / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"vocab_size": 500}))

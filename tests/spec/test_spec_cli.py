@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 import time
@@ -48,6 +49,8 @@ def test_plan_progress_result_and_a_second_run(folder: Path, tiny_models: TinyMo
     assert "best: gamma=2" in ran.stdout
     assert "4 boots, 4 of them new" in ran.stdout
     assert (folder / "outputs" / "s" / "spec" / "best.json").exists()
+    page = (folder / "outputs" / "s" / "spec" / "report.html").read_text()
+    assert '<p class="result">Best: gamma=2' in page
 
     again = spec(folder, tiny_models.qwen3, "--gamma", "0,2", "--json")
     document = json.loads(again.stdout)
@@ -83,6 +86,62 @@ def test_a_refused_pair_needs_force(folder: Path, tiny_models: TinyModels) -> No
     forced = spec(folder, tiny_models.qwen3, *args, "--force")
     assert forced.returncode == 0, forced.stderr
     assert "refuse:" in forced.stderr
+
+
+def test_a_range_a_limit_and_a_schedule_end_in_files_and_a_page(
+    folder: Path, tiny_models: TinyModels
+) -> None:
+    memory = {"tokens": 100, "start": 20}
+    env = "--env=FAKE_SERVING=" + json.dumps({"memory": memory, "base_ms": 5.0, "crowd_ms": 3.0})
+    args = f"spec --target {tiny_models.qwen3} --drafter ngram --prompts p.jsonl --gamma 0,2"
+    args += " --concurrency 1,2 --max-tokens 24 --waves 1 --repeats 6 --confirm-boots 1 --study r"
+    args += " --gpu-memory-utilization 0.3:0.5 --slo ttft=20s"
+    ran = autotune(folder, *args.split(), "--vllm", FAKE, env)
+    assert ran.returncode == 0, ran.stderr
+    assert "Memory utilization: at least 0.41 holds 2048 tokens at once" in ran.stdout
+    assert "3000 tokens of KV cache" in ran.stderr
+    out = folder / "outputs" / "r" / "spec"
+    assert json.loads((out / "best.json").read_text())["scenario"]["slo"] == {"ttft": 20000.0}
+    assert (out / "report.html").exists()
+    assert autotune(folder, "report", "r").returncode == 0
+
+
+def parts_in(database: Path) -> int:
+    """Repeats that are stored at this moment."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened:
+            found: int = opened.execute("SELECT count(*) FROM parts").fetchone()[0]
+            return found
+    except sqlite3.OperationalError:
+        return 0
+
+
+def test_kill_9_loses_no_finished_repeat(tiny_models: TinyModels, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    env = "--env=FAKE_SERVING=" + json.dumps({"base_ms": 6.0})
+    args = f"spec --target {tiny_models.qwen3} --drafter ngram --prompts p.jsonl --gamma 0,2"
+    args += " --concurrency 1,2 --max-tokens 24 --waves 1 --repeats 8 --confirm-boots 1 --study s"
+    command = [str(BINARY), *args.split(), "--vllm", FAKE, SMALL, "--no-schedule", env]
+    database = tmp_path / "outputs" / "autotune.db"
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as tuner:
+        end = time.monotonic() + 60
+        while parts_in(database) < 10:  # all repeats at concurrency 1, some at 2
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        tuner.kill()
+    kept = parts_in(database)
+    ran = autotune(tmp_path, *command[1:], "--json")
+    assert ran.returncode == 0, ran.stderr
+    baseline = json.loads(ran.stdout)["trials"][0]
+    assert baseline["repeats_of_earlier_runs"] == kept
+    levels = baseline["levels"]
+    assert [len(levels[c]["repeats"]) for c in ("1", "2")] == [8, 8]
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        stored = opened.execute(
+            "SELECT value FROM parts WHERE name LIKE 'concurrency 1 %' ORDER BY id LIMIT 8"
+        )
+        rates = [json.loads(value)["tok_s"] for (value,) in stored]
+    assert levels["1"]["repeats"] == pytest.approx(rates, rel=1e-3)
 
 
 def serving_in(folder: Path) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shlex
 import subprocess
@@ -17,7 +18,10 @@ import yaml
 from autotune.core import Candidate, NoFeasibleCandidateError, Outcome, Phase
 from autotune.spec import export
 from autotune.spec.job import Result, run
-from autotune.spec.plan import Plan
+from autotune.spec.memory import MemoryKind, MemoryReading
+from autotune.spec.plan import Plan, preflight
+from autotune.spec.recipe import GAMMA
+from autotune.spec.report import report
 from autotune.spec.request import Request, make_plan
 from autotune.store import Store
 from tests.spec.tiny_models import TinyModels
@@ -58,6 +62,7 @@ def make_request(target: Path, prompts: Path | str, **changes: Any) -> Request:
         request_timeout="20s",
         study="t",
         command="autotune spec …",
+        force=True,  # what is free on the machine of the test decides nothing
     )
     return dataclasses.replace(given, **changes)
 
@@ -93,6 +98,32 @@ def bench(tiny_models: TinyModels, tmp_path: Path) -> Bench:
 
 def gammas(result: Result) -> list[int]:
     return [t.candidate.int("gamma") for t in result.trials]
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_what_failed_for_the_moment_is_tried_again_on_request(bench: Bench, failing: int) -> None:
+    well = bench.root / "well"
+    ask = functools.partial(
+        bench.tune, {"oom": [failing], "well": str(well)}, gamma="0,2", repeats=3, schedule=False
+    )
+    if failing:
+        assert [t.candidate.int("gamma") for t in ask().failures] == [2]
+        boots = bench.boots
+        assert ask().failures, "another command alone does not try again"
+        assert bench.boots == boots
+    else:
+        for _ in range(2):
+            with pytest.raises(NoFeasibleCandidateError, match="--retry-failed tries again"):
+                ask()
+        assert bench.boots == 1
+    well.touch()
+    mended = ask(retry_failed=True)
+    assert gammas(mended) == [0, 2]
+    assert not mended.failures
+    boots = bench.boots
+    assert gammas(ask()) == [0, 2], "the latest trial counts"
+    assert gammas(ask(retry_failed=True)) == [0, 2]
+    assert bench.boots == boots
 
 
 def test_the_best_gamma_is_found_and_what_cannot_win_is_not_booted(bench: Bench) -> None:
@@ -197,10 +228,11 @@ def test_too_few_pairs_are_a_tie_and_said(bench: Bench) -> None:
     result = bench.tune(gamma="0,2", repeats=2, confirm_boots=1)
     assert result.selection.kept_incumbent
     assert "95 % interval" in export.document(result)["warnings"][0]
+    assert "one fresh boot each" in export.document(result)["warnings"][1]
 
 
 def test_the_budget_ends_the_search_but_not_the_result(bench: Bench) -> None:
-    result = bench.tune(gamma="0-4", budget_s=0.001)
+    result = bench.tune(gamma="0-4", budget_s=1e-9)
     assert result.out_of_time
     assert gammas(result) == [0]
 
@@ -219,7 +251,7 @@ def test_confirmation_takes_turns_in_fresh_boots(bench: Bench) -> None:
 def test_the_files_say_what_was_found(bench: Bench, tmp_path: Path) -> None:
     result = bench.tune({"draft_ms": 0.6}, gamma="0,1,2,4", concurrency="1,2", image="img:1")
     files = {path.name: path for path in export.write(result, tmp_path / "out")}
-    assert {*files} == {"best.json", "serve.sh", "compose.yaml", "report.md"}
+    assert {*files} == {"best.json", "schedule.json", "serve.sh", "compose.yaml", "report.md"}
     best = json.loads(files["best.json"].read_text())
     assert best["basis"] == "measured"
     assert best["forecast"]["basis"] == "predicted"
@@ -234,7 +266,7 @@ def test_the_files_say_what_was_found(bench: Bench, tmp_path: Path) -> None:
     assert service["command"][0] == str(bench.target)
     assert service["volumes"] == [f"{bench.target}:{bench.target}:ro"]
     assert service["image"] == "img:1"
-    report = files["report.md"].read_text()
+    text = files["report.md"].read_text()
     for words_of_it in (
         "## Measured",
         "## Acceptance",
@@ -243,7 +275,7 @@ def test_the_files_say_what_was_found(bench: Bench, tmp_path: Path) -> None:
         "made from it",
         "gamma=0",
     ):
-        assert words_of_it in report
+        assert words_of_it in text
 
 
 def test_the_prediction_is_near_what_is_measured(bench: Bench) -> None:
@@ -252,6 +284,44 @@ def test_the_prediction_is_near_what_is_measured(bench: Bench) -> None:
     checked = [row for row in rows if row["measured_tok_s"] and not row["is_input"]]
     assert checked
     assert all(abs(row["error"]) < 0.2 for row in checked)
+
+
+def test_synthetic_acceptance_is_refused_where_vllm_has_none(bench: Bench) -> None:
+    plan = bench.plan({}, gamma="0,2", synthetic="0.8,0.6")
+    reading = MemoryReading(1 << 40, 1 << 40, MemoryKind.CPU, "memory")
+    for kind, refused in ((MemoryKind.CPU, True), (MemoryKind.GPU, False)):
+        memory = dataclasses.replace(reading, kind=kind)
+        found = preflight(dataclasses.replace(plan, memory=memory))
+        assert ("synthetic-cpu" in [f.code for f in found if f.refuses]) == refused
+
+
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [
+        ("Using configuration from {folder}/E=8,N=32,x.json for MoE layer.", None),
+        ("Using configuration from /vllm/configs/E=8,N=32,x.json for MoE layer.", "no server's"),
+        ("nothing of it", "no server's log says"),
+        (
+            "Using default MoE config. Performance might be sub-optimal! Config file not found at "
+            "{folder}/E=8,N=64,y.json, /vllm/configs/E=8,N=64,y.json",
+            "for want of E=8,N=64,y.json: autotune moe makes it",
+        ),
+    ],
+)
+def test_whether_the_moe_files_were_taken_is_read_off_the_log(
+    says: str, words: str | None, bench: Bench, tmp_path: Path
+) -> None:
+    folder = tmp_path / "moe"
+    folder.mkdir()
+    (folder / "E=8,N=32,x.json").write_text("{}")
+    line = f"(Worker pid=7) INFO 11-23 10:00:00 [fused_moe.py:1151] {says.format(folder=folder)}"
+    result = bench.tune({"says": [line]}, gamma="0,2", repeats=2, moe_config=folder)
+    document = export.document(result)
+    about = [text for text in document["warnings"] if "configuration" in text]
+    assert bool(about) == (words is not None)
+    assert words is None or words in about[0]
+    if words is None:
+        assert document["trials"][0]["moe_used"] == [str(folder / "E=8,N=32,x.json")]
 
 
 def test_synthetic_acceptance_is_named_so(bench: Bench) -> None:
@@ -263,3 +333,137 @@ def test_synthetic_acceptance_is_named_so(bench: Bench) -> None:
     assert "SYNTHETIC" in document["warnings"][0]
     assert not document["best"]["is_baseline"]
     assert {t.measurement.basis.value for t in result.trials} == {"synthetic"}
+
+
+CROWDED: dict[str, Any] = {
+    "base_ms": 8.0,
+    "draft_ms": 0.2,
+    "crowd_ms": 2.0,
+    "reached": [0.8, 0.7, 0.6, 0.5, 0, 0],
+}
+"""Alone, four drafted tokens give 3.3 times as much; of six streams each they cost a third."""
+
+
+def test_pareto_confirms_the_ends_of_the_front_and_its_knee(bench: Bench) -> None:
+    load = {"gamma": "0,1,4", "concurrency": "1,6", "schedule": False}
+    result = bench.tune(CROWDED, objective="pareto", **load)
+    document = export.document(result)
+    front = document["pareto_front"]
+    assert front[0]["candidate"]["gamma"] == 4
+    assert front[-1]["candidate"]["gamma"] < 3
+    assert "single end" in front[0]["place"]
+    assert "aggregate end" in front[-1]["place"]
+    assert sum("knee" in row["place"] for row in front) == 1
+    named = [row for row in front if row["place"] and row["candidate"] != {"gamma": 0}]
+    assert all(row["booted_again"] for row in named)
+    assert len(document["confirmed"]) == 1 + len(named)
+    by = {row["objective"]: row for row in document["objectives"]}
+    assert by["single"]["candidate"] == front[0]["candidate"]
+    assert by["aggregate"]["candidate"] == front[-1]["candidate"]
+    assert by["single"]["speedup"] == pytest.approx(by["single"]["times_baseline"], rel=0.2)
+    assert by["single"]["interval"][0] > 1
+    assert {"## By objective", "## Pareto front"} <= set(report(result).splitlines())
+
+
+def test_every_objective_has_its_best_whichever_one_leads(bench: Bench) -> None:
+    result = bench.tune(CROWDED, gamma="0,1,4", concurrency="1,6", objective="single")
+    by = {row["objective"]: row for row in export.document(result)["objectives"]}
+    assert {*by} == {"geomean", "single", "aggregate"}
+    assert by["single"]["candidate"] == result.selection.winner.candidate.params == {"gamma": 4}
+    assert by["aggregate"]["candidate"]["gamma"] < 4
+
+
+def test_a_schedule_that_wins_in_the_same_boots_is_recommended(bench: Bench) -> None:
+    result = bench.tune(CROWDED, gamma="0,1,4", concurrency="1,6", objective="pareto")
+    files = {path.name: path for path in export.write(result, bench.root / "out")}
+    found = json.loads(files["schedule.json"].read_text())
+    assert found == json.loads(files["best.json"].read_text())["schedule"]
+    assert found["num_speculative_tokens_per_batch_size"][0] == [1, 2, 4]
+    assert found["num_speculative_tokens_per_batch_size"][1][2] < 4
+    lines = bench.boots_file.read_text().splitlines()
+    assert sum("num_speculative_tokens_per_batch_size" in line for line in lines) == 1
+    assert found["recommended"], found["said"]
+    assert found["interval"][0] > 1
+    assert "num_speculative_tokens_per_batch_size" in found["serve"]
+    assert "Recommended." in files["report.md"].read_text()
+
+
+def test_a_vllm_without_schedules_says_so_and_the_rest_is_as_ever(bench: Bench) -> None:
+    serving = CROWDED | {"no_schedule": True}
+    result = bench.tune(serving, gamma="0,1,4", concurrency="1,6", objective="single")
+    assert not result.selection.kept_incumbent
+    assert not result.schedule.recommended
+    assert "vLLM does not serve it: TypeError: unexpected keyword" in result.schedule.said
+    boots = bench.boots
+    assert bench.tune(serving, gamma="0,1,4", concurrency="1,6", objective="single").boots == boots
+    again = bench.tune(
+        serving, gamma="0,1,4", concurrency="1,6", objective="single", schedule=False
+    )
+    assert "not asked for" in again.schedule.said
+
+
+def test_published_figures_stand_beside_ours_and_are_named_so(bench: Bench, tmp_path: Path) -> None:
+    space = tmp_path / "s.yaml"
+    space.write_text(
+        "name: s\ntitle: t\nsource: u\n"
+        "parameters:\n  gamma: {values: [0, 2], why: w}\n"
+        "published:\n  hardware: one X\n  source: somebody\n  figures:\n"
+        "    - {setting: {gamma: 0}, concurrency: 1, tok_s: 40.85}\n"
+        "    - {setting: {gamma: 2}, concurrency: 1, tok_s: 74.51}\n"
+        "    - {target: another, setting: {gamma: 2}, concurrency: 1, tok_s: 9.5}\n"
+    )
+    result = bench.tune(gamma=None, space=str(space))
+    document = export.document(result)
+    assert document["published"]["basis"] == "published, not ours"
+    assert document["basis"] == "measured"
+    lines = report(result).splitlines()
+    (head,) = [line for line in lines if "published tok/s, not ours: one X" in line]
+    row = lines[lines.index(head) + 3]
+    assert row.startswith("| gamma=2 |")
+    assert row.endswith("| 74.5 at 1 |")
+    assert any(line.startswith("| another | gamma=2 | 1 | 9.50 | – |") for line in lines)
+
+
+def test_what_misses_its_slo_is_stopped_and_never_recommended(bench: Bench) -> None:
+    serving = CROWDED | {"crowd_ms": 5.0}  # six streams at γ=4: 30 ms per token, without it 8
+    load = {"gamma": "0,4", "concurrency": "1,6", "schedule": False}
+    assert bench.tune(serving, objective="single", **load).selection.winner.candidate[GAMMA] == 4
+    result = bench.tune(serving, objective="single", slo="tpot=19ms,ttft=10s", **load)
+    (stopped,) = result.failures
+    assert stopped.measurement.outcome is Outcome.SLO_MISSED
+    assert "tpot p99" in stopped.measurement.message
+    assert "is above 19 ms at concurrency 6" in stopped.measurement.message
+    document = export.document(result)
+    (row,) = document["stopped"]
+    assert (row["repeats"]["1"], row["repeats"]["6"]) == (6, 1)
+    assert result.selection.winner.candidate[GAMMA] == 0
+    assert all(row["candidate"] == {"gamma": 0} for row in document["objectives"])
+    assert "## Stopped" in report(result)
+
+
+def test_where_no_setting_keeps_the_slo_nothing_is_recommended(bench: Bench) -> None:
+    with pytest.raises(NoFeasibleCandidateError, match=r"no setting keeps --slo.*ttft p99"):
+        bench.tune(gamma="0,2", slo="ttft=1ms")
+
+
+def test_a_baseline_that_misses_the_slo_is_measured_and_beaten_by_what_keeps_it(
+    bench: Bench,
+) -> None:
+    serving = {"base_ms": 20.0, "draft_ms": 0.5, "reached": [0.9, 0.9, 0.9, 0.9]}
+    result = bench.tune(serving, gamma="0,4", slo="tpot=14ms", repeats=3, confirm_boots=1)
+    assert result.baseline.measurement.details["slo_missed"]
+    assert result.selection.winner.candidate[GAMMA] == 4
+    assert export.document(result)["confirmed"][1]["speedup"] > 2
+
+
+def test_what_cannot_win_any_more_is_stopped(bench: Bench) -> None:
+    serving: dict[str, Any] = {"fast": {"--max-num-seqs=16": 3.0}, "reached": [0.8, 0.7, 0.6, 0.5]}
+    load = {"gamma": "0,4", "concurrency": "1,2", "sets": ("max-num-seqs=8,16",)}
+    result = bench.tune(serving, schedule=False, **load)
+    stopped = [t for t in result.failures if t.measurement.outcome is Outcome.CANNOT_WIN]
+    assert stopped
+    assert {t.candidate["max_num_seqs"] for t in stopped} == {"16"}
+    for row in export.document(result)["stopped"]:
+        assert row["repeats"] == {"1": 2}
+        assert "another setting has" in row["message"]
+    assert result.selection.winner.candidate.params == {"gamma": 4, "max_num_seqs": "8"}

@@ -1,0 +1,78 @@
+"""What the commands share: flags, JSON to stdout, the study that a command is to work on."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autotune.core import BadInputError
+
+if TYPE_CHECKING:
+    from autotune.devices import Device
+    from autotune.store import Store
+
+DEFAULT_DB = "sqlite:///outputs/autotune.db"
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+Db = Annotated[str, typer.Option(help="Database with every trial, as an SQLAlchemy URL.")]
+
+
+def print_json(value: Any) -> None:
+    """One document to stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+_HEADER = "--header"
+"""Its values may be credentials, which are written nowhere."""
+
+
+def this_command() -> str:
+    """The command as typed, but for what is secret, for the database and the files."""
+    words = ["autotune"]
+    for before, word in pairwise(["autotune", *sys.argv[1:]]):
+        if before == _HEADER:
+            words.append("***")
+        elif word.startswith(f"{_HEADER}="):
+            words.append(f"{_HEADER}=***")
+        else:
+            words.append(word)
+    return shlex.join(words)
+
+
+def given_flags(context: typer.Context) -> set[str]:
+    """The flags that stand on the command line, such as ``--url``, by their long names."""
+    sources = {
+        p.opts[0]: context.get_parameter_source(p.name or "") for p in context.command.params
+    }
+    return {flag for flag, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def check_study(store: Store, name: str, kind: str, identity: Mapping[str, Any]) -> None:
+    """Tell before the plan is shown that the study is of something else, or being tuned.
+
+    Raises:
+        BadInputError: another shape or pair stands under this name, or another process tunes it.
+    """
+    store.study(name, kind, identity)
+    with store.lock_study(name):
+        pass
+
+
+def tuned_for(store: Store, study: str, ref: str) -> Device:
+    """The device of ``--device``, which must be the study's own.
+
+    Raises:
+        BadInputError: no such device, or the study is of another one.
+    """
+    from autotune.devices import get_device  # noqa: PLC0415 - slow import
+
+    device = get_device(ref)
+    name = store.get_study(study).study.identity.get("device")
+    if device.name != name:
+        raise BadInputError(f"--device {ref}: study {study!r} was made for {name}")
+    return device

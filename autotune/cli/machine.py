@@ -1,0 +1,68 @@
+"""``autotune devices`` and ``autotune doctor``: what this machine is and has."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from autotune.cli.common import Json, print_json
+from autotune.consoles import out
+from autotune.core import ExitCode
+from autotune.devices import detect_gpus, load_devices, resolve_device
+from autotune.environment import visible_gpus
+
+
+def devices(json_: Json = False) -> None:
+    """List the devices that can be tuned for, and what this machine has."""
+    known, here = load_devices(), detect_gpus()
+    if json_:
+        print_json(
+            {
+                "known": [d.model_dump(mode="json") for d in known.values()],
+                "here": [gpu.as_json() for gpu in here],
+            }
+        )
+        return
+    shown = Table(
+        "name", "title", "sm", "SMs", "GB/s", "smem/block", "L2 MB", "name in vLLM", box=None
+    )
+    for d in known.values():
+        shown.add_row(
+            d.name,
+            d.title,
+            str(d.arch),
+            str(d.sm_count),
+            f"{d.memory_bandwidth_gbs:g}",
+            str(d.shared_memory_per_block),
+            f"{d.l2_bytes / 2**20:g}",
+            d.vllm_name,
+        )
+    out.print(shown)
+    names = ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in here)
+    out.print(f"In this machine: {names or 'no GPU that nvidia-smi shows'}")
+    out.print("Every figure's source stands in search_spaces/devices/*.yaml.")
+
+
+def doctor(
+    device: Annotated[str, typer.Option(help="Device to check for.")] = "gb10",
+    json_: Json = False,
+) -> None:
+    """Check that everything needed is here, and that fp8 runs on fp8 tensor cores."""
+    from autotune.moe.doctor import diagnose  # noqa: PLC0415
+
+    visible = visible_gpus()
+    findings = diagnose(resolve_device(device, visible), visible)
+    if json_:
+        print_json([finding.as_json() for finding in findings])
+    else:
+        marks = {
+            "ok": "[green]ok  [/green]",
+            "warning": "[yellow]warn[/yellow]",
+            "error": "[red]fail[/red]",
+        }
+        for finding in findings:
+            out.print(f"{marks[finding.level]} {finding.text}", soft_wrap=True)
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(ExitCode.MISSING_ENVIRONMENT)

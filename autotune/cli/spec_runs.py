@@ -1,0 +1,107 @@
+"""What ``autotune spec`` does with its flags: tune one target, compare several, measure a URL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from autotune.cli.common import check_study, print_json
+from autotune.consoles import err
+from autotune.environment import secret_headers
+from autotune.files import check_writable
+from autotune.spec import export, terminal
+from autotune.spec.existing import is_exposed
+from autotune.spec.existing_job import (
+    existing_document,
+    make_existing_plan,
+    run_existing,
+    write_existing,
+)
+from autotune.spec.job import Result, run
+from autotune.spec.matrix import Entry, matrix_study, prepare, run_each
+from autotune.spec.matrix_report import matrix_document, write_matrix
+from autotune.spec.page import write_page
+from autotune.spec.plan import Plan, refusal
+from autotune.spec.request import Request, make_plan
+from autotune.store import Store
+
+
+def tune(request: Request, *, out: Path, db: str, quiet: bool) -> None:
+    """One target: the best setting and its files; ``quiet`` prints JSON and nothing else."""
+    plan = make_plan(request)
+    if not quiet:
+        terminal.show_findings([f for f in plan.findings if plan.force or not f.refuses])
+    if not plan.force:
+        refusal(plan.findings)
+    check_writable(_logs(out, plan))
+    with Store.open(db) as store:
+        check_study(store, plan.study, "spec", plan.identity())
+        result = _tuned(plan, store, out, quiet=quiet)
+        files = export.write(result, out)
+        files.insert(0, write_page(store, plan, out))
+    if quiet:
+        print_json(export.document(result) | {"files": [str(path) for path in files]})
+    else:
+        terminal.show_result(result, files)
+
+
+def compare(request: Request, targets: Sequence[str], *, out: Path, db: str, quiet: bool) -> None:
+    """Several targets: the matrix, and every target's own files."""
+    entries = prepare(request, targets)
+    folder = export.folder_of(out, matrix_study(request))
+    check_writable(folder)
+    if not quiet:
+        for entry in entries:
+            terminal.show_entry(entry, force=request.force)
+
+    def tune_one(plan: Plan) -> Result:
+        check_writable(_logs(out, plan))
+        result = _tuned(plan, store, out, quiet=quiet)
+        export.write(result, out)
+        write_page(store, plan, out)
+        return result
+
+    def on_change(changed: Sequence[Entry]) -> None:
+        write_matrix(request, changed, folder)
+
+    on_change(entries)
+    with Store.open(db) as store:
+        run_each(entries, tune_one, on_change)
+    files = write_matrix(request, entries, folder)
+    if quiet:
+        print_json(matrix_document(request, entries) | {"files": [str(path) for path in files]})
+    else:
+        terminal.show_matrix(entries, files)
+
+
+def measure(
+    request: Request, url: str, headers: Sequence[str], *, out: Path, db: str, quiet: bool
+) -> None:
+    """A server that runs already: its one setting."""
+    plan = make_existing_plan(request, url, [*secret_headers(), *headers])
+    folder = export.folder_of(out, plan.study)
+    check_writable(folder)
+    if is_exposed(plan.launcher.root, plan.launcher.headers):
+        err.print("[yellow]Warning: headers go unencrypted: http, and another machine[/yellow]")
+    with Store.open(db) as store:
+        check_study(store, plan.study, "spec", plan.identity())
+        if not quiet:
+            terminal.show_existing_plan(plan)
+        result = run_existing(plan, store, folder / "logs")
+        files = write_existing(result, folder)
+        files.insert(0, write_page(store, plan, out))
+    if quiet:
+        print_json(existing_document(result) | {"files": [str(path) for path in files]})
+    else:
+        terminal.show_existing(result, files)
+
+
+def _logs(out: Path, plan: Plan) -> Path:
+    return export.folder_of(out, plan.study) / "logs"
+
+
+def _tuned(plan: Plan, store: Store, out: Path, *, quiet: bool) -> Result:
+    if not quiet:
+        terminal.show_plan(plan)
+    with terminal.progress(plan, quiet) as update:
+        return run(plan, store, _logs(out, plan), update)

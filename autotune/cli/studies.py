@@ -1,0 +1,150 @@
+"""``autotune studies`` and ``autotune show``: what the database holds."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from autotune.cli.common import DEFAULT_DB, Db, Json, print_json
+from autotune.consoles import out
+from autotune.core import BadInputError, Outcome
+
+if TYPE_CHECKING:
+    from autotune.spec.stored import Served
+
+
+def studies(db: Db = DEFAULT_DB, json_: Json = False) -> None:
+    """List the studies of a database."""
+    from autotune.store import Store  # noqa: PLC0415
+
+    with Store.open(db, create=False) as store:
+        found = store.list_studies()
+    if json_:
+        print_json([{**summary.as_json(), "trials": summary.trials} for summary in found])
+        return
+    shown = Table("study", "kind", "trials", "basis", "runs", "last run", box=None)
+    shown.columns[0].overflow = "fold"
+    for summary in found:
+        last = summary.last_run
+        bases = ", ".join(sorted({count.basis.value for count in summary.counts}))
+        when = f"{last.status.value} {last.started_at:%Y-%m-%d %H:%M} UTC" if last else "none"
+        shown.add_row(
+            summary.study.name,
+            summary.study.kind,
+            str(summary.trials),
+            bases,
+            str(summary.runs),
+            when,
+        )
+    if found:
+        out.print(shown)
+    else:
+        typer.echo(f"no studies in {db}; start one with: autotune moe --device gb10")
+
+
+def show(
+    study: Annotated[str, typer.Argument(help="Name, as `autotune studies` lists it.")],
+    db: Db = DEFAULT_DB,
+    json_: Json = False,
+) -> None:
+    """Show a study: what it is about, its searches, the best trials so far."""
+    from autotune.overview import best_rows, served_rows  # noqa: PLC0415
+    from autotune.spec.stored import load_served  # noqa: PLC0415
+    from autotune.store import Store  # noqa: PLC0415
+
+    with Store.open(db, create=False) as store:
+        detail = store.get_study(study)
+        trials = {record.id: store.trials(record) for record in detail.searches}
+        served = None
+        if detail.study.kind == "spec":
+            with contextlib.suppress(BadInputError):  # nothing was loaded yet
+                served = load_served(store, study)
+    rows = best_rows(detail, trials)
+    rows.sort(key=lambda row: (row["search"], len(row["workload"]), row["workload"]))
+    settings = [] if served is None else served_rows(served)
+    if json_:
+        more = {} if served is None else {"settings": settings}
+        print_json({**detail.as_json(), "trials": detail.trials, "best": rows, **more})
+        return
+    out.print(
+        f"[bold]{detail.study.name}[/bold] ({detail.study.kind}), {detail.trials} trials, "
+        f"{detail.runs} runs"
+    )
+    for record in detail.searches:
+        counts = [c for c in detail.counts if c.search_id == record.id]
+        said = ", ".join(f"{c.count} {c.basis.value} {c.outcome.value}" for c in counts)
+        out.print(
+            f"search {record.id}: {said or 'no trials yet'}; "
+            + ", ".join(f"{name} {_short(value)}" for name, value in record.setup.items()),
+            soft_wrap=True,
+            markup=False,
+        )
+    if served is not None:
+        _show_settings(served, settings)
+    elif detail.study.kind == "spec":
+        out.print("no setting was loaded yet")
+    else:
+        _show_best(rows)
+
+
+def _show_best(rows: list[dict[str, Any]]) -> None:
+    """The best candidate of every batch size."""
+    from autotune.moe.config_file import FIELDS  # noqa: PLC0415
+
+    heading = "BM/BN/BK/G/warps/stages"
+    shown = Table("search", "workload", "basis", "best µs", "default µs", heading, box=None)
+    for row in rows:
+        before = row["default_us"]
+        shown.add_row(
+            str(row["search"]),
+            row["workload"],
+            row["basis"],
+            f"{row['best_us']:.1f}",
+            "" if before is None else f"{before:.1f}",
+            "/".join(str(row["config"][name]) for name in FIELDS),
+        )
+    out.print(shown)
+    out.print("Best is what was found; a row of the file changes only where it gains enough.")
+
+
+def _show_settings(served: Served, rows: list[dict[str, Any]]) -> None:
+    """Every setting of the load measured last."""
+    from autotune.spec.markdown import described, number  # noqa: PLC0415
+
+    scenario = served.scenario
+    out.print(
+        f"search {served.search.id}, {scenario.target} with {scenario.drafter}; "
+        f"{described(scenario)}; by {scenario.objective}",
+        soft_wrap=True,
+        markup=False,
+    )
+    levels = [str(c) for c in scenario.concurrency]
+    shown = Table("setting", box=None)
+    shown.columns[0].overflow = "fold"
+    for name in (*(f"tok/s at {c}" for c in levels), "× baseline", "fresh boots", "identical"):
+        shown.add_column(name, justify="right")
+    for row in rows:
+        cells = [number(row["tok_s"].get(c)) for c in levels]
+        if row["outcome"] != Outcome.OK.value:
+            cells[0] = row["outcome"]
+        share = row["identical_share"]
+        shown.add_row(
+            escape(row["setting"]),
+            *cells,
+            number(row["times_baseline"], 3),
+            number(row["fresh_boots"], 3),
+            number(None if share is None else 100 * share, 0, " %"),
+        )
+    out.print(shown)
+    if served.others:
+        out.print(f"{served.others} more loads or set-ups are not shown.")
+    out.print(f"autotune report {served.study}: the page with all of it", markup=False)
+
+
+def _short(value: Any) -> str:
+    """A setup's value for people: the name of a space, the start of a hash."""
+    return str(value.get("name", value) if isinstance(value, dict) else value)[:16]

@@ -1,0 +1,97 @@
+"""``autotune verify``: what can be said of a configuration file without running it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress
+
+from autotune import flags
+from autotune.cli.common import Json, print_json
+from autotune.consoles import err, out
+from autotune.core import BadInputError, ExitCode
+from autotune.devices import get_device
+from autotune.environment import usable_cpus
+
+if TYPE_CHECKING:
+    from autotune.moe.verify import Verified
+
+_COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
+
+
+def verify(
+    files: Annotated[list[Path], typer.Argument(help="Configuration files, or folders of them.")],
+    device: Annotated[
+        str | None, typer.Option(help="Judge by this device, not the one in the name.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hidden size and top-k, which no file name holds.")
+    ] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile every row: exact shared memory, spills.")
+    ] = False,
+    landscape: Annotated[
+        Path | None, typer.Option(help="Recorded times for the gaps, instead of the cost model.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for warnings too.")] = False,
+    notes: Annotated[
+        bool, typer.Option("--notes", help="Show notes of several files too.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(help="Compile processes; default: CPUs.")] = None,
+    json_: Json = False,
+) -> None:
+    """Check fused-MoE configuration files: schema, values, what the device can hold, gaps."""
+    flags.within(workers, "--workers", 1, 1024)
+    judged_by = None if device is None else get_device(device)
+    from autotune.moe.model import load_config, shape_from_config  # noqa: PLC0415 - slow imports
+    from autotune.moe.verify import Judge, files_in  # noqa: PLC0415
+    from autotune.moe.verify_all import Options, verify_all  # noqa: PLC0415
+    from autotune.replay import Landscape  # noqa: PLC0415
+
+    if landscape is not None and not landscape.is_file():
+        raise BadInputError(f"--landscape {landscape}: no such file")
+    shape = None if model is None else shape_from_config(load_config(model))
+    options = Options(
+        judge=Judge(judged_by, (shape.hidden, shape.topk) if shape else None),
+        landscape=None if landscape is None else Landscape.read(landscape),
+        compile=compile_,
+        workers=workers or (usable_cpus() if compile_ else 1),
+    )
+    paths = files_in(files)
+    quiet = json_ or not err.is_terminal
+    with Progress(console=err, transient=True, disable=quiet) as bar:
+        task = bar.add_task("verifying", total=len(paths))
+        done = verify_all(paths, options, lambda _: bar.advance(task))
+    if json_:
+        print_json([one.as_json() for one in done])
+    else:
+        _show(done, notes or len(done) == 1)
+    levels = {one.worst() for one in done}
+    if "error" in levels or (strict and "warning" in levels):
+        raise typer.Exit(ExitCode.FLAGGED)
+
+
+def _show(done: list[Verified], notes: bool) -> None:
+    from autotune.moe.verify import grouped  # noqa: PLC0415
+
+    for one in done:
+        found = [f for f in grouped(one.findings) if notes or f.level != "note"]
+        if found or len(done) == 1:
+            out.print(f"[bold]{escape(str(one.path))}[/bold]", soft_wrap=True)
+        for finding in found:
+            where = f" M={','.join(map(str, finding.keys))}:" if finding.keys else ""
+            said = escape(f"{where} {finding.text} ({finding.code})")
+            colour = _COLOURS[finding.level]
+            out.print(f"  [{colour}]{finding.level}[/{colour}]{said}", soft_wrap=True)
+    worst = Counter(one.worst() or "nothing" for one in done)
+    said = ", ".join(
+        f"{n} with {level}s at worst" for level, n in worst.items() if level != "nothing"
+    )
+    out.print(
+        f"{len(done)} {'file' if len(done) == 1 else 'files'}: {worst['nothing']} without a word"
+        f"{', ' if said else ''}{said}"
+    )

@@ -1,0 +1,59 @@
+"""A model's small files as every half needs them: from the hub or its cache, and nested configs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autotune.core import BadInputError
+
+Config = Mapping[str, Any]
+
+# Where a multimodal config keeps its language model, outermost first.
+_NESTED = ("thinker_config", "text_config", "language_config", "llm_config")
+
+
+class HubUnreachableError(Exception):
+    """Neither the hub nor its cache gave the file; says why."""
+
+
+def text_config(config: Config) -> Config:
+    """The configuration of the language model inside a multimodal one; else the one given."""
+    inner = next((config[n] for n in _NESTED if isinstance(config.get(n), dict)), None)
+    return config if inner is None else text_config(inner)
+
+
+def hub_file(ref: str, name: str, flag: str) -> Path | None:
+    """A file of a model on the hub, downloaded or from its cache; None if the model lacks it.
+
+    Args:
+        ref: the hub id, ``org/name``.
+        name: of the file.
+        flag: where ``ref`` was given, for messages.
+
+    Raises:
+        BadInputError: no such model.
+        HubUnreachableError: the hub does not answer, and its cache does not hold the file.
+    """
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - slow to import
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(ref, name))
+    except HFValidationError:
+        raise BadInputError(f"{flag} {ref}: not a valid hub id") from None
+    except RepositoryNotFoundError:
+        raise BadInputError(f"{flag} {ref}: the hub has no such model, or it is gated") from None
+    except LocalEntryNotFoundError as error:
+        raise HubUnreachableError(type(error).__name__) from None
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, OSError) as error:
+        raise HubUnreachableError(type(error).__name__) from None

@@ -1,0 +1,148 @@
+"""The search of ``autotune spec`` on a grid of servers that was measured exhaustively.
+
+    python -m benchmarks.replay_grid GRID.json [SKIP [EXPERTS,CHOSEN]]
+
+Replays the proposer on the recorded rates (the mean of every setting's rounds, without the first
+SKIP of them, which pay for kernels that vLLM compiles at their first use; 0 by default), and prints
+what it booted, what it found against the best of the grid, what Optuna's TPE and a random order
+find with as many boots, and PREDICTED against measured rates of every gamma. EXPERTS and CHOSEN
+are those of the target, if it is a mixture.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
+from autotune.spec.acceptance import distinct_experts
+from autotune.spec.forecast import ForecastProposer
+from autotune.spec.recipe import GAMMA
+from autotune.spec.scenario import STATIC_OBJECTIVES, SpecScenario
+
+SEEDS = 20
+
+
+def growth_of(experts: str) -> Any:
+    """How a verification grows with its rows: as the experts read where the target has some."""
+    if not experts:
+        return float
+    return functools.partial(distinct_experts, *map(int, experts.split(",")))
+
+
+def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The levels of several rounds as one: mean rates, and the acceptance of the last."""
+    levels = {c: dict(level) for c, level in rows[-1]["levels"].items()}
+    for c, level in levels.items():
+        level["tok_s"] = statistics.fmean(row["levels"][c]["tok_s"] for row in rows)
+    return levels
+
+
+def trials(
+    result: dict[str, Any], objective: str, skip: int
+) -> tuple[SpecScenario, dict[int, Trial]]:
+    """A trial of every gamma, by gamma."""
+    (load,) = result["config"]["loads"]
+    scenario = SpecScenario(
+        "target",
+        "drafter",
+        load["prompts"],
+        "",
+        tuple(load["concurrency"]),
+        load["max_tokens"],
+        ignore_eos=True,
+        chat=True,
+        repeats=load["repeats"],
+        waves=load["waves"],
+        objective=objective,
+    )
+    found = {}
+    gammas = {setting["name"]: setting["gamma"] for setting in result["config"]["settings"]}
+    basis = Basis.SYNTHETIC if result["config"]["synthetic"] else Basis.MEASURED
+    for name, gamma in gammas.items():
+        rows = [row for row in result["measured"] if row["setting"] == name]
+        levels = pooled(rows[skip:] or rows)
+        rates = {int(c): level["tok_s"] for c, level in levels.items()}
+        value = scenario.microseconds(rates)
+        details = {"levels": levels, "outputs": []}
+        measurement = Measurement(Outcome.OK, basis, value, (value,), details=details)
+        candidate = Candidate.of({GAMMA: gamma})
+        phase = Phase.SEARCH if gamma else Phase.BASELINE
+        found[gamma] = Trial(candidate, scenario.key, phase, gamma, measurement)
+    return scenario, found
+
+
+def tpe_order(times: dict[int, float], first: list[int], seed: int) -> list[int]:
+    """The order in which Optuna's TPE comes to all gammas; what it asks for again costs nothing."""
+    sampler = optuna.samplers.TPESampler(seed=seed)
+    study = optuna.create_study(sampler=sampler)
+    for gamma in first:
+        study.enqueue_trial({"gamma": gamma})
+    order: list[int] = []
+    while len(order) < len(times):
+        trial = study.ask()
+        gamma = trial.suggest_int("gamma", min(times), max(times))
+        study.tell(trial, times[gamma])
+        if gamma not in order:
+            order.append(gamma)
+    return order
+
+
+def random_order(times: dict[int, float], first: list[int], seed: int) -> list[int]:
+    rest = [gamma for gamma in times if gamma not in first]
+    random.Random(seed).shuffle(rest)
+    return [*first, *rest]
+
+
+def regrets(order: Any, times: dict[int, float], first: list[int], boots: int) -> str:
+    """Median and worst regret of SEEDS orders after so many boots."""
+    best = min(times.values())
+    found = [min(times[g] for g in order(times, first, s)[:boots]) / best - 1 for s in range(SEEDS)]
+    return f"{statistics.median(found):.1%} median, {max(found):.1%} worst"
+
+
+def main() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    result = json.loads(Path(sys.argv[1]).read_text())
+    skip = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    growth = growth_of(sys.argv[3] if len(sys.argv) > 3 else "")
+    for objective in STATIC_OBJECTIVES:
+        scenario, known = trials(result, objective, skip)
+        grid = [trial.candidate for trial in known.values()]
+        proposer = ForecastProposer(grid, known[0], scenario, growth, 0.0)
+        booted = [0]
+        while asked := proposer.ask(1):
+            booted.append(asked[0].int(GAMMA))
+            proposer.tell(known[booted[-1]])
+        times = {gamma: trial.measurement.value or 0.0 for gamma, trial in known.items()}
+        best, chosen = min(times, key=times.__getitem__), min(booted, key=times.__getitem__)
+        print(
+            f"{objective:9}  booted {booted} of {len(known)}  chose {chosen}, best {best}: "
+            f"{times[chosen] / times[best] - 1:.1%} behind"
+        )
+        first = [0, max(times)]
+        for name, order in (("TPE", tpe_order), ("random", random_order)):
+            said = regrets(order, times, first, len(booted))
+            print(f"           {name} with {len(booted)} boots, {SEEDS} seeds: {said}")
+        forecast = proposer.forecast
+    if forecast is None:
+        return
+    levels = scenario.concurrency
+    print("\ngamma  " + "  ".join(f"c={c}: measured  predicted  error" for c in levels))
+    for gamma, trial in sorted(known.items()):
+        cells = []
+        for c, predicted in forecast.tok_s[gamma].items():
+            measured = trial.measurement.details["levels"][str(c)]["tok_s"]
+            cells.append(f"{measured:13.0f} {predicted:10.0f} {predicted / measured - 1:6.0%}")
+        print(f"{gamma:5}  " + "  ".join(cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Mirror and dashboard: what Optuna's own classes read back, and what a browser shows."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Scalar, Trial
+from autotune.mirror import mirror, open_mirror
+from autotune.records import DatedTrial, StudyDetail
+from autotune.store import Store
+from tests.browser import chromium
+from tests.test_store import Size, begin, url
+
+BINARY = Path(sys.executable).with_name("autotune")
+NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
+MEASURED = Basis.MEASURED
+Stored = tuple[StudyDetail, dict[int, list[DatedTrial]]]
+
+
+def trial(
+    sequence: int, params: dict[str, Scalar], value: float | None = 1.0, **more: Any
+) -> Trial:
+    outcome = more.pop("outcome", Outcome.OK)
+    measurement = Measurement(outcome, MEASURED, value, seconds=2.0, **more)
+    return Trial(Candidate.of(params), "m1", Phase.SEARCH, sequence, measurement)
+
+
+def stored(path: Path, trials: list[Trial], name: str = "s") -> Stored:
+    with Store.open(url(path), now=lambda: NOW) as store:
+        search, run = begin(store, name)
+        store.add_trials(run, store.workload(search, Size(1)).id, trials)
+        return store.get_study(name), {search.id: store.dated_trials(search)}
+
+
+def load(path: Path, name: str = "s M=1, measured") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=open_mirror(path))
+
+
+def test_optuna_reads_what_was_stored(tmp_path: Path) -> None:
+    trials = [
+        trial(0, {"BLOCK": 64, "kind": "a"}, 7.5),
+        trial(1, {"BLOCK": 128, "kind": "b"}, 5.25),
+        trial(2, {"BLOCK": 16}, None, outcome=Outcome.OUT_OF_MEMORY, message="no room " * 900),
+    ]
+    names = mirror([stored(tmp_path / "a.db", trials)], tmp_path / "mirror")
+    assert names == ["s M=1, measured"]
+    study = load(tmp_path / "mirror")
+    assert study.direction is StudyDirection.MINIMIZE
+    assert [t.value for t in study.trials] == [7.5, 5.25, None]
+    assert [t.params for t in study.trials] == [t.candidate.params for t in trials]
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 2 + [TrialState.FAIL]
+    assert study.best_trial.number == 1
+    assert study.trials[0].user_attrs == {
+        "phase": "search",
+        "basis": "measured",
+        "outcome": "ok",
+        "sequence": 0,
+        "run": 1,
+    }
+    failed = study.trials[2].user_attrs
+    assert failed["outcome"] == "out_of_memory"
+    assert failed["message"].startswith("no room")
+    assert len(failed["message"]) == 2000
+    assert study.user_attrs["basis"] == "measured"
+    assert json.loads(study.user_attrs["setup"]) == {"seed": 1}
+    # The values of a parameter are in order, so that a slice plot is.
+    assert study.trials[0].distributions["BLOCK"].choices == (16, 64, 128)  # type: ignore[attr-defined]
+
+
+def test_times_are_those_of_the_measurements(tmp_path: Path) -> None:
+    mirror([stored(tmp_path / "a.db", [trial(0, {"A": 1})])], tmp_path / "mirror")
+    (found,) = load(tmp_path / "mirror").trials
+    assert found.datetime_complete is not None
+    assert found.datetime_complete.astimezone(UTC) == NOW
+    assert found.duration == timedelta(seconds=2)
+
+
+def test_the_mirror_is_made_anew_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "mirror"
+    first = stored(tmp_path / "a.db", [trial(0, {"A": 1}), trial(1, {"A": 2})])
+    mirror([first], path)
+    before = [(t.params, t.value) for t in load(path).trials]
+    mirror([first], path)
+    assert [(t.params, t.value) for t in load(path).trials] == before
+    mirror([stored(tmp_path / "a.db", [trial(2, {"A": 3})])], path)
+    assert len(load(path).trials) == 3
+    assert list(tmp_path.glob(".mirror*")) == []
+
+
+def test_values_of_different_types_are_apart(tmp_path: Path) -> None:
+    given: list[Scalar] = [1, "1", 0.5, "auto"]
+    trials = [trial(i, {"A": value}) for i, value in enumerate(given)]
+    mirror([stored(tmp_path / "a.db", trials)], tmp_path / "mirror")
+    read = [t.params["A"] for t in load(tmp_path / "mirror").trials]
+    assert [(type(v), v) for v in read] == [(type(v), v) for v in given]
+
+
+def test_twelve_thousand_trials_take_seconds(tmp_path: Path) -> None:
+    trials = [trial(i, {"A": i % 16, "B": i % 7}, float(i)) for i in range(12_000)]
+    found = stored(tmp_path / "a.db", trials)
+    began = time.monotonic()
+    mirror([found], tmp_path / "mirror")
+    assert time.monotonic() - began < 30  # 2 s on an idle core; an SQL storage takes 6 minutes
+    assert len(load(tmp_path / "mirror").trials) == 12_000
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    stored(tmp_path / "a.db", [trial(i, {"A": i}, 9.0 - i) for i in range(5)], "my-study")
+    stored(tmp_path / "a.db", [trial(0, {"A": 1})], "other")
+    return tmp_path
+
+
+def command(folder: Path, *args: str) -> list[str]:
+    return [str(BINARY), "dashboard", *args, "--db", url(folder / "a.db"), "--out", "out"]
+
+
+@contextmanager
+def served(folder: Path, *args: str) -> Iterator[dict[str, Any]]:
+    line = command(folder, *args, "--port", "0", "--json")
+    with subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            text = ""
+            while not text.endswith("}\n"):
+                text += process.stdout.readline()
+            yield json.loads(text)
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+
+
+def test_a_browser_sees_the_study(place: Path) -> None:
+    with chromium(place / "profile") as browser, served(place) as said:
+        assert said["studies"] == ["my-study M=1, measured", "other M=1, measured"]
+        browser.open(said["url"])
+        end = time.monotonic() + 60
+        while "my-study M=1, measured" not in browser.js("return document.body.innerText"):
+            assert time.monotonic() < end, browser.console()
+            time.sleep(0.2)
+        browser.shoot("dashboard", whole=False)
+        elsewhere = [u for u in browser.requests() if not u.startswith("http://127.0.0.1:")]
+        assert elsewhere == []
+
+
+def test_one_study_and_its_trials_over_http(place: Path) -> None:
+    with served(place, "my-study") as said:
+        assert said["storage"] == "out/my-study/dashboard.journal"
+        assert said["studies"] == ["my-study M=1, measured"]
+        base = said["url"].replace("/dashboard/", "/api/studies")
+        with urllib.request.urlopen(base) as reply:
+            (summary,) = json.load(reply)["study_summaries"]
+        with urllib.request.urlopen(f"{base}/{summary['study_id']}") as reply:
+            assert [t["values"][0] for t in json.load(reply)["trials"]] == [9, 8, 7, 6, 5]
+
+
+def failed(folder: Path, *args: str) -> tuple[int, str]:
+    line = command(folder, *args)
+    ran = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    assert ran.stdout == ""
+    assert ran.stderr.count("\n") == 1, ran.stderr
+    return ran.returncode, ran.stderr
+
+
+def test_what_cannot_be_shown_is_one_line(place: Path) -> None:
+    assert failed(place, "my-stdy") == (
+        2,
+        f"autotune: no study 'my-stdy' in {place}/a.db; did you mean 'my-study'?\n",
+    )
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        code, said = failed(place, "--port", str(port))
+    assert (code, f"port {port} of 127.0.0.1: Address already in use" in said) == (2, True)
+    assert "--port 65536: expected 0 to 65535" in failed(place, "--port", "65536")[1]
+    with Store.open(url(place / "a.db")) as store:
+        begin(store, "empty")
+    assert "study 'empty' holds no trials yet" in failed(place, "empty")[1]
+    (place / "out").mkdir(exist_ok=True)
+    (place / "out" / "other").write_text("in the way")
+    code, said = failed(place, "other")
+    assert (code, "out/other" in said) == (2, True)
+
+
+def test_a_missing_package_is_named(place: Path) -> None:
+    script = (
+        "import sys, importlib.util as u; real = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'optuna_dashboard' else real(name, *a)\n"
+        f"sys.argv = ['autotune', 'dashboard', '--db', {url(place / 'a.db')!r}]\n"
+        "from autotune.cli import main; main()"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=place, capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (3, "")
+    expected = "optuna-dashboard is not installed; in a clone: pip install '.[dashboard]'"
+    assert ran.stderr == f"autotune: {expected}\n"

@@ -1,0 +1,56 @@
+"""What else uses a GPU, as nvidia-smi tells it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from autotune.devices import GpuInfo
+from autotune.environment import others_on
+
+GPUS = (
+    GpuInfo(0, "NVIDIA GB10", "GPU-a", "580.1", "[N/A]", "12.1"),
+    GpuInfo(3, "NVIDIA GB10", "GPU-d", "580.1", "[N/A]", "12.1"),
+)
+
+
+def smi(folder: Path, monkeypatch: pytest.MonkeyPatch, processes: str, used: str) -> None:
+    """An nvidia-smi that gives these rows."""
+    file = folder / "nvidia-smi"
+    file.write_text(
+        "#!/bin/sh\n"
+        f"case $1 in *compute-apps*) printf '{processes}' ;; *) printf '{used}' ;; esac\n"
+    )
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_others_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = "GPU-a, 12, /usr/bin/vllm, serve\\nGPU-b, 13, python\\n"
+    smi(tmp_path, monkeypatch, processes, "GPU-a, 0\\nGPU-b, 99\\nGPU-d, 37\\n")
+    assert others_on(GPUS) == [
+        "process 12 (/usr/bin/vllm, serve) computes on GPU 0",
+        "GPU 3 is 37 % busy",
+    ]
+    assert others_on(GPUS[:0]) == []
+
+
+@pytest.mark.parametrize(
+    ("processes", "used"),
+    [
+        ("", "GPU-a, 5\\nGPU-d, [N/A]\\n"),
+        ("No running processes found\\n", "a, b, c\\n"),
+    ],
+)
+def test_a_gpu_at_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: str, used: str
+) -> None:
+    smi(tmp_path, monkeypatch, processes, used)
+    assert others_on(GPUS) == []
+
+
+def test_no_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert others_on(GPUS) == []

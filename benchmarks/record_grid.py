@@ -1,34 +1,34 @@
-"""Measure a list of server settings exhaustively, all of them resident on one GPU at once.
+"""Measure a list of server settings exhaustively, one fresh boot after another.
 
-    python -m benchmarks.record_grid CONFIG.json OUT.json
+    python -m benchmarks.record_grid CONFIG.json OUT.json [SECONDS]
 
-What a search must find is known only where every setting was measured. Starting a server takes
-minutes and measuring it seconds, so all are started side by side, each with its own share of the
-memory, and then loaded one at a time, in turns, while the others idle. CONFIG holds ``target``,
-``drafter``, ``method``, ``synthetic`` (acceptance by position), ``server_args``, ``env``,
-``rounds``, ``settings`` (each ``name``, ``gamma``, ``args``, ``env``) and ``loads`` (each ``name``,
-``prompts``, ``concurrency``, ``max_tokens``, ``repeats``, ``waves``). OUT is written anew after
-every measurement. In the end the commands of ``after`` (each ``setting``, ``command``) are run,
-with the server's address for ``{url}``.
+What a search must find is known only where every setting was measured. Every setting is booted
+``rounds`` times and loaded while nothing else runs on its GPU; ``lanes`` (each an environment, such
+as ``{"CUDA_VISIBLE_DEVICES": "1"}``; one without any by default) work side by side. CONFIG holds
+``target``, ``drafter``, ``method``, ``synthetic`` (acceptance by position), ``server_args``,
+``env``, ``rounds``, ``lanes``, ``settings`` (each ``name``, ``gamma``, ``args``, ``env``) and
+``loads`` (each ``name``, ``prompts``, ``concurrency``, ``max_tokens``, ``repeats``, ``waves``).
+OUT is written anew after every measurement; what it already holds is not measured again. No boot
+begins after SECONDS.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Lock
 from typing import Any
 
 from autotune.environment import environment
 from autotune.files import write_whole
 from autotune.spec.launchers import LocalLauncher
-from autotune.spec.load import LoadOptions, measure_server
+from autotune.spec.load import LoadOptions, UnservedError, measure_server
 from autotune.spec.prompts import load_prompts, prompts_key
 from autotune.spec.recipe import Recipe
 from autotune.spec.scenario import SpecScenario
@@ -72,71 +72,84 @@ def scenario_of(config: dict[str, Any], load: dict[str, Any]) -> SpecScenario:
     )
 
 
-def started(config: dict[str, Any], logs: Path, stack: ExitStack) -> dict[str, Any]:
-    """Servers by name, or the line that says why one does not serve."""
+@dataclass
+class Recorder:
+    """Boots, measures and writes; its lanes share it."""
 
-    def one(setting: dict[str, Any]) -> Server | str:
+    config: dict[str, Any]
+    out: Path
+    result: dict[str, Any]
+    until: float
+    lock: Lock = field(default_factory=Lock)
+
+    def lane(self, env: dict[str, str], todo: SimpleQueue[tuple[int, dict[str, Any]]]) -> None:
+        while time.monotonic() < self.until:
+            try:
+                turn, setting = todo.get_nowait()
+            except Empty:
+                return
+            self.boot(turn, setting | {"env": setting.get("env", {}) | env})
+
+    def boot(self, turn: int, setting: dict[str, Any]) -> None:
+        name = setting["name"]
+        log = self.out.parent / "logs" / f"{name}-{turn}.log"
+        said: dict[str, Any] = {"setting": name, "round": turn, "seconds": None, "failed": None}
+        rows: list[dict[str, Any]] = []
+        began = time.monotonic()
         try:
-            log = logs / f"{setting['name']}.log"
-            return start(LocalLauncher(), settings_of(config, setting), log, START_S)
-        except ServerFailedError as error:
-            return str(error)
+            with start(LocalLauncher(), settings_of(self.config, setting), log, START_S) as server:
+                said["seconds"] = server.start_seconds
+                loads = self.config["loads"]
+                rows.extend(measured(server, self.config, load, name, turn) for load in loads)
+        except (ServerFailedError, UnservedError) as error:
+            said["failed"] = str(error)
+        said["moe_config"] = LOOKED_UP.findall(log.read_text(errors="replace"))
+        said["boot_and_loads_s"] = time.monotonic() - began
+        with self.lock:
+            self.result["boots"].append(said)
+            self.result["measured"] += rows
+            write_whole(self.out, json.dumps(self.result, indent=1).encode())
+        rates = {
+            row["load"]: {c: round(v["tok_s"], 1) for c, v in row["levels"].items()} for row in rows
+        }
+        print(f"{name}-{turn}", said["seconds"], said["failed"] or "", rates, flush=True)
 
-    with ThreadPoolExecutor(len(config["settings"])) as pool:
-        found = list(pool.map(one, config["settings"]))
-    servers = {s["name"]: server for s, server in zip(config["settings"], found, strict=True)}
-    for server in found:
-        if isinstance(server, Server):
-            stack.enter_context(server)
-    return servers
+
+def measured(
+    server: Server, config: dict[str, Any], load: dict[str, Any], name: str, turn: int
+) -> dict[str, Any]:
+    options = LoadOptions(load_prompts(load["prompts"]))
+    served = measure_server(server, scenario_of(config, load), options)
+    row = {"setting": name, "load": load["name"], "round": turn, **served.details}
+    return row | {"samples_us": served.samples, "outputs": len(set(row["outputs"]))}
 
 
 def main() -> None:
     config = json.loads(Path(sys.argv[1]).read_text())
     out = Path(sys.argv[2])
-    logs = out.parent / "logs"
-    began = time.monotonic()
+    until = time.monotonic() + float(sys.argv[3] if len(sys.argv) > 3 else "inf")
     result: dict[str, Any] = {
         "command": "python -m benchmarks.record_grid CONFIG.json OUT.json",
         "config": config,
         "environment": environment(),
-        "starts": {},
+        "boots": [],
         "measured": [],
     }
-    with ExitStack() as stack:
-        servers = started(config, logs, stack)
-        for name, server in servers.items():
-            text = (logs / f"{name}.log").read_text(errors="replace")
-            result["starts"][name] = {
-                "seconds": server.start_seconds if isinstance(server, Server) else None,
-                "failed": None if isinstance(server, Server) else server,
-                "moe_config": re.findall(
-                    r"Using (?:default MoE config|configuration from)[^\n]*", text
-                ),
-            }
-            print(name, result["starts"][name], flush=True)
-        alive = [name for name, server in servers.items() if isinstance(server, Server)]
-        for turn in range(config["rounds"]):
-            # Rotated, so that no setting always follows the same one.
-            for name in alive[turn % len(alive) :] + alive[: turn % len(alive)]:
-                for load in config["loads"]:
-                    options = LoadOptions(load_prompts(load["prompts"]))
-                    served = measure_server(servers[name], scenario_of(config, load), options)
-                    row = {"setting": name, "load": load["name"], "round": turn, **served.details}
-                    row |= {"samples_us": served.samples, "outputs": len(set(row["outputs"]))}
-                    result["measured"].append(row)
-                    rates = {c: round(v["tok_s"], 1) for c, v in row["levels"].items()}
-                    print(
-                        f"{time.monotonic() - began:.0f} s", name, load["name"], rates, flush=True
-                    )
-                    result["seconds"] = time.monotonic() - began
-                    write_whole(out, json.dumps(result, indent=1).encode())
-        for then in config.get("after", []):
-            if then["setting"] in alive:
-                url = servers[then["setting"]].url
-                command = [part.replace("{url}", url) for part in then["command"]]
-                print(shlex.join(command), flush=True)
-                subprocess.run(command, check=False)
+    if out.exists():
+        result |= {key: json.loads(out.read_text())[key] for key in ("boots", "measured")}
+    done = {(boot["setting"], boot["round"]) for boot in result["boots"]}
+    todo: SimpleQueue[tuple[int, dict[str, Any]]] = SimpleQueue()
+    settings = config["settings"]
+    for turn in range(config["rounds"]):
+        # Rotated, so that no setting always follows the same one.
+        for setting in settings[turn % len(settings) :] + settings[: turn % len(settings)]:
+            if (setting["name"], turn) not in done:
+                todo.put((turn, setting))
+    recorder = Recorder(config, out, result, until)
+    lanes = config.get("lanes", [{}])
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        for _ in pool.map(lambda env: recorder.lane(env, todo), lanes):
+            pass
 
 
 if __name__ == "__main__":

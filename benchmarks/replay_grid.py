@@ -45,11 +45,39 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return levels
 
 
+def is_plain(setting: dict[str, Any]) -> bool:
+    """Whether a setting differs from the others in its gamma alone."""
+    return not setting.get("args") and "VLLM_TUNED_CONFIG_FOLDER" not in setting.get("env", {})
+
+
+def rows_of(result: dict[str, Any], setting: str, load: str) -> list[dict[str, Any]]:
+    return [r for r in result["measured"] if (r["setting"], r["load"]) == (setting, load)]
+
+
+def print_measured(result: dict[str, Any], skip: int) -> None:
+    """Every setting, load and concurrency: the mean of all repeats, and its standard deviation."""
+    print("setting     load      c   tok/s         TTFT p50 ms   TPOT p50 ms  boots")
+    for setting in result["config"]["settings"]:
+        for load in result["config"]["loads"]:
+            rows = rows_of(result, setting["name"], load["name"])
+            rows = rows[skip:] or rows
+            for c in rows[0]["levels"] if rows else ():
+                levels = [row["levels"][c] for row in rows]
+                rates = [rate for level in levels for rate in level["repeats"]]
+                ttft = statistics.fmean(level["ttft_ms"]["p50"] for level in levels)
+                tpot = statistics.fmean(level["tpot_ms"]["p50"] for level in levels)
+                print(
+                    f"{setting['name']:11} {load['name']:6} {c:>4}  {statistics.fmean(rates):6.0f}"
+                    f" ± {statistics.pstdev(rates):<4.0f} {ttft:12.1f} {tpot:13.2f} {len(rows):6}"
+                )
+    print()
+
+
 def trials(
     result: dict[str, Any], objective: str, skip: int
 ) -> tuple[SpecScenario, dict[int, Trial]]:
     """A trial of every gamma, by gamma."""
-    (load,) = result["config"]["loads"]
+    load = result["config"]["loads"][0]
     scenario = SpecScenario(
         "target",
         "drafter",
@@ -64,10 +92,10 @@ def trials(
         objective=objective,
     )
     found = {}
-    gammas = {setting["name"]: setting["gamma"] for setting in result["config"]["settings"]}
+    gammas = {s["name"]: s["gamma"] for s in result["config"]["settings"] if is_plain(s)}
     basis = Basis.SYNTHETIC if result["config"]["synthetic"] else Basis.MEASURED
     for name, gamma in gammas.items():
-        rows = [row for row in result["measured"] if row["setting"] == name]
+        rows = rows_of(result, name, load["name"])
         levels = pooled(rows[skip:] or rows)
         rates = {int(c): level["tok_s"] for c, level in levels.items()}
         value = scenario.microseconds(rates)
@@ -112,6 +140,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     result = json.loads(Path(sys.argv[1]).read_text())
     skip = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    print_measured(result, skip)
     growth = growth_of(sys.argv[3] if len(sys.argv) > 3 else "")
     for objective in STATIC_OBJECTIVES:
         scenario, known = trials(result, objective, skip)

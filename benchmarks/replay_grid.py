@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -46,8 +47,8 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def is_plain(setting: dict[str, Any]) -> bool:
-    """Whether a setting differs from the others in its gamma alone."""
-    return not setting.get("args") and "VLLM_TUNED_CONFIG_FOLDER" not in setting.get("env", {})
+    """Whether a setting is one of the grid, g0 to gN, and not one beside it."""
+    return bool(re.fullmatch(r"g\d+", setting["name"]))
 
 
 def rows_of(result: dict[str, Any], setting: str, load: str) -> list[dict[str, Any]]:

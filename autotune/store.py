@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -127,6 +128,22 @@ class Store:
                 "use --study NAME for a new one"
             )
         return record
+
+    def measured_otherwise(self, study: StudyRecord, setup: Mapping[str, Any]) -> str | None:
+        """How ``setup`` differs from the one under which the study's trials were made.
+
+        None while there are no trials, or once there are some of ``setup`` itself.
+        """
+        detail = self.get_study(study.name)
+        trials: Counter[int] = Counter()
+        for count in detail.counts:
+            trials[count.search_id] += count.count
+        made = {search.id: search for search in detail.searches if trials[search.id]}
+        if not made or digest(setup) in {search.key for search in made.values()}:
+            return None
+        most = made[max(made, key=trials.__getitem__)]
+        differences = _differences(dict(_leaves(most.setup)), dict(_leaves(setup)))
+        return f"{trials[most.id]} trials were made with another {', '.join(differences)}"
 
     @contextmanager
     def lock_study(self, name: str) -> Iterator[None]:
@@ -413,6 +430,15 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if before != after:
             texts.append(f"{key} ({before}, now {after})")
     return texts
+
+
+def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """What a nested mapping holds, by path: ``recipe.env.NAME``."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
 
 
 def _hint(name: str, names: Sequence[str]) -> str:

@@ -4,8 +4,8 @@
 
 Each folder holds a run's ``provenance.json`` and ``trials.db.gz``. Where the rows of a key differ,
 its cost is the time of the second run's row over that of the first's, minus one: from the recorded
-landscape where that has the key, else from each search that tried both (one GPU, same inputs; two
-values if both runs did).
+landscape where the runs were on an H200, as that was, and it has the key, and from each search that
+tried both (one GPU, same inputs; two values if both runs did).
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ def searched(folder: Path) -> Times:
 def main() -> None:
     first, second = (Path(argument) for argument in sys.argv[1:3])
     ours, theirs = rows(first), rows(second)
-    sources = {
-        "landscape": recorded(Landscape.read(LANDSCAPE)),
+    devices = {json.loads((f / "provenance.json").read_text())["device"] for f in (first, second)}
+    sources = {"landscape": recorded(Landscape.read(LANDSCAPE))} if devices == {"h200"} else {}
+    sources |= {
         "search of the first": searched(first),
         "search of the second": searched(second),
     }

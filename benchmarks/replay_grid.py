@@ -2,7 +2,7 @@
 
     python -m benchmarks.replay_grid GRID.json [SKIP [EXPERTS,CHOSEN]]
 
-Replays the proposer on the recorded rates (the mean of every setting's rounds, without the first
+Replays the proposer on the recorded rates (the median of every setting's repeats, without the first
 SKIP of them, which pay for kernels that vLLM compiles at their first use; 0 by default), and prints
 what it booted, what it found against the best of the grid, what Optuna's TPE and a random order
 find with as many boots, and PREDICTED against measured rates of every gamma. EXPERTS and CHOSEN
@@ -39,10 +39,10 @@ def growth_of(experts: str) -> Any:
 
 
 def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The levels of several rounds as one: mean rates, and the acceptance of the last."""
+    """The levels of several rounds as one: median rates, and the acceptance of the last."""
     levels = {c: dict(level) for c, level in rows[-1]["levels"].items()}
     for c, level in levels.items():
-        level["tok_s"] = statistics.fmean(row["levels"][c]["tok_s"] for row in rows)
+        level["tok_s"] = statistics.median(r for row in rows for r in row["levels"][c]["repeats"])
     return levels
 
 
@@ -56,7 +56,7 @@ def rows_of(result: dict[str, Any], setting: str, load: str) -> list[dict[str, A
 
 
 def print_measured(result: dict[str, Any], skip: int) -> None:
-    """Every setting, load and concurrency: the mean of all repeats, and its standard deviation."""
+    """Every setting, load and concurrency: median and standard deviation of all repeats."""
     print("setting     load      c   tok/s         TTFT p50 ms   TPOT p50 ms  boots")
     for setting in result["config"]["settings"]:
         for load in result["config"]["loads"]:
@@ -68,7 +68,7 @@ def print_measured(result: dict[str, Any], skip: int) -> None:
                 ttft = statistics.fmean(level["ttft_ms"]["p50"] for level in levels)
                 tpot = statistics.fmean(level["tpot_ms"]["p50"] for level in levels)
                 print(
-                    f"{setting['name']:11} {load['name']:6} {c:>4}  {statistics.fmean(rates):6.0f}"
+                    f"{setting['name']:11} {load['name']:6} {c:>4}  {statistics.median(rates):6.0f}"
                     f" ± {statistics.pstdev(rates):<4.0f} {ttft:12.1f} {tpot:13.2f} {len(rows):6}"
                 )
     print()
@@ -146,7 +146,7 @@ def main() -> None:
     for objective in STATIC_OBJECTIVES:
         scenario, known = trials(result, objective, skip)
         grid = [trial.candidate for trial in known.values()]
-        proposer = ForecastProposer(grid, known[0], scenario, growth, 0.0)
+        proposer = ForecastProposer(grid, known[0], scenario, growth)
         booted = [0]
         while asked := proposer.ask(1):
             booted.append(asked[0].int(GAMMA))

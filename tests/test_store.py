@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotune.cli.common import check_study
 from autotune.core import (
     AutotuneError,
     BadInputError,
@@ -200,6 +201,38 @@ def test_a_study_keeps_its_identity(store: Store) -> None:
     assert "--study NAME" in str(error.value)
     with pytest.raises(BadInputError, match="not printable"):
         store.study("a\nb", "moe", {})
+
+
+def test_another_setup_is_told_while_it_has_nothing(store: Store) -> None:
+    study = store.study("s", "moe", {"device": "gb10"})
+    old, new = {"cpus": 16, "recipe": {"env": {}, "x": 1}}, {"cpus": 32, "recipe": {"x": 1}}
+    assert store.measured_otherwise(study, new) is None  # nothing measured at all
+    search = store.search(study, old)
+    run = store.start_run(search, store.environment({}), "autotune spec")
+    store.add_trials(run, store.workload(search, Size(1)).id, [trial(0), trial(1)])
+    assert store.measured_otherwise(study, old) is None
+    said = store.measured_otherwise(study, new)
+    assert said == "2 trials were made with another cpus (16, now 32), recipe.env ({}, now absent)"
+    search = store.search(study, new)
+    assert store.measured_otherwise(study, new) == said  # begun, but nothing measured yet
+    run = store.start_run(search, store.environment({}), "autotune spec")
+    store.add_trials(run, store.workload(search, Size(1)).id, [trial(0)])
+    assert store.measured_otherwise(study, new) is None
+
+
+def test_a_command_under_another_setup_says_so(
+    store: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    search, run = begin(store)
+    store.add_trials(run, store.workload(search, Size(1)).id, [trial(0)])
+    check_study(store, "s", "moe", {"device": "gb10"}, {"seed": 1})
+    assert not capfd.readouterr().err
+    check_study(store, "s", "moe", {"device": "gb10"}, {"seed": 2})
+    said = " ".join(capfd.readouterr().err.split())
+    assert said == (
+        "Study s: 1 trials were made with another seed (1, now 2); they stay, and this command "
+        "measures anew"
+    )
 
 
 def test_studies_and_their_counts(store: Store) -> None:

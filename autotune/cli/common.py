@@ -10,7 +10,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
+from autotune.consoles import err
 from autotune.core import BadInputError
 
 if TYPE_CHECKING:
@@ -52,15 +54,25 @@ def given_flags(context: typer.Context) -> set[str]:
     return {flag for flag, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
-def check_study(store: Store, name: str, kind: str, identity: Mapping[str, Any]) -> None:
+def check_study(
+    store: Store, name: str, kind: str, identity: Mapping[str, Any], setup: Mapping[str, Any]
+) -> None:
     """Tell before the plan is shown that the study is of something else, or being tuned.
+
+    A setup other than before is told on stderr: what was measured there cannot be gone on from.
 
     Raises:
         BadInputError: another shape or pair stands under this name, or another process tunes it.
     """
-    store.study(name, kind, identity)
+    study = store.study(name, kind, identity)
     with store.lock_study(name):
         pass
+    otherwise = store.measured_otherwise(study, setup)
+    if otherwise:
+        err.print(
+            f"[yellow]Study {escape(name)}: {escape(otherwise)}; they stay, and this command "
+            "measures anew[/yellow]"
+        )
 
 
 def tuned_for(store: Store, study: str, ref: str) -> Device:

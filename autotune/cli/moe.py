@@ -184,7 +184,7 @@ def _tune(plan: Plan, out: Path, db: str, *, quiet: bool) -> None:
     check_writable(place)
     check_scratch(plan)
     with Store.open(db) as store:
-        check_study(store, plan.study, "moe", plan.identity())
+        check_study(store, plan.study, "moe", plan.identity(), plan.setup())
         check_keys_stay(plan, {*stored_keys(store, plan), *plan.ms}, place)
         if not quiet:
             show_plan(plan)

@@ -35,7 +35,7 @@ def tune(request: Request, *, out: Path, db: str, quiet: bool) -> None:
         refusal(plan.findings)
     check_writable(_logs(out, plan))
     with Store.open(db) as store:
-        check_study(store, plan.study, "spec", plan.identity())
+        check_study(store, plan.study, "spec", plan.identity(), plan.setup())
         result = _tuned(plan, store, out, quiet=quiet)
         files = export.write(result, out)
         files.insert(0, write_page(store, plan, out))
@@ -84,7 +84,7 @@ def measure(
     if is_exposed(plan.launcher.root, plan.launcher.headers):
         err.print("[yellow]Warning: headers go unencrypted: http, and another machine[/yellow]")
     with Store.open(db) as store:
-        check_study(store, plan.study, "spec", plan.identity())
+        check_study(store, plan.study, "spec", plan.identity(), plan.setup())
         if not quiet:
             terminal.show_existing_plan(plan)
         result = run_existing(plan, store, folder / "logs")

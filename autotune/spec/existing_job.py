@@ -211,7 +211,7 @@ def existing_report(result: ExistingResult) -> str:
         "",
         "## Measured",
         "",
-        "All streams together; mean ± standard deviation over the repeats.",
+        "All streams together; median ± standard deviation over the repeats.",
         "",
         *table(["concurrency", "tok/s"], levels),
         "",

@@ -1,13 +1,19 @@
 """Which gamma is worth a boot: from the baseline and one probe to PREDICTED rates.
 
-The arithmetic is :mod:`autotune.spec.acceptance`'s. What other parameters (KV dtype, …) change is
-taken to be a factor that is the same at every gamma, learnt from the first trial with them.
+The arithmetic is :mod:`autotune.spec.acceptance`'s. Every further trial corrects it: its error, as
+the logarithm of measured over predicted time, is taken for a Wiener process in gamma that is pinned
+where something was measured, which makes linear interpolation its mean and a Brownian bridge its
+spread (Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, B.2.1). What other
+parameters (KV dtype, …) change is such an error too. A boot goes where the expected improvement
+(Jones, Schonlau and Welch 1998, Journal of Global Optimization 13, equation 15) is largest.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 from autotune.core import Candidate, Outcome, Scalar, Trial
@@ -19,8 +25,13 @@ from autotune.spec.scenario import SpecScenario
 from autotune.spec.stopping import Bar
 from autotune.stats import geometric_mean
 
-MARGIN = 0.1
-"""A candidate is worth a boot while its predicted time, less this share, beats the best one."""
+WORTH = 0.005
+"""A boot is worth it while it is expected to shorten the time per token by this share."""
+SPREAD = 0.04
+"""Standard deviation of the change of the error from one gamma to the next: 5 % in
+``benchmarks/results/h100-serving/grid.json``, of which boots that differ by 2 % are a part."""
+UNKNOWN = 0.1
+"""Standard deviation of what parameters do of which nothing was measured yet."""
 
 Others = tuple[tuple[str, Scalar], ...]
 """A candidate's parameters but gamma."""
@@ -97,8 +108,46 @@ def _rates(probe: Trial, concurrency: int, gamma: int) -> Sequence[float] | None
     return rates if rates is not None and len(rates) == gamma else None
 
 
+@dataclass(frozen=True)
+class Guess:
+    """A time per token that was not measured: µs, and the standard deviation of its logarithm."""
+
+    us: float
+    spread: float
+
+    def improvement(self, best_us: float) -> float:
+        """Expected improvement on the best time, as a share of it (of the logarithm, in fact)."""
+        if best_us == math.inf:
+            return math.inf
+        gain = math.log(best_us / self.us)
+        if not self.spread:
+            return max(gain, 0.0)
+        normal, z = NormalDist(), gain / self.spread
+        return gain * normal.cdf(z) + self.spread * normal.pdf(z)
+
+
+def bridge(known: Mapping[int, float], gamma: int) -> tuple[float, float]:
+    """Mean and standard deviation, at ``gamma``, of a Wiener process through what is known.
+
+    Between two points a Brownian bridge, beyond them a walk from the nearest one. With nothing
+    known: no error, and no spread.
+    """
+    if not known:
+        return 0.0, 0.0
+    below = max((g for g in known if g <= gamma), default=None)
+    above = min((g for g in known if g >= gamma), default=None)
+    if below is None or above is None:
+        nearest = min(known, key=lambda g: abs(g - gamma))
+        return known[nearest], SPREAD * math.sqrt(abs(gamma - nearest))
+    if below == above:
+        return known[below], 0.0
+    share = (gamma - below) / (above - below)
+    spread = SPREAD * math.sqrt((gamma - below) * (above - gamma) / (above - below))
+    return known[below] * (1 - share) + known[above] * share, spread
+
+
 class ForecastProposer:
-    """The probe first, then whatever may win by the forecast; :class:`autotune.core.Proposer`.
+    """The probe first, then what is expected to improve most; :class:`autotune.core.Proposer`.
 
     One candidate at a time: every trial may rule others out. What is proposed is a function of the
     trials told alone.
@@ -110,7 +159,6 @@ class ForecastProposer:
         baseline: Trial,
         scenario: SpecScenario,
         growth: Callable[[int], float] = float,
-        bar: float = BAR,
     ) -> None:
         """Make a proposer.
 
@@ -119,9 +167,7 @@ class ForecastProposer:
             baseline: gamma 0 and the first value of every other parameter.
             scenario: gives the objective.
             growth: see :class:`autotune.spec.acceptance.StepTimes`.
-            bar: least share of identical outputs of a trial that others must beat.
         """
-        self._bar = bar
         self._baseline, self._scenario, self._growth = baseline, scenario, growth
         self._untried = dict.fromkeys(c for c in grid if c != baseline.candidate)
         self._told: dict[Candidate, Trial] = {baseline.candidate: baseline}
@@ -161,40 +207,46 @@ class ForecastProposer:
             return "nothing that this drafter drafts is accepted"
         if self._is_refused(others(candidate)):
             return "vLLM refuses its other parameters"
-        predicted = self.predicted(candidate)
-        if predicted is None or self._may_win(candidate, predicted):
+        guess = self.predicted(candidate)
+        if guess is None or self._is_worth_it(candidate, guess):
             return "not reached"
-        return f"cannot win: predicted {predicted:.1f} µs per token"
+        return f"not worth a boot: predicted {guess.us:.1f} µs per token ± {guess.spread:.1%}"
 
-    def predicted(self, candidate: Candidate) -> float | None:
-        """PREDICTED µs per output token; None where there is nothing to predict from."""
+    def predicted(self, candidate: Candidate) -> Guess | None:
+        """What its time per token is taken to be; None where there is nothing to predict from."""
         found, gamma = self.forecast, candidate.int(GAMMA)
         if found is None or gamma not in found.tok_s:
             return None
-        return found.microseconds(gamma, self._scenario) * self._time_factor(candidate)
+        error, spread = self._error(candidate)
+        return Guess(found.microseconds(gamma, self._scenario) * math.exp(error), spread)
 
-    def _time_factor(self, candidate: Candidate) -> float:
-        """How its parameters but gamma change the time, as far as trials with them told."""
-        factors = [f for f in map(self._factor, self._of(others(candidate))) if f is not None]
-        return min(factors) if factors else 1.0
+    def _error(self, candidate: Candidate) -> tuple[float, float]:
+        """Mean and standard deviation of the forecast's error, as a logarithm."""
+        gamma, values = candidate.int(GAMMA), others(candidate)
+        home = self._errors(others(self._baseline.candidate))
+        mean, spread = bridge(home, gamma)
+        if values == others(self._baseline.candidate):
+            return mean, spread
+        apart = {g: error - bridge(home, g)[0] for g, error in self._errors(values).items()}
+        if not apart:
+            return mean, math.hypot(spread, UNKNOWN)
+        further, own = bridge(apart, gamma)
+        return mean + further, max(spread, own)
 
-    def _of(self, values: Others) -> list[Trial]:
-        """Trials with these parameters that tell something of their speed."""
-        told = [t for t in self._told.values() if others(t.candidate) == values]
-        return [t for t in told if _is_ok(t) or partial_rates(t)]
-
-    def _factor(self, trial: Trial) -> float | None:
-        """How a measured trial differs from the forecast for its gamma."""
-        found, gamma = self.forecast, trial.candidate.int(GAMMA)
-        value = trial.measurement.value
-        if found is None or gamma not in found.tok_s:
-            return None
-        if others(trial.candidate) == others(self._baseline.candidate):
-            return 1.0
-        if value is None:
-            rates = partial_rates(trial)
-            return geometric_mean([found.tok_s[gamma][c] / rate for c, rate in rates.items()])
-        return value / found.microseconds(gamma, self._scenario)
+    def _errors(self, values: Others) -> dict[int, float]:
+        """By gamma, of trials with these parameters that tell something of their speed."""
+        found = self.forecast
+        errors: dict[int, float] = {}
+        for trial in self._told.values():
+            gamma, value = trial.candidate.int(GAMMA), trial.measurement.value
+            if found is None or gamma not in found.tok_s or others(trial.candidate) != values:
+                continue
+            if _is_ok(trial) and value is not None:
+                errors[gamma] = math.log(value / found.microseconds(gamma, self._scenario))
+            elif rates := partial_rates(trial):
+                ratios = [found.tok_s[gamma][c] / rate for c, rate in rates.items()]
+                errors[gamma] = math.log(geometric_mean(ratios))
+        return errors
 
     def _probe(self) -> Candidate | None:
         """The largest gamma beside the baseline, while none has succeeded."""
@@ -206,18 +258,18 @@ class ForecastProposer:
         return None if tried else max(left, key=lambda c: c.int(GAMMA), default=None)
 
     def _most_promising(self) -> Candidate | None:
-        """The best by the forecast that may beat the best trial; unknown parameters always may."""
+        """The one that is expected to improve most; unknown parameters are always tried."""
         best = self._best()
         candidates: list[tuple[float, str, Candidate]] = []
         for candidate in self._untried:
             unfit = self._unfit and candidate.int(GAMMA)
             if unfit or self._is_refused(others(candidate)):
                 continue
-            predicted = self.predicted(candidate)
-            if predicted is None:  # nothing to go by: every one is tried, after what is known
-                candidates.append((best, candidate.key, candidate))
-            elif self._may_win(candidate, predicted):
-                candidates.append((predicted, candidate.key, candidate))
+            guess = self.predicted(candidate)
+            if guess is None:  # nothing to go by: every one is tried, after what is known
+                candidates.append((0.0, candidate.key, candidate))
+            elif self._is_worth_it(candidate, guess):
+                candidates.append((-guess.improvement(best), candidate.key, candidate))
         return min(candidates)[2] if candidates else None
 
     def _best(self) -> float:
@@ -236,20 +288,21 @@ class ForecastProposer:
                 rates[concurrency] = max(rate, rates.get(concurrency, 0.0))
         return Bar(self._best(), rates)
 
-    def _may_win(self, candidate: Candidate, predicted: float) -> bool:
-        """Whether a prediction, less the margin, beats the best; unknown parameters always may."""
+    def _is_worth_it(self, candidate: Candidate, guess: Guess) -> bool:
+        """Whether a boot may pay; of parameters of which nothing is known it always may."""
         if self._is_new(others(candidate)):
             return True
         if self._scenario.objective == "pareto":
             return self._may_be_on_front(candidate)
-        return predicted * (1 - MARGIN) < self._best()
+        return guess.improvement(self._best()) >= WORTH
 
     def _may_be_on_front(self, candidate: Candidate) -> bool:
-        """Whether nothing measured is as fast in both as the prediction, less the margin."""
+        """Whether nothing measured is as fast in both as it may be: two standard deviations."""
         found, gamma = self.forecast, candidate.int(GAMMA)
         if found is None or gamma not in found.tok_s:
             return True
-        factor = self._time_factor(candidate) * (1 - MARGIN)
+        error, spread = self._error(candidate)
+        factor = math.exp(error - 2 * spread)
         rates = {c: rate / factor for c, rate in found.tok_s[gamma].items()}
         hoped = point_of(candidate, rates)
         return hoped is None or not any(point.dominates(hoped) for point in self._points())
@@ -265,7 +318,7 @@ class ForecastProposer:
             return False
         reference = self._told.get(without_speculation(trial.candidate))
         share = share_of(trial, reference) if reference is not None else None
-        return share is None or share >= self._bar
+        return share is None or share >= BAR
 
     def _is_refused(self, values: Others) -> bool:
         """Whether vLLM took none of the settings with these parameters, and called one invalid."""

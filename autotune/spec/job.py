@@ -27,7 +27,6 @@ from autotune.spec.load import LoadOptions
 from autotune.spec.measurer import ServingMeasurer
 from autotune.spec.memory_search import search_utilization
 from autotune.spec.plan import Plan
-from autotune.spec.quality import BAR
 from autotune.spec.race import Race
 from autotune.spec.recipe import GAMMA, without_schedule
 from autotune.spec.retry import OF_THE_MOMENT, LatestLog
@@ -178,8 +177,7 @@ def _tuned(
 ) -> _Found:
     scenario = plan.scenario
     baseline = _baseline(plan, measurer, log, on_progress)
-    bar = 0.0 if plan.recipe.synthetic else BAR
-    proposer = ForecastProposer(plan.grid, baseline, scenario, plan.growth(), bar)
+    proposer = ForecastProposer(plan.grid, baseline, scenario, plan.growth())
     race.proposer = proposer
     search = Search(scenario, proposer, Limits(_UNLIMITED, deadline))
     for progress in search_all([search], measurer, log):

@@ -93,7 +93,10 @@ class _Level:
         return None if None in counted else sum(n for n in counted if n is not None)
 
     def as_json(self) -> dict[str, Any]:
-        """Rates in tokens per second, times in ms; ``tok_s`` is the mean over the repeats."""
+        """Rates in tokens per second, times in ms; ``tok_s`` is the median over the repeats.
+
+        vLLM compiles kernels at their first use, which costs a repeat a second here and there.
+        """
         pooled = LoadResult(
             tuple(record for result in self.results for record in result.records),
             self.concurrency,
@@ -102,7 +105,7 @@ class _Level:
         )
         summary = pooled.summary()
         found = summary.as_json() | {
-            "tok_s": statistics.fmean(self.tok_s),
+            "tok_s": statistics.median(self.tok_s),
             "tok_s_std": statistics.pstdev(self.tok_s),
             "repeats": self.tok_s,
             "client_cpu_s": pooled.client_cpu_s,
@@ -215,8 +218,8 @@ def _load_level(
     """The warm-up and the repeats at the last of ``levels``, less those that the journal has."""
     level = levels[max(levels)]
     concurrency, warm = level.concurrency, False
-    load = replace(base, concurrency=concurrency, requests=concurrency)
     requests = scenario.waves * concurrency
+    load = replace(base, concurrency=concurrency, requests=requests)
     earlier: ServerMetrics | None = None
     for number in range(scenario.repeats):
         repeat = journal.get(concurrency, number)
@@ -225,7 +228,7 @@ def _load_level(
                 _warm_up(server, load)
                 earlier, warm = server_metrics(server.url, headers=server.headers), True
             prompts = _turned(base.prompts, number * requests)
-            timed = replace(load, requests=requests, prompts=prompts)
+            timed = replace(load, prompts=prompts)
             result = _run(server, timed, f"{concurrency}-{number}")
             now = server_metrics(server.url, headers=server.headers)
             repeat, earlier = Repeat.of(result, _since(earlier, now)), now
@@ -235,7 +238,11 @@ def _load_level(
 
 
 def _warm_up(server: Server, load: Load) -> None:
-    """Until two loads in a row are about as fast."""
+    """Until two loads in a row are about as fast.
+
+    As many requests as the timed ones have: only where some begin while others go on are there
+    batches of every size, and each may need a kernel that is compiled then.
+    """
     rate = 0.0
     for warmup in range(WARMUPS):
         salt = f"warm-{load.concurrency}-{warmup}"

@@ -34,7 +34,7 @@ def table(heads: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def rate(level: Mapping[str, Any] | None) -> str:
-    """Tokens per second, mean and standard deviation over the repeats."""
+    """Tokens per second, median and standard deviation over the repeats."""
     return "–" if level is None else f"{level['tok_s']:.1f} ± {level['tok_s_std']:.1f}"
 
 

@@ -182,7 +182,9 @@ class _Sheet:
     def tables(self) -> list[Block]:
         """Rates and latency."""
         return [
-            Text("One boot each; mean ± standard deviation over the repeats, the baseline first."),
+            Text(
+                "One boot each; median ± standard deviation over the repeats, the baseline first."
+            ),
             self.settings(),
             Text("Latency of the same boots: median, 99th percentile."),
             self.latency(),

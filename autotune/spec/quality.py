@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autotune.core import Candidate, Trial
+from autotune.core import Basis, Candidate, Trial
 from autotune.spec.recipe import GAMMA
 
 BAR = 0.8
@@ -32,6 +32,11 @@ def without_speculation(candidate: Candidate) -> Candidate:
 
 
 def share_of(trial: Trial, reference: Trial) -> float | None:
-    """:func:`identical_share` of two trials; None where one has no outputs."""
+    """:func:`identical_share` of two trials.
+
+    None where one has no outputs, or was told what to accept, which makes its text noise.
+    """
+    if Basis.SYNTHETIC in (trial.measurement.basis, reference.measurement.basis):
+        return None
     ours, theirs = (t.measurement.details.get("outputs") or () for t in (trial, reference))
     return identical_share(theirs, ours) if ours and theirs else None

@@ -85,7 +85,7 @@ def _searched(result: Result) -> list[str]:
                 *([] if published is None else [cell(published.of(row["candidate"]))]),
             ]
         )
-    said = "One boot each; mean ± standard deviation over the repeats; the first is the baseline."
+    said = "One boot each; median ± standard deviation over the repeats; the first is the baseline."
     times = [
         "Latency of the same boots, in ms (median, 99th percentile):",
         "",

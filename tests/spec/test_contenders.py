@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autotune.core import Candidate, Outcome
-from autotune.spec import export
+from autotune.spec import export, forecast
 from autotune.spec.page import left_by_job, spec_page
 from autotune.spec.report import report
 from autotune.spec.stored import load_served
@@ -19,11 +19,13 @@ from tests.spec.test_tasks import score, scored
 from tests.spec.tiny_models import TinyModels
 
 ALIKE: dict[str, Any] = {"base_ms": 10.0, "draft_ms": 1.0, "reached": [0.74, 0.23, 0.23, 0.0]}
-"""Two drafted tokens give 4 % more than one, three 3 % more than two: near enough to be booted."""
+"""Two drafted tokens give 4 % more than one, three 3 % more than two."""
 
 
 @pytest.fixture
-def bench(tiny_models: TinyModels, tmp_path: Path) -> Bench:
+def bench(tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Whatever it is asked to search is booted, however little it may gain."""
+    monkeypatch.setattr(forecast, "WORTH", 0.0)
     return Bench(tiny_models.qwen3, tmp_path)
 
 

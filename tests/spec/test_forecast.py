@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
 from autotune.spec.acceptance import tokens_per_step
-from autotune.spec.forecast import ForecastProposer, forecast
+from autotune.spec.forecast import SPREAD, ForecastProposer, Guess, bridge, forecast
 from autotune.spec.quality import identical_share, without_speculation
 from autotune.spec.recipe import Recipe, argument_value
 from autotune.spec.scenario import SpecScenario
@@ -70,11 +73,50 @@ def test_probe_first_then_the_best_predicted_then_nothing_that_cannot_win() -> N
     # Tokens per ms: 0.1, 0.138, 0.15, 0.142, 0.127.
     assert asked(proposer) == 2
     proposer.tell(trial(2, 3.0))
+    assert asked(proposer) is None  # as forecast: 3 and 1 are 5 and 8 % behind
+
+
+def test_what_was_measured_corrects_the_forecast() -> None:
+    """A surprise at one gamma is believed of its neighbours, and then they are worth a boot."""
+    proposer = ForecastProposer(grid(0, 1, 2, 3, 4), trial(0, 3.0), scenario())
+    proposer.tell(trial(4, 3.0))
+    (three,) = grid(3)
+    before = proposer.predicted(three)
+    proposer.tell(trial(2, 3.0, factor=1.1))
+    after = proposer.predicted(three)
+    assert before is not None
+    assert after is not None
+    assert after.us == pytest.approx(before.us * 1.1**0.5)
+    assert after.spread == pytest.approx(SPREAD * (1 / 2) ** 0.5)
     assert asked(proposer) == 3
-    proposer.tell(trial(3, 3.0))
-    assert asked(proposer) == 1
-    proposer.tell(trial(1, 3.0))
-    assert asked(proposer) is None
+
+
+@given(
+    st.dictionaries(st.integers(0, 8), st.floats(-0.5, 0.5), min_size=1, max_size=5),
+    st.integers(0, 8),
+)
+def test_a_bridge_is_sure_of_what_is_known_and_stays_between(
+    known: dict[int, float], gamma: int
+) -> None:
+    mean, spread = bridge(known, gamma)
+    assert min(known.values()) - 1e-12 <= mean <= max(known.values()) + 1e-12
+    assert (spread == 0) == (gamma in known)
+    assert spread <= SPREAD * min(abs(gamma - g) for g in known) ** 0.5 + 1e-12
+    if gamma in known:
+        assert mean == known[gamma]
+
+
+@given(st.floats(1.0, 1e6), st.floats(0.0, 0.5), st.floats(1.0, 1e6))
+def test_expected_improvement(us: float, spread: float, best: float) -> None:
+    found = Guess(us, spread).improvement(best)
+    assert found >= max(math.log(best / us), 0.0) - 1e-9
+    assert Guess(us, 0.0).improvement(best) == max(math.log(best / us), 0.0)
+    assert Guess(us, spread).improvement(math.inf) == math.inf
+
+
+def test_expected_improvement_of_a_tie() -> None:
+    """Of a guess as good as the best: the mean of the positive half, spread / √(2π)."""
+    assert Guess(10.0, 0.04).improvement(10.0) == pytest.approx(0.04 / math.sqrt(2 * math.pi))
 
 
 def test_a_clear_winner_ends_the_search() -> None:
@@ -83,7 +125,9 @@ def test_a_clear_winner_ends_the_search() -> None:
     assert asked(proposer) is None
     (left,) = proposer.left_out()
     assert left.int("gamma") == 1
-    assert proposer.predicted(left) == pytest.approx(trial(1, 0.0).measurement.value)
+    guess = proposer.predicted(left)
+    assert guess is not None
+    assert guess.us == pytest.approx(trial(1, 0.0).measurement.value)
 
 
 def test_a_failed_probe_is_followed_by_the_next_largest() -> None:

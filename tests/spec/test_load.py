@@ -66,7 +66,7 @@ def test_outputs_first_then_every_concurrency_with_prompts_that_go_on() -> None:
     assert [body["messages"][0]["content"] for body in timed] == ["a", "b", "c", "a"]
     assert sum(body["cache_salt"].startswith("2-") for body in loads) == 2 * 4
     warm = [salt for salt in salts if salt.startswith("warm-1-")]
-    assert 2 <= len(warm) <= WARMUPS
+    assert 2 * 2 <= len(warm) <= 2 * WARMUPS  # as many requests as a timed load has
     assert set(found.details["levels"]) == {"1", "2"}
     assert len(found.samples) == 2
 
@@ -84,7 +84,7 @@ def test_samples_are_of_the_repeats() -> None:
         found = measured(server, concurrency=(1,), repeats=3)
     rates = found.details["levels"]["1"]["repeats"]
     assert found.samples == pytest.approx([1e6 / rate for rate in rates])
-    assert found.details["levels"]["1"]["tok_s"] == pytest.approx(sum(rates) / 3)
+    assert found.details["levels"]["1"]["tok_s"] == sorted(rates)[1]
 
 
 def test_a_request_that_is_refused_is_an_outcome() -> None:

@@ -12,9 +12,9 @@ MOST_TOKENS = 1_048_576
 
 
 def seconds(text: str, flag: str) -> float:
-    """``90``, ``90s``, ``10m`` or ``2h`` to seconds."""
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smh]?)", text.strip(), re.ASCII)
-    value = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    """``90s``, ``10m`` or ``2h`` to seconds; a bare number could be any of them."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smh])", text.strip(), re.ASCII)
+    value = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
     if value <= 0:
         raise BadInputError(f"{flag} {text}: expected a time such as 90s, 10m or 2h")
     return value

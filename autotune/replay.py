@@ -7,6 +7,7 @@ unless the outcome is ok) and ``basis`` (``measured``, or ``synthetic`` for one 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -43,17 +44,46 @@ def _measurement(row: Mapping[Any, Any], basis: Basis) -> Measurement:
     return Measurement(outcome, basis, value)
 
 
+def _beside(path: Path) -> dict[str, Any]:
+    """The first line of ``landscape.json`` for ``landscape.csv.gz``; nothing where there is none.
+
+    Raises:
+        BadInputError: it is no JSON object.
+    """
+    note = path.with_name(path.name.removesuffix(".gz")).with_suffix(".json")
+    if note == path or not note.is_file():
+        return {}
+    try:
+        first = next(iter(note.read_text().splitlines()), "")
+        found = json.loads(first)
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{note}: says nothing of its landscape: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
 class Landscape(HoldsNothing):
     """A Measurer that looks values up in a recorded landscape."""
 
-    def __init__(self, table: dict[tuple[str, Candidate], Measurement], basis: Basis) -> None:
-        """Take the measurements by workload label and candidate."""
+    def __init__(
+        self,
+        table: dict[tuple[str, Candidate], Measurement],
+        basis: Basis,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Take the measurements by workload label and candidate.
+
+        Args:
+            table: the measurements.
+            basis: what they are.
+            about: what they are of, as ``benchmarks/record_landscape.py`` notes it.
+        """
         self.table = table
+        self.about = dict(about or {})
         self._basis = basis
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a landscape.
+        """Read a landscape, and what the .json beside it says of it (its first line), if any.
 
         Raises:
             BadInputError: if the file cannot be read, lacks a column, or mixes bases.
@@ -81,7 +111,7 @@ class Landscape(HoldsNothing):
             except (TypeError, ValueError) as error:
                 raise BadInputError(f"{path}: {label}: {error}") from None
             table[label, candidate] = measurement
-        return cls(table, basis)
+        return cls(table, basis, _beside(path))
 
     @property
     def basis(self) -> Basis:

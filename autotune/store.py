@@ -119,9 +119,8 @@ class Store:
             raise BadInputError(f"study name {name!r} is empty or not printable; choose another")
         row = self._get_or_create(StudyRow, {"name": name}, values)
         record = StudyRecord(**row)
-        differences = _differences(
-            {"kind": record.kind} | record.identity, {"kind": kind} | dict(identity)
-        )
+        differences = _differences({"kind": record.kind}, {"kind": kind})
+        differences = differences or _differences(record.identity, identity)
         if differences:
             raise BadInputError(
                 f"study {name!r} in {self.path} was made with another {', '.join(differences)}; "

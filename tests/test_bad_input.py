@@ -226,6 +226,7 @@ CASES = [
     Case("batch size huge", G + "--batch-sizes 1048577", BAD, ("--batch-sizes", "1048577")),
     Case("batch size beyond all", G + "--batch-sizes " + "9" * 5000, BAD, ("--batch-sizes",)),
     Case("budget zero", G + "--budget 0", BAD, ("--budget 0",)),
+    Case("budget without a unit", G + "--budget 10", BAD, ("--budget 10", "10m")),
     Case("budget negative", G + "--budget=-1", BAD, ("--budget -1", "10m")),
     Case("budget as text", G + "--budget soon", BAD, ("--budget soon", "10m")),
     Case("budget without end", G + "--budget " + "9" * 400, BAD, ("--budget",)),

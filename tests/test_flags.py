@@ -133,7 +133,7 @@ def test_decoding_beyond_what_may_be_asked_for() -> None:
 
 @pytest.mark.parametrize(
     ("given_text", "expected"),
-    [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), (" 10 m ", 600), ("0.001", 0.001)],
+    [("90s", 90), ("1.5m", 90), ("2h", 7200), (" 10 m ", 600), ("0.001s", 0.001)],
 )
 def test_seconds(given_text: str, expected: float) -> None:
     assert flags.seconds(given_text, "--x") == expected

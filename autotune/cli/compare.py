@@ -61,7 +61,7 @@ def compare(
     if landscape is not None:
         if not landscape.is_file():
             raise BadInputError(f"--landscape {landscape}: no such file")
-        source = Recorded(Landscape.read(landscape))
+        source = Recorded(Landscape.read(landscape), files)
     elif study is not None:
         with Store.open(db, create=False) as store:
             source = of_study(store, study, files)

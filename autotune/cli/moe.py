@@ -181,10 +181,10 @@ def _tune(plan: Plan, out: Path, db: str, *, quiet: bool) -> None:
     from autotune.store import Store  # noqa: PLC0415
 
     place = export.folder_of(out, plan.study, plan.basis)
-    check_writable(place)
     check_scratch(plan)
     with Store.open(db) as store:
         check_study(store, plan.study, "moe", plan.identity(), plan.setup())
+        check_writable(place)
         check_keys_stay(plan, {*stored_keys(store, plan), *plan.ms}, place)
         if not quiet:
             show_plan(plan)

@@ -124,7 +124,9 @@ def dashboard(
         trials = [{s.id: store.dated_trials(s) for s in detail.searches} for detail in details]
     if not any(found for of_study in trials for found in of_study.values()):
         what = f"study {study!r}" if study else db
-        raise BadInputError(f"{what} holds no trials yet; `autotune moe` makes some")
+        raise BadInputError(
+            f"{what} holds no trials yet; `autotune moe` and `autotune spec` do them"
+        )
     path = folder / (study or "") / "dashboard.journal"
     waiting = err.status("mirroring …") if err.is_terminal else contextlib.nullcontext()
     with waiting:

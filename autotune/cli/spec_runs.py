@@ -33,9 +33,9 @@ def tune(request: Request, *, out: Path, db: str, quiet: bool) -> None:
         terminal.show_findings([f for f in plan.findings if plan.force or not f.refuses])
     if not plan.force:
         refusal(plan.findings)
-    check_writable(_logs(out, plan))
     with Store.open(db) as store:
         check_study(store, plan.study, "spec", plan.identity(), plan.setup())
+        check_writable(_logs(out, plan))
         result = _tuned(plan, store, out, quiet=quiet)
         files = export.write(result, out)
         files.insert(0, write_page(store, plan, out))
@@ -80,11 +80,11 @@ def measure(
     """A server that runs already: its one setting."""
     plan = make_existing_plan(request, url, [*secret_headers(), *headers])
     folder = export.folder_of(out, plan.study)
-    check_writable(folder)
     if is_exposed(plan.launcher.root, plan.launcher.headers):
         err.print("[yellow]Warning: headers go unencrypted: http, and another machine[/yellow]")
     with Store.open(db) as store:
         check_study(store, plan.study, "spec", plan.identity(), plan.setup())
+        check_writable(folder)
         if not quiet:
             terminal.show_existing_plan(plan)
         result = run_existing(plan, store, folder / "logs")

@@ -147,4 +147,7 @@ def _show_settings(served: Served, rows: list[dict[str, Any]]) -> None:
 
 def _short(value: Any) -> str:
     """A setup's value for people: the name of a space, the start of a hash."""
-    return str(value.get("name", value) if isinstance(value, dict) else value)[:16]
+    if isinstance(value, dict):
+        named = value.get("name") or " ".join(str(part) for part in value.values() if part)
+        return str(named)
+    return str(value)[:16]

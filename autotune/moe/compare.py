@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autotune.core import BadInputError, Basis, Candidate, Measurement, Outcome, Phase, Trial
-from autotune.devices import Device, GpuInfo
+from autotune.devices import Device, GpuInfo, get_device
 from autotune.flags import MOST_TOKENS
 from autotune.moe.compile import compile_pool, kernel_info
 from autotune.moe.config_file import FIELDS, look_up, parse
@@ -85,7 +85,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Origin:
-    """What times are of; None where that is not recorded, as in a landscape.
+    """What times are of; None where that is not recorded, as with a landscape alone.
 
     Attributes:
         device: its name.
@@ -104,6 +104,19 @@ class Origin:
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return vars(self) | {"layer": self.layer.as_json() if self.layer else None}
+
+
+def origin_of(landscape: Landscape) -> Origin:
+    """What the times of a landscape are of, as far as the note beside it says."""
+    facts = landscape.about.get("facts", {})
+    shape, gpu = landscape.about.get("shape"), facts.get("gpu")
+    try:
+        device = None if gpu is None else get_device(gpu).name
+        layer = None if shape is None else MoeShape.from_json(shape)
+    except (BadInputError, KeyError, TypeError, ValueError):  # a GPU that no file describes
+        device, layer = gpu, None
+    versions = (facts.get("vllm"), facts.get("triton"), landscape.about.get("kernel_sha256"))
+    return Origin(device, layer, *versions)
 
 
 class Source(Protocol):
@@ -217,11 +230,20 @@ def document(
 class Recorded:
     """Times of a landscape."""
 
-    origin = Origin()
-    """It says none."""
+    def __init__(self, landscape: Landscape, files: Sequence[File] = ()) -> None:
+        """Take a landscape.
 
-    def __init__(self, landscape: Landscape) -> None:
+        Args:
+            landscape: of one layer and device.
+            files: to be looked up in it.
+
+        Raises:
+            BadInputError: a file is for another layer, by its name.
+        """
         self._table, self.basis = landscape.table, landscape.basis
+        self.origin = origin_of(landscape)
+        if self.origin.layer is not None:
+            _check_layer(files, self.origin.layer, "the landscape")
 
     def pairs(
         self, wanted: Sequence[tuple[int, Candidate, Candidate]]
@@ -286,21 +308,21 @@ def of_study(store: Store, study: str, files: Sequence[File] = ()) -> Stored:
                 by_m.setdefault(keys[trial.workload_key], []).append(trial)
             identity, setup = detail.study.identity, record.setup
             shape = MoeShape.from_json(identity["shape"])
-            _check_layer(files, shape, study)
+            _check_layer(files, shape, f"study {study!r}")
             versions = (setup.get(name) for name in ("vllm", "triton", "kernel_sha256"))
             origin = Origin(identity["device"], shape, *versions)
             return Stored(by_m, Basis(setup["basis"]), origin)
     raise BadInputError(f"study {study!r} has no trials yet")
 
 
-def _check_layer(files: Sequence[File], shape: MoeShape, study: str) -> None:
+def _check_layer(files: Sequence[File], shape: MoeShape, source: str) -> None:
     expected = shape.config_file_name("")
     for file in files:
         named = parse_name(file.path.name)
         layer = None if named is None else named.shape(shape.hidden, shape.topk)
         if layer is not None and layer.config_file_name("") != expected:
             raise BadInputError(
-                f"{file.path}: is for another layer than study {study!r}, which tuned "
+                f"{file.path}: is for another layer than {source}, which is of "
                 f"E={shape.experts},N={shape.intermediate} ({shape.dtype or shape.weight_dtype})"
             )
 

@@ -106,15 +106,13 @@ class Judge:
 
 
 def verify(path: Path, judge: Judge) -> Verified:
-    """Judge one file by its bytes, its name and arithmetic.
-
-    Raises:
-        BadInputError: it cannot be read.
-    """
+    """Judge one file by its bytes, its name and arithmetic."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BadInputError(f"{path}: cannot be read: {error.strerror}") from None
+        done = Verified(path)
+        done.say("error", "unreadable", f"cannot be read: {error.strerror}")
+        return done
     done = Verified(path, hashlib.sha256(data).hexdigest())
     _name(done, judge)
     document = _document(done, data)

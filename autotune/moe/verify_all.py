@@ -10,6 +10,7 @@ from pathlib import Path
 
 from autotune.core import Candidate, MissingEnvironmentError, Outcome
 from autotune.moe import ladder
+from autotune.moe.compare import origin_of
 from autotune.moe.compile import Compiled, CompileJob, compile_many, compile_pool, kernel_info
 from autotune.moe.config_file import FIELDS
 from autotune.moe.defaults import default_rows
@@ -27,7 +28,8 @@ class Options:
 
     Attributes:
         judge: by what.
-        landscape: recorded times for the gaps; None for the cost model.
+        landscape: recorded times for the gaps of files of its layer and device; the cost model for
+            others, and where it is None.
         compile: whether to compile every row for its device.
         workers: compile processes.
     """
@@ -49,7 +51,6 @@ def verify_all(
         on_file: told after each.
 
     Raises:
-        BadInputError: a file cannot be read.
         MissingEnvironmentError: to compile, vLLM and Triton are needed.
     """
     done = [verify(path, options.judge) for path in paths]
@@ -84,7 +85,21 @@ def _timed(done: Verified, options: Options) -> bool:
     if not done.rows or done.shape is None:
         return False
     modelled = done.tuned_for is not None and not (done.named and done.named.weight_only)
-    return options.landscape is not None or modelled
+    return _landscape_of(done, options) is not None or modelled
+
+
+def _landscape_of(done: Verified, options: Options) -> Landscape | None:
+    """The landscape given, unless it says that it is of another layer or device."""
+    if options.landscape is None or done.shape is None:
+        return None
+    origin = origin_of(options.landscape)
+    if origin.layer is not None and origin.layer.config_file_name("") != (
+        done.shape.config_file_name("")
+    ):
+        return None
+    named = done.tuned_for
+    other = origin.device is not None and named is not None and named.name != origin.device
+    return None if other else options.landscape
 
 
 def _ladder(
@@ -95,8 +110,9 @@ def _ladder(
     clock, basis = None, "not known"
     defaults: dict[int, Candidate] = {}
     if _timed(done, options) and done.shape is not None:
-        if options.landscape is not None:
-            clock, basis = ladder.recorded(options.landscape), options.landscape.basis.value
+        landscape = _landscape_of(done, options)
+        if landscape is not None:
+            clock, basis = ladder.recorded(landscape), landscape.basis.value
         elif done.tuned_for is not None:
             clock, basis = ladder.predicted(done.shape, done.tuned_for), "PREDICTED"
         if kernel is not None and pool is not None:

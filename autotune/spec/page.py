@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotune.core import Basis, Trial
+from autotune.core import Basis, Outcome, Phase, Trial
 from autotune.page import parts
 from autotune.page.files import write_html
 from autotune.page.model import Block, Page, Section, Table, Text
@@ -114,6 +114,13 @@ class _Sheet:
         words = str(self.left.get("verdict") or self.left.get("note") or "")
         if words:
             return f"{words[0].upper()}{words[1:]}"
+        first = next((t for t in self.served.searched if t.phase is Phase.BASELINE), None)
+        if first is not None and first.measurement.outcome is not Outcome.OK:
+            return (
+                "The server without speculation does not work "
+                f"({first.measurement.outcome.value}), so nothing was compared; "
+                "--retry-failed tries it again"
+            )
         count = len(self.served.searched)
         return f"No verdict yet: {count} settings measured; the same command goes on"
 

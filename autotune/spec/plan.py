@@ -195,6 +195,7 @@ def preflight(plan: Plan) -> list[Finding]:
     """
     length = whole_value(plan.recipe.server_args, "--max-model-len")
     found = [*check_pair(plan.pair, max_model_len=length), *_check_synthetic(plan)]
+    found += _check_length(plan, length)
     found += _unless_all(list(check_gamma(plan.pair, gamma)) for gamma in plan.gammas if gamma)
     pairs = plan.confirm_rounds * plan.scenario.repeats
     if pairs < LEAST_PAIRS:
@@ -208,6 +209,17 @@ def preflight(plan: Plan) -> list[Finding]:
     found += _memory_findings(plan)
     order = list(Severity)
     return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.severity))
+
+
+def _check_length(plan: Plan, max_model_len: int | None) -> Iterator[Finding]:
+    """VLLM refuses a request whose prompt and output are longer than what it serves."""
+    longest = max_model_len or plan.pair.target.size("max_position_embeddings")
+    if longest is not None and plan.scenario.max_tokens >= longest:
+        yield refuse(
+            "max-tokens",
+            f"--max-tokens {plan.scenario.max_tokens} leaves no room for a prompt: {longest} "
+            "tokens are served (--max-model-len); ask for fewer",
+        )
 
 
 def _check_synthetic(plan: Plan) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from autotune.spec.supervisor import CLEANUP_S, KILL_S, SURVIVORS
+from autotune.spec.supervisor import CLEANUP_S, KILL_S, SUPERVISOR, SURVIVORS
 
 LOCALHOST = "127.0.0.1"
 _SLACK_S = 15.0
@@ -74,7 +74,8 @@ class ProcessHandle:
         self._port, self._contained = port, contained
         self._stop_s = grace_s + KILL_S + (CLEANUP_S if cleanup else 0.0) + _SLACK_S
         self._stopped = False
-        supervisor = [sys.executable, "-P", "-m", "autotune.spec.supervisor"]
+        # By its path: with -P a package that is not installed would not be found.
+        supervisor = [sys.executable, "-P", SUPERVISOR]
         options = ["--grace", str(grace_s)]
         if cleanup:
             options += ["--cleanup", json.dumps(cleanup)]

@@ -6,7 +6,7 @@ and ends all of it when its own standard input closes, which the kernel does whe
 ``kill -9`` as well. As the "child subreaper" (prctl(2)) it inherits whatever loses its parent, so
 that no process can escape by outliving the one that started it.
 
-Usage: ``python -m autotune.spec.supervisor --grace SECONDS [--cleanup JSON] -- COMMAND …``. Its
+Usage: ``python supervisor.py --grace SECONDS [--cleanup JSON] -- COMMAND …``. Its
 exit status is the command's, or 128 plus the signal that ended the command.
 """
 
@@ -25,6 +25,8 @@ import time
 
 import psutil
 
+SUPERVISOR = __file__
+"""What Python is to run."""
 SURVIVORS = 70
 """Exit status when a process of the tree could not be killed (EX_SOFTWARE of sysexits.h)."""
 

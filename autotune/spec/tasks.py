@@ -20,6 +20,7 @@ from typing import Any
 
 from autotune.core import BadInputError, MissingEnvironmentError, Trial
 from autotune.spec.server import Server
+from autotune.spec.supervisor import SUPERVISOR
 
 _CHECK_S = 300.0
 _LINE_CHARS = 300
@@ -115,7 +116,7 @@ def evaluate(server: Server, tasks: Tasks, *, chat: bool, out: Path) -> dict[str
     command += ["--apply_chat_template"] if chat else []
     command += ["--limit", str(tasks.limit)] if tasks.limit is not None else []
     before = set(out.rglob("results_*.json"))
-    supervisor = [sys.executable, "-P", "-m", "autotune.spec.supervisor", "--grace", "5", "--"]
+    supervisor = [sys.executable, "-P", SUPERVISOR, "--grace", "5", "--"]
     log = out / "lm-eval.log"
     with (
         log.open("wb") as output,

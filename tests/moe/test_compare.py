@@ -136,7 +136,28 @@ def test_files_of_other_devices_are_compared_with_a_warning(tmp_path: Path, run:
     unknown = write(tmp_path / "old", {8: candidate()}, FILE.replace("H200", "H999"))
     recorded = ("--landscape", str(LANDSCAPE), "--json")
     found = json.loads(run("compare", str(unknown), str(KEPT / FILE), *recorded)[1])
-    assert found["warnings"] == ["the files are for different devices: NVIDIA_H999 and h200"]
+    assert found["warnings"] == [
+        "the files are for different devices: NVIDIA_H999 and h200",
+        "the times are of h200, not of NVIDIA_H999",
+    ]
+    assert (found["device"], found["layer"]["experts"], found["vllm"]) == ("h200", 128, "0.24.0")
+
+
+def test_a_landscape_knows_its_layer_where_a_note_lies_beside_it(tmp_path: Path, run: Run) -> None:
+    other = write(tmp_path / "old", {8: candidate()}, FILE.replace("N=704", "N=768"))
+    code, _, err = run("compare", str(KEPT / FILE), str(other), "--landscape", str(LANDSCAPE))
+    assert code == 2
+    assert "is for another layer than the landscape, which is of E=128,N=704 (fp8_w8a8)" in err
+    alone = tmp_path / LANDSCAPE.name
+    alone.write_bytes(LANDSCAPE.read_bytes())
+    flags = ("--landscape", str(alone), "--json")
+    code, said, _ = run("compare", str(KEPT / FILE), str(other), *flags)
+    assert code == 0  # nothing is known of it, and nothing found
+    assert json.loads(said)["device"] is None
+    (tmp_path / "landscape-h200-e128-n704-channel.json").write_text("{")
+    code, _, err = run("compare", str(KEPT / FILE), str(other), *flags)
+    assert code == 2
+    assert "says nothing of its landscape" in err
 
 
 def test_a_file_of_another_layer_has_no_times_in_the_study(tmp_path: Path, run: Run) -> None:

@@ -368,6 +368,24 @@ def test_times_from_a_landscape(run: Callable[..., tuple[int, str, str]], tmp_pa
     assert "measured to cost up to" in out
     assert "no key between 4 and 4096" in out
     assert "1 file:" in out
+    for name in (FILE.replace("N=704", "N=768"), FILE.replace("H200", "H100_80GB_HBM3")):
+        other = tmp_path / "other" / name
+        other.parent.mkdir(exist_ok=True)
+        other.write_text(path.read_text())
+        _, out, _ = run(str(other), "--landscape", str(landscape))
+        assert "PREDICTED to cost up to" in out  # its times are another layer's, or device's
+
+
+def test_a_file_that_cannot_be_read_does_not_end_the_rest(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_bytes((KEPT / FILE).read_bytes())
+    (tmp_path / FILE.replace("E=128", "E=64")).mkdir()  # not even root reads a folder
+    code, out, _ = run(str(tmp_path), "--json")
+    assert code == 1
+    found = {Path(done["file"]).name[:5]: done["findings"] for done in json.loads(out)}
+    assert [f["code"] for f in found["E=64,"]] == ["unreadable"]
+    assert not any(f["code"] == "unreadable" for f in found["E=128"])
 
 
 def test_several_files_show_what_matters(

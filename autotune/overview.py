@@ -7,6 +7,7 @@ from typing import Any
 
 from autotune.core import Phase, Trial
 from autotune.records import StudyDetail
+from autotune.spec.levels import rate_of
 from autotune.spec.stored import Served
 from autotune.spec.tables import setting
 
@@ -56,7 +57,7 @@ def served_rows(served: Served) -> list[dict[str, Any]]:
             {
                 "setting": setting(trial.candidate),
                 "outcome": measurement.outcome.value,
-                "tok_s": {c: level["tok_s"] for c, level in levels.items()},
+                "tok_s": {c: rate_of(level) for c, level in levels.items()},
                 "times_baseline": before / value if before and value else None,
                 "fresh_boots": None if ratio is None else ratio.value,
                 "identical_share": served.identical(trial),

@@ -25,6 +25,7 @@ from autotune.core import (
     Outcome,
 )
 
+_NOTED = ("shape", "facts")
 _FIXED = {"workload", "outcome", "value", "basis"}
 
 
@@ -45,20 +46,14 @@ def _measurement(row: Mapping[Any, Any], basis: Basis) -> Measurement:
 
 
 def _beside(path: Path) -> dict[str, Any]:
-    """The first line of ``landscape.json`` for ``landscape.csv.gz``; nothing where there is none.
-
-    Raises:
-        BadInputError: it is no JSON object.
-    """
+    """The first line of ``landscape.json`` for ``landscape.csv.gz``, if it is such a note."""
     note = path.with_name(path.name.removesuffix(".gz")).with_suffix(".json")
-    if note == path or not note.is_file():
-        return {}
     try:
-        first = next(iter(note.read_text().splitlines()), "")
-        found = json.loads(first)
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{note}: says nothing of its landscape: {error}") from None
-    return found if isinstance(found, dict) else {}
+        found = json.loads(next(iter(note.read_text().splitlines()), ""))
+    except (OSError, ValueError):
+        return {}
+    is_note = isinstance(found, dict) and all(isinstance(found.get(k), dict) for k in _NOTED)
+    return found if is_note else {}
 
 
 class Landscape(HoldsNothing):

@@ -8,7 +8,7 @@ as ``{"CUDA_VISIBLE_DEVICES": "1"}``; one without any by default) work side by s
 ``target``, ``drafter``, ``method``, ``synthetic`` (acceptance by position), ``server_args``,
 ``env``, ``rounds``, ``lanes``, ``settings`` (each ``name``, ``gamma``, ``args``, ``env``) and
 ``loads`` (each ``name``, ``prompts``, ``concurrency``, ``max_tokens``, ``repeats``, ``waves``).
-OUT is written anew after every measurement; what it already holds is not measured again. No boot
+OUT is written anew after every boot; what it already holds is not measured again. No boot
 begins after SECONDS.
 """
 
@@ -88,7 +88,11 @@ class Recorder:
                 turn, setting = todo.get_nowait()
             except Empty:
                 return
-            self.boot(turn, setting | {"env": setting.get("env", {}) | env})
+            try:
+                self.boot(turn, setting | {"env": setting.get("env", {}) | env})
+            except BaseException:
+                self.until = 0.0  # for the other lanes
+                raise
 
     def boot(self, turn: int, setting: dict[str, Any]) -> None:
         name = setting["name"]
@@ -136,7 +140,10 @@ def main() -> None:
         "measured": [],
     }
     if out.exists():
-        result |= {key: json.loads(out.read_text())[key] for key in ("boots", "measured")}
+        earlier = json.loads(out.read_text())
+        if (earlier["config"], earlier["environment"]) != (config, result["environment"]):
+            raise SystemExit(f"{out} is of another CONFIG or machine; name a new file")
+        result |= {key: earlier[key] for key in ("boots", "measured")}
     done = {(boot["setting"], boot["round"]) for boot in result["boots"]}
     todo: SimpleQueue[tuple[int, dict[str, Any]]] = SimpleQueue()
     settings = config["settings"]
@@ -148,8 +155,12 @@ def main() -> None:
     recorder = Recorder(config, out, result, until)
     lanes = config.get("lanes", [{}])
     with ThreadPoolExecutor(len(lanes)) as pool:
-        for _ in pool.map(lambda env: recorder.lane(env, todo), lanes):
-            pass
+        try:
+            for _ in pool.map(lambda env: recorder.lane(env, todo), lanes):
+                pass
+        except BaseException:
+            recorder.until = 0.0
+            raise
 
 
 if __name__ == "__main__":

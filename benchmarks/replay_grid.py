@@ -2,11 +2,11 @@
 
     python -m benchmarks.replay_grid GRID.json [SKIP [EXPERTS,CHOSEN]]
 
-Replays the proposer on the recorded rates (the median of every setting's repeats, without the first
-SKIP of them, which pay for kernels that vLLM compiles at their first use; 0 by default), and prints
-what it booted, what it found against the best of the grid, what Optuna's TPE and a random order
-find with as many boots, and PREDICTED against measured rates of every gamma. EXPERTS and CHOSEN
-are those of the target, if it is a mixture.
+Replays the proposer on the recorded rates (the median of every setting's repeats, without those of
+its first SKIP boots if it has more; 0 by default), and prints what it booted, what it found against
+the best of the grid, what Optuna's TPE and a random order find with as many boots, and PREDICTED
+against measured rates of every gamma. EXPERTS and CHOSEN are those of the target, if it is a
+mixture.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ def trials(
     basis = Basis.SYNTHETIC if result["config"]["synthetic"] else Basis.MEASURED
     for name, gamma in gammas.items():
         rows = rows_of(result, name, load["name"])
+        if not rows:
+            continue
         levels = pooled(rows[skip:] or rows)
         rates = {int(c): level["tok_s"] for c, level in levels.items()}
         value = scenario.microseconds(rates)
@@ -112,12 +114,13 @@ def tpe_order(times: dict[int, float], first: list[int], seed: int) -> list[int]
     """The order in which Optuna's TPE comes to all gammas; what it asks for again costs nothing."""
     sampler = optuna.samplers.TPESampler(seed=seed)
     study = optuna.create_study(sampler=sampler)
+    gammas = sorted(times)
     for gamma in first:
-        study.enqueue_trial({"gamma": gamma})
+        study.enqueue_trial({"place": gammas.index(gamma)})
     order: list[int] = []
     while len(order) < len(times):
         trial = study.ask()
-        gamma = trial.suggest_int("gamma", min(times), max(times))
+        gamma = gammas[trial.suggest_int("place", 0, len(gammas) - 1)]
         study.tell(trial, times[gamma])
         if gamma not in order:
             order.append(gamma)

@@ -108,13 +108,16 @@ class Origin:
 
 def origin_of(landscape: Landscape) -> Origin:
     """What the times of a landscape are of, as far as the note beside it says."""
-    facts = landscape.about.get("facts", {})
-    shape, gpu = landscape.about.get("shape"), facts.get("gpu")
+    facts, shape = landscape.about.get("facts", {}), landscape.about.get("shape")
+    gpu = None if facts.get("gpu") is None else str(facts["gpu"])
     try:
         device = None if gpu is None else get_device(gpu).name
+    except BadInputError:  # a GPU that no file describes
+        device = gpu
+    try:
         layer = None if shape is None else MoeShape.from_json(shape)
-    except (BadInputError, KeyError, TypeError, ValueError):  # a GPU that no file describes
-        device, layer = gpu, None
+    except (KeyError, TypeError, ValueError):
+        layer = None
     versions = (facts.get("vllm"), facts.get("triton"), landscape.about.get("kernel_sha256"))
     return Origin(device, layer, *versions)
 

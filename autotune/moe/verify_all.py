@@ -97,9 +97,15 @@ def _landscape_of(done: Verified, options: Options) -> Landscape | None:
         done.shape.config_file_name("")
     ):
         return None
-    named = done.tuned_for
-    other = origin.device is not None and named is not None and named.name != origin.device
-    return None if other else options.landscape
+    return options.landscape if origin.device in {None, *_names(done)} else None
+
+
+def _names(done: Verified) -> set[str]:
+    """What the file's device may be called in a landscape's note."""
+    device = done.tuned_for
+    if device is not None:
+        return {device.name, *device.gpu_names}
+    return set() if done.named is None else {done.named.device.replace("_", " ")}
 
 
 def _ladder(
@@ -115,6 +121,8 @@ def _ladder(
             clock, basis = ladder.recorded(landscape), landscape.basis.value
         elif done.tuned_for is not None:
             clock, basis = ladder.predicted(done.shape, done.tuned_for), "PREDICTED"
+        if options.landscape is not None and landscape is None:
+            done.say("note", "landscape-unused", "--landscape is of another layer or device")
         if kernel is not None and pool is not None:
             defaults = default_rows(pool, kernel, done.shape, ladder.asked(list(done.rows)))
     ladder.judge(done, defaults, clock, basis)

@@ -18,6 +18,7 @@ from typing import Any
 
 from autotune.core import Candidate, Outcome, Scalar, Trial
 from autotune.spec.acceptance import StepTimes, predict, step_seconds, tokens_per_step
+from autotune.spec.levels import rate_of, repeats_of
 from autotune.spec.pareto import Point, point_of
 from autotune.spec.quality import BAR, share_of, without_speculation
 from autotune.spec.recipe import GAMMA
@@ -45,15 +46,15 @@ def others(candidate: Candidate) -> Others:
 def level_rates(trial: Trial) -> dict[int, float]:
     """Measured aggregate tokens per second at every concurrency; empty for a failed trial."""
     levels: Mapping[str, Any] = trial.measurement.details.get("levels", {})
-    return {int(c): float(level["tok_s"]) for c, level in levels.items()}
+    return {int(c): rate_of(level) for c, level in levels.items()}
 
 
 def partial_rates(trial: Trial) -> dict[int, float]:
-    """What :func:`level_rates` gives, of a trial that was stopped; empty if it was not."""
+    """The fastest repeats, which it was stopped in spite of; empty if it was not stopped."""
     if trial.measurement.outcome is not Outcome.CANNOT_WIN:
         return {}
     levels: Mapping[str, Any] = trial.measurement.details.get("partial", {})
-    return {int(c): float(level["tok_s"]) for c, level in levels.items()}
+    return {int(c): max(repeats_of(level)) for c, level in levels.items()}
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,8 @@ class ForecastProposer:
             if _is_ok(trial) and value is not None:
                 errors[gamma] = math.log(value / found.microseconds(gamma, self._scenario))
             elif rates := partial_rates(trial):
-                ratios = [found.tok_s[gamma][c] / rate for c, rate in rates.items()]
+                deciding = set(self._scenario.deciding) & rates.keys() or rates.keys()
+                ratios = [found.tok_s[gamma][c] / rates[c] for c in deciding]
                 errors[gamma] = math.log(geometric_mean(ratios))
         return errors
 
@@ -260,17 +262,18 @@ class ForecastProposer:
     def _most_promising(self) -> Candidate | None:
         """The one that is expected to improve most; unknown parameters are always tried."""
         best = self._best()
-        candidates: list[tuple[float, str, Candidate]] = []
+        candidates: list[tuple[float, float, str, Candidate]] = []
         for candidate in self._untried:
             unfit = self._unfit and candidate.int(GAMMA)
             if unfit or self._is_refused(others(candidate)):
                 continue
             guess = self.predicted(candidate)
             if guess is None:  # nothing to go by: every one is tried, after what is known
-                candidates.append((0.0, candidate.key, candidate))
+                candidates.append((0.0, math.inf, candidate.key, candidate))
             elif self._is_worth_it(candidate, guess):
-                candidates.append((-guess.improvement(best), candidate.key, candidate))
-        return min(candidates)[2] if candidates else None
+                order = (-guess.improvement(best), guess.us, candidate.key)
+                candidates.append((*order, candidate))
+        return min(candidates)[3] if candidates else None
 
     def _best(self) -> float:
         """The least µs per token of what may be recommended; infinite where nothing may be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autotune.spec.levels import rate_of
 from autotune.spec.scenario import SpecScenario
 
 Row = Mapping[str, Any]
@@ -35,7 +36,7 @@ def table(heads: list[str], rows: list[list[str]]) -> list[str]:
 
 def rate(level: Mapping[str, Any] | None) -> str:
     """Tokens per second, median and standard deviation over the repeats."""
-    return "–" if level is None else f"{level['tok_s']:.1f} ± {level['tok_s_std']:.1f}"
+    return "–" if level is None else f"{rate_of(level):.1f} ± {level['tok_s_std']:.1f}"
 
 
 def latency(rows: Sequence[Row]) -> list[str]:

@@ -17,6 +17,7 @@ from autotune.spec.existing_job import ExistingPlan
 from autotune.spec.export import folder_of
 from autotune.spec.markdown import described, number, rate
 from autotune.spec.plan import Plan
+from autotune.spec.retry import OF_THE_MOMENT
 from autotune.spec.stopped import is_stopped
 from autotune.spec.stored import Served, load_served
 from autotune.spec.tables import setting
@@ -116,10 +117,11 @@ class _Sheet:
             return f"{words[0].upper()}{words[1:]}"
         first = next((t for t in self.served.searched if t.phase is Phase.BASELINE), None)
         if first is not None and first.measurement.outcome is not Outcome.OK:
+            outcome = first.measurement.outcome
+            again = "; --retry-failed tries it again" if outcome in OF_THE_MOMENT else ""
             return (
-                "The server without speculation does not work "
-                f"({first.measurement.outcome.value}), so nothing was compared; "
-                "--retry-failed tries it again"
+                f"The server without speculation does not work ({outcome.value}), so nothing was "
+                f"compared{again}"
             )
         count = len(self.served.searched)
         return f"No verdict yet: {count} settings measured; the same command goes on"

@@ -217,7 +217,7 @@ def _check_length(pair: Pair, max_model_len: int | None) -> Iterator[Finding]:
     request of the batch decides for all.
     """
     own = pair.target.size("max_position_embeddings")
-    stretched = _is_stretched(pair.target)
+    stretched = is_stretched(pair.target)
     if max_model_len is not None and own is not None and max_model_len > own and not stretched:
         yield refuse(
             "length", f"--max-model-len {max_model_len} is more than the {own} of {pair.target.ref}"
@@ -225,7 +225,7 @@ def _check_length(pair: Pair, max_model_len: int | None) -> Iterator[Finding]:
     if pair.drafter is None or pair.method != "draft_model":
         return
     served, drafts = max_model_len or own, pair.drafter.size("max_position_embeddings")
-    if served and drafts and drafts < served and not _is_stretched(pair.drafter):
+    if served and drafts and drafts < served and not is_stretched(pair.drafter):
         yield warn(
             "length",
             f"{pair.drafter.ref} was made for {drafts} tokens and {served} are served: once one "
@@ -234,7 +234,7 @@ def _check_length(pair: Pair, max_model_len: int | None) -> Iterator[Finding]:
         )
 
 
-def _is_stretched(model: Checkpoint) -> bool:
+def is_stretched(model: Checkpoint) -> bool:
     """Whether the rotary embedding is scaled, so that more than the stated length may be served."""
     given = [model.text.get("rope_scaling"), model.text.get("rope_parameters")]
     return any("'factor'" in str(value) for value in given)

@@ -18,7 +18,7 @@ from autotune.spec.fit import check_fit
 from autotune.spec.launchers import LocalLauncher
 from autotune.spec.memory import MemoryKind, MemoryReading
 from autotune.spec.mounts import Mount
-from autotune.spec.pairing import Pair, check_gamma, check_pair
+from autotune.spec.pairing import Pair, check_gamma, check_pair, is_stretched
 from autotune.spec.prompts import Prompt
 from autotune.spec.recipe import GAMMA, Recipe, whole_value
 from autotune.spec.scenario import SpecScenario
@@ -213,7 +213,10 @@ def preflight(plan: Plan) -> list[Finding]:
 
 def _check_length(plan: Plan, max_model_len: int | None) -> Iterator[Finding]:
     """VLLM refuses a request whose prompt and output are longer than what it serves."""
-    longest = max_model_len or plan.pair.target.size("max_position_embeddings")
+    target = plan.pair.target
+    own = None if is_stretched(target) else target.size("max_position_embeddings")
+    searched = any("max-model-len" in candidate.params for candidate in plan.grid)
+    longest = None if searched else max_model_len or own
     if longest is not None and plan.scenario.max_tokens >= longest:
         yield refuse(
             "max-tokens",

@@ -62,7 +62,7 @@ def rates(served: Served, basis: str) -> list[Plot]:
                 Series(f"at concurrency {concurrency}", gammas, middles, lows, highs, style=style)
             )
         said = f"All streams together, {basis}, {_named(values) or 'by γ'}. "
-        said += "Medians with 95 % intervals" if exact else "Means ± standard deviation"
+        said += "Medians with 95 % intervals" if exact else "Medians ± standard deviation"
         said += " over the repeats of one boot."
         figure = chart(
             series,
@@ -74,12 +74,12 @@ def rates(served: Served, basis: str) -> list[Plot]:
 
 
 def _span(repeats: Sequence[float]) -> tuple[float, float, float, bool]:
-    """Median and its 95 % interval, or mean and standard deviation of fewer than six."""
+    """Median and its 95 % interval, or standard deviation of fewer than six."""
     interval = median_interval(repeats)
     if interval is not None:
         return statistics.median(repeats), *interval, True
-    mean, spread = statistics.fmean(repeats), statistics.pstdev(repeats)
-    return mean, mean - spread, mean + spread, False
+    middle, spread = statistics.median(repeats), statistics.pstdev(repeats)
+    return middle, middle - spread, middle + spread, False
 
 
 def speedups(served: Served, basis: str) -> list[Plot]:

@@ -90,6 +90,12 @@ class SpecScenario:
         """The objective by which one setting is compared with another."""
         return "geomean" if self.objective == "pareto" else self.objective
 
+    @property
+    def deciding(self) -> tuple[int, ...]:
+        """The concurrencies that the objective looks at."""
+        ends = {"single": self.concurrency[:1], "aggregate": self.concurrency[-1:]}
+        return ends.get(self.measure, self.concurrency)
+
     def microseconds(self, tok_s: Mapping[int, float], objective: str | None = None) -> float:
         """What is minimised: µs per output token by an objective.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from autotune.core import Outcome, Trial
 from autotune.spec.job import Result
+from autotune.spec.levels import rate_of
 from autotune.spec.markdown import number, table
 from autotune.spec.tables import setting
 
@@ -34,7 +35,7 @@ def stopped_rows(result: Result) -> list[dict[str, Any]]:
                 "setting": setting(trial.candidate),
                 "why": _WHY[trial.measurement.outcome],
                 "message": trial.measurement.message,
-                "tok_s": {c: level["tok_s"] for c, level in levels.items()},
+                "tok_s": {c: rate_of(level) for c, level in levels.items()},
                 "repeats": {c: len(level["repeats"]) for c, level in levels.items()},
             }
         )

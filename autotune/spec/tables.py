@@ -9,6 +9,7 @@ from autotune.core import Candidate, Outcome, Trial
 from autotune.spec.confirm import Confirmed
 from autotune.spec.forecast import level_rates, others
 from autotune.spec.job import Result
+from autotune.spec.levels import rate_of
 from autotune.spec.recipe import GAMMA
 from autotune.spec.tasks import score_rows
 
@@ -38,7 +39,7 @@ def _trial_row(result: Result, trial: Trial) -> dict[str, Any]:
         "message": measurement.message,
         "us_per_token": value,
         "times_baseline": before / value if before and value else None,
-        "tok_s": {c: level["tok_s"] for c, level in levels.items()},
+        "tok_s": {c: rate_of(level) for c, level in levels.items()},
         "levels": levels,
         "identical_share": result.identical.get(trial.candidate)
         if trial.candidate[GAMMA]

@@ -154,10 +154,17 @@ def test_a_landscape_knows_its_layer_where_a_note_lies_beside_it(tmp_path: Path,
     code, said, _ = run("compare", str(KEPT / FILE), str(other), *flags)
     assert code == 0  # nothing is known of it, and nothing found
     assert json.loads(said)["device"] is None
-    (tmp_path / "landscape-h200-e128-n704-channel.json").write_text("{")
-    code, _, err = run("compare", str(KEPT / FILE), str(other), *flags)
-    assert code == 2
-    assert "says nothing of its landscape" in err
+    for text in ("{", "", "[1]", '{"facts": null, "shape": {}}', '{"facts": {"gpu": 1}}'):
+        (tmp_path / "landscape-h200-e128-n704-channel.json").write_text(text)
+        assert run("compare", str(KEPT / FILE), str(other), *flags)[:2] == (0, said)
+    note = json.loads(
+        LANDSCAPE.with_name(f"{LANDSCAPE.name[:-7]}.json").read_text().splitlines()[0]
+    )
+    note["facts"]["gpu"] = "NVIDIA A999"  # no file describes it, its layer is known all the same
+    (tmp_path / "landscape-h200-e128-n704-channel.json").write_text(json.dumps(note))
+    assert run("compare", str(KEPT / FILE), str(other), *flags)[0] == 2
+    code, said, _ = run("compare", str(KEPT / FILE), str(KEPT / FILE), *flags)
+    assert json.loads(said)["warnings"] == ["the times are of NVIDIA A999, not of h200"]
 
 
 def test_a_file_of_another_layer_has_no_times_in_the_study(tmp_path: Path, run: Run) -> None:

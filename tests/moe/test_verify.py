@@ -374,6 +374,11 @@ def test_times_from_a_landscape(run: Callable[..., tuple[int, str, str]], tmp_pa
         other.write_text(path.read_text())
         _, out, _ = run(str(other), "--landscape", str(landscape))
         assert "PREDICTED to cost up to" in out  # its times are another layer's, or device's
+        assert "--landscape is of another layer or device" in out
+    unknown = tmp_path / "other" / FILE.replace("H200", "A100-SXM4-80GB")
+    unknown.write_text(path.read_text())
+    _, out, _ = run(str(unknown), "--landscape", str(landscape))
+    assert "measured" not in out
 
 
 def test_a_file_that_cannot_be_read_does_not_end_the_rest(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
 from autotune.spec.acceptance import tokens_per_step
-from autotune.spec.forecast import SPREAD, ForecastProposer, Guess, bridge, forecast
+from autotune.spec.forecast import SPREAD, UNKNOWN, ForecastProposer, Guess, bridge, forecast
 from autotune.spec.quality import identical_share, without_speculation
 from autotune.spec.recipe import Recipe, argument_value
 from autotune.spec.scenario import SpecScenario
@@ -34,8 +34,10 @@ def trial(gamma: int, draft: float = 1.0, factor: float = 1.0, **more: Any) -> T
         str(c): {"tok_s": rate(gamma, c, draft) / factor, "per_step": REACHED[:gamma]}
         for c in LEVELS
     }
-    value = scenario().microseconds({int(c): level["tok_s"] for c, level in levels.items()})
+    by = scenario(more.pop("objective", "geomean"))
+    value = by.microseconds({int(c): level["tok_s"] for c, level in levels.items()})
     details: dict[str, Any] = {"levels": levels, "outputs": more.pop("outputs", ["a", "b"])}
+    details["slo_missed"] = more.pop("slo_missed", [])
     ok = Measurement(Outcome.OK, Basis.MEASURED, value, (value,), details=details)
     return Trial(Candidate.of({"gamma": gamma} | more), "w", Phase.SEARCH, 0, ok)
 
@@ -89,6 +91,79 @@ def test_what_was_measured_corrects_the_forecast() -> None:
     assert after.us == pytest.approx(before.us * 1.1**0.5)
     assert after.spread == pytest.approx(SPREAD * (1 / 2) ** 0.5)
     assert asked(proposer) == 3
+
+
+def guess(proposer: ForecastProposer, gamma: int, **more: Any) -> Guess:
+    found = proposer.predicted(Candidate.of({"gamma": gamma} | more))
+    assert found is not None
+    return found
+
+
+def test_other_parameters_err_on_top_of_what_gamma_does() -> None:
+    proposer = ForecastProposer(grid(0, x="a"), trial(0, 3.0, x="a"), scenario())
+    proposer.tell(trial(4, 3.0, x="a"))
+    plain = trial(3, 3.0).measurement.value
+    assert plain is not None
+    assert guess(proposer, 3, x="a").us == pytest.approx(plain)
+    assert guess(proposer, 3, x="b").spread == pytest.approx(
+        math.hypot(guess(proposer, 3, x="a").spread, UNKNOWN)
+    )
+    # gamma 2 is 10 % slower than forecast, and x=b 20 % slower there than x=a.
+    proposer.tell(trial(2, 3.0, factor=1.1, x="a"))
+    proposer.tell(trial(2, 3.0, factor=1.1 * 1.2, x="b"))
+    assert guess(proposer, 2, x="b").spread == 0
+    three = guess(proposer, 3, x="b")
+    assert three.us == pytest.approx(plain * 1.1**0.5 * 1.2)
+    assert three.spread == pytest.approx(SPREAD)  # one away; of x=a it would be SPREAD / sqrt(2)
+    assert guess(proposer, 4, x="b").spread == pytest.approx(SPREAD * 2**0.5)
+
+
+def test_the_less_sure_of_two_guesses_is_tried() -> None:
+    """An expected improvement, not the best guess: between 0 and 8, 4 is less sure than 7."""
+    proposer = ForecastProposer(grid(4, 7), flat(0), scenario())
+    proposer.tell(flat(8, 1.001))
+    assert guess(proposer, 7).us < guess(proposer, 4).us
+    assert asked(proposer) == 4
+
+
+def test_with_nothing_to_recommend_the_best_guess_is_tried() -> None:
+    missed = trial(0, 3.0, slo_missed=["ttft"])
+    proposer = ForecastProposer(grid(0, 1, 2, 3, 4), missed, scenario())
+    proposer.tell(trial(4, 3.0, outputs=["a", "x"]))
+    assert asked(proposer) == 2
+
+
+def flat(gamma: int, faster: float = 1.0) -> Trial:
+    """A server on which every gamma is as fast as another."""
+    reached = [0.5] * gamma
+    rates = {c: 100.0 * c * faster for c in LEVELS}
+    levels = {str(c): {"tok_s": rate, "per_step": reached} for c, rate in rates.items()}
+    details = {"levels": levels, "outputs": []}
+    value = scenario().microseconds(rates)
+    ok = Measurement(Outcome.OK, Basis.MEASURED, value, (value,), details=details)
+    return Trial(Candidate.of({"gamma": gamma}), "w", Phase.SEARCH, 0, ok)
+
+
+@pytest.mark.parametrize(("objective", "slower"), [("single", 1.05), ("geomean", 1.05 * 1.2)])
+def test_a_stopped_trial_tells_of_the_levels_that_decide(objective: str, slower: float) -> None:
+    given: dict[str, Any] = {"x": "a", "objective": objective}
+    proposer = ForecastProposer(grid(0, x="a"), trial(0, 3.0, **given), scenario(objective))
+    proposer.tell(trial(4, 3.0, **given))
+    before = guess(proposer, 2, x="a").us
+    partial = {
+        "1": {"tok_s": 1.0, "repeats": [rate(2, 1, 3.0) / 1.05, 1.0]},
+        "4": {"tok_s": 1.0, "repeats": [1.0, rate(2, 4, 3.0) / (1.05 * 1.2**2)]},
+    }
+    proposer.tell(failed(2, Outcome.CANNOT_WIN, {"partial": partial}, x="b"))
+    assert guess(proposer, 2, x="b").us == pytest.approx(before * slower)
+
+
+@pytest.mark.parametrize(("faster", "then"), [(1.1, 1), (1.2, None)])
+def test_the_front_is_left_open_by_two_standard_deviations(faster: float, then: int | None) -> None:
+    """Of the probe's rates gamma 1 is forecast to have 96.8 and 93.8 %; the line is at 94.5 %."""
+    proposer = ForecastProposer(grid(1), flat(0), scenario("pareto"))
+    proposer.tell(flat(2, faster))
+    assert asked(proposer) == then
 
 
 @given(

@@ -47,7 +47,7 @@ def level(rate: float, gamma: int, repeats: int = 6) -> dict[str, Any]:
     found = {
         "tok_s": rate,
         "tok_s_std": 1.0,
-        "repeats": [rate + i - 2 for i in range(repeats)],
+        "repeats": [rate + i - (repeats - 1) / 2 for i in range(repeats)],
         "ttft_ms": spread,
         "tpot_ms": spread,
         "itl_ms": None,
@@ -194,7 +194,7 @@ def test_too_few_repeats_are_called_by_their_name(tmp_path: Path) -> None:
     ]
     page = page_of(tmp_path, trials, {})
     (plot,) = (plot for plot in page.plots if plot.name == "rates")
-    assert "Means ± standard deviation" in plot.says
+    assert "Medians ± standard deviation" in plot.says
     alone, _ = traces(page, "speedups")
     assert alone["error_y"]["array"] == [0, 0]  # no interval is better than a made-up one
 

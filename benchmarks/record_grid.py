@@ -129,6 +129,8 @@ def measured(
 
 
 def main() -> None:
+    if len(sys.argv) < 3:
+        raise SystemExit(__doc__)
     config = json.loads(Path(sys.argv[1]).read_text())
     out = Path(sys.argv[2])
     until = time.monotonic() + float(sys.argv[3] if len(sys.argv) > 3 else "inf")

@@ -141,6 +141,8 @@ def regrets(order: Any, times: dict[int, float], first: list[int], boots: int) -
 
 
 def main() -> None:
+    if len(sys.argv) < 2:
+        raise SystemExit(__doc__)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     result = json.loads(Path(sys.argv[1]).read_text())
     skip = int(sys.argv[2]) if len(sys.argv) > 2 else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from autotune.core import Candidate, Outcome
+from autotune.core import Candidate, Outcome, Trial
 from autotune.spec.finding import Severity
 from autotune.spec.job import Result
 from autotune.spec.moe_log import FOLDER
@@ -14,6 +14,9 @@ from autotune.spec.recipe import GAMMA
 from autotune.spec.retry import OF_THE_MOMENT
 from autotune.spec.tables import said_against, setting
 from autotune.stats import LEAST_PAIRS
+
+UNSTEADY = 0.1
+"""Boots of the baseline that differ by more than this share are worth a word."""
 
 
 def barred(result: Result) -> dict[Candidate, str]:
@@ -127,6 +130,14 @@ def _boot_warnings(result: Result) -> Iterator[str]:
             f"{pairs} pairs of repeats give no 95 % interval, so nothing can win: raise --repeats "
             f"or --confirm-boots until their product is {LEAST_PAIRS}"
         )
+    boots = [t.measurement.value for t in _boots_of_baseline(result)]
+    known = [value for value in boots if value is not None]
+    if known and max(known) > min(known) * (1 + UNSTEADY):
+        yield (
+            f"boots of {setting(result.baseline.candidate)}, the same server each time, differ by "
+            f"{max(known) / min(known) - 1:.0%}: is other work on the machine? Smaller differences "
+            "between settings say little (--study NAME measures anew)"
+        )
     if result.plan.confirm_rounds == 1:
         yield (
             "one fresh boot each: speed differs from boot to boot, which its interval does not "
@@ -137,6 +148,12 @@ def _boot_warnings(result: Result) -> Iterator[str]:
             f"the fresh boots of round {number} come from several commands, the first and the last "
             f"{seconds / 3600:.1f} h apart: they did not take turns (--study NAME measures anew)"
         )
+
+
+def _boots_of_baseline(result: Result) -> list[Trial]:
+    confirmed = result.confirmed
+    again = confirmed.trials.get(result.baseline.candidate, []) if confirmed is not None else []
+    return [result.baseline, *again]
 
 
 def _moe_warnings(result: Result) -> list[str]:

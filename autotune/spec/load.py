@@ -55,8 +55,9 @@ class UnservedError(Exception):
 
 @dataclass(frozen=True)
 class Served:
-    """µs per output token of every repeat, and JSON values for the store."""
+    """µs per output token, over all repeats and of each, and JSON values for the store."""
 
+    value: float
     samples: tuple[float, ...]
     details: dict[str, Any]
 
@@ -188,6 +189,7 @@ def measure_server(
         scenario.microseconds(dict(zip(levels, repeat, strict=True)))
         for repeat in zip(*rates, strict=True)
     )
+    middles = {c: statistics.median(level.tok_s) for c, level in levels.items()}
     reading = server_metrics(server.url, headers=server.headers)
     details = {
         "levels": {str(c): level.as_json() for c, level in levels.items()},
@@ -197,7 +199,7 @@ def measure_server(
         "slo_missed": [level.missed for level in levels.values() if level.missed],
         "repeats_of_earlier_runs": journal.reused,
     }
-    return Served(samples, details)
+    return Served(scenario.microseconds(middles), samples, details)
 
 
 def _outputs(server: Server, base: Load) -> list[str]:

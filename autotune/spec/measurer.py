@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,8 +25,9 @@ from a slow disk takes longer."""
 class ServingMeasurer(HoldsNothing):
     """Boots a server for every candidate; implements :class:`autotune.core.Measurer`.
 
-    ``value`` and ``samples`` are µs per output token by the scenario's objective: the median over
-    the repeats, and every repeat. A server that fails is an outcome with the telling line.
+    ``value`` and ``samples`` are µs per output token by the scenario's objective: of the median
+    rates over the repeats, and of every repeat. A server that fails is an outcome with the telling
+    line.
     """
 
     def __init__(
@@ -92,13 +92,14 @@ class ServingMeasurer(HoldsNothing):
         details: dict[str, Any] = {"boots": booted, "log": str(log) if booted else None}
         self.boots += booted
         outcome, message = Outcome.OK, ""
+        value: float | None = None
         samples: tuple[float, ...] = ()
         try:
             settings = self._settings_of(candidate)
             with start(self._launcher, settings, log, self._start_timeout_s) as server:
                 details["start_s"] = server.start_seconds
                 found = self._served(server, candidate, scenario)
-                samples = found.samples
+                value, samples = found.value, found.samples
                 details |= found.details
                 details |= moe_files(server.log)
         except ServerFailedError as error:
@@ -110,7 +111,7 @@ class ServingMeasurer(HoldsNothing):
         return Measurement(
             outcome=outcome,
             basis=self._basis,
-            value=statistics.median(samples) if outcome is Outcome.OK else None,
+            value=value if outcome is Outcome.OK else None,
             samples=samples,
             message=message,
             details=details,

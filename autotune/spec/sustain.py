@@ -96,7 +96,8 @@ def measure_sustained(server: Server, load: FullLoad, options: LoadOptions) -> S
         "peak_waiting": peak.waiting,
         "memory_bytes": server.memory_bytes(),
     }
-    return Served((1e6 / max(result.summary().tok_s, 1e-9),), dict(details))
+    us = 1e6 / max(result.summary().tok_s, 1e-9)
+    return Served(us, (us,), dict(details))
 
 
 async def _watched(url: str, load: Load) -> tuple[LoadResult, Peak]:

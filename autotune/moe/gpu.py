@@ -116,6 +116,7 @@ class Spent:
     """Where the time went, in seconds, and how often workers had to be replaced."""
 
     compile_cpu: float = 0.0
+    """Wall time of the compile processes together, each kernel once."""
     measuring: float = 0.0
     """Of the search's measuring processes at candidates: loading, capturing, replaying."""
     replaced: int = 0
@@ -151,6 +152,7 @@ class GpuMeasurer:
         self._best: dict[str, float] = {}
         self._requests = 0
         self.spent = Spent()
+        self._compiled: set[CompileJob] = set()
 
     @property
     def basis(self) -> Basis:
@@ -247,21 +249,25 @@ class GpuMeasurer:
     def _compile_ahead(
         self, jobs: Iterable[Job]
     ) -> Iterator[tuple[Candidate, MoeWorkload, tuple[Compiled, Compiled]]]:
-        given: deque[tuple[Candidate, MoeWorkload]] = deque()
+        given: deque[tuple[Candidate, MoeWorkload, tuple[CompileJob, CompileJob]]] = deque()
 
         def gemms() -> Iterator[CompileJob]:
             for candidate, workload in jobs:
                 if not isinstance(workload, MoeWorkload) or workload.shape != self._shape:
                     raise TypeError(f"not a workload of this measurer: {workload!r}")
-                given.append((candidate, workload))
                 group = candidate.int("GROUP_SIZE_M")
-                yield from compile_jobs(candidate, workload, self._options.arch, group)
+                both = compile_jobs(candidate, workload, self._options.arch, group)
+                given.append((candidate, workload, both))
+                yield from both
 
         results = self._compiler(gemms(), self._triton_cache)
         for first in results:
             second = next(results)
-            self.spent.compile_cpu += first.seconds + second.seconds
-            candidate, workload = given.popleft()
+            candidate, workload, both = given.popleft()
+            for job, compiled in zip(both, (first, second), strict=True):
+                if job not in self._compiled:  # batch sizes share kernels
+                    self._compiled.add(job)
+                    self.spent.compile_cpu += compiled.seconds
             yield candidate, workload, (first, second)
 
     def _timing(self, candidate: Candidate, workload: MoeWorkload) -> Timing:

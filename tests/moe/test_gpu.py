@@ -63,7 +63,9 @@ def compiler(jobs: Iterable[CompileJob], folder: str) -> Iterator[Compiled]:
     for job in jobs:
         fails = job.block_n == 32
         yield Compiled(
-            Outcome.COMPILE_ERROR if fails else Outcome.OK, message="no" if fails else ""
+            Outcome.COMPILE_ERROR if fails else Outcome.OK,
+            message="no" if fails else "",
+            seconds=0.5,
         )
 
 
@@ -124,6 +126,12 @@ def test_what_a_candidate_does_is_an_outcome_and_the_next_is_measured(
     assert (bad.outcome, bad.value) == (outcome, None)
     assert message in bad.message
     assert before.outcome is after.outcome is Outcome.OK
+
+
+def test_a_kernel_of_two_batch_sizes_is_compiled_once() -> None:
+    with measurer() as opened:
+        list(opened.measure([(candidate(), WORKLOAD), (candidate(), MoeWorkload(SHAPE, 2 * M))]))
+        assert opened.spent.compile_cpu == 2 * 0.5
 
 
 def test_a_slow_candidate_is_given_up_after_two_samples() -> None:

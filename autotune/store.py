@@ -318,15 +318,20 @@ class Store:
         Raises:
             BadInputError: if there is none of that name.
         """
+        found = self.find_study(name)
+        if found is None:
+            with self._session.reading() as connection:
+                names = list(connection.scalars(select(StudyRow.name).order_by(StudyRow.name)))
+            raise BadInputError(f"no study {name!r} in {self.path}; {_hint(name, names)}")
+        return found
+
+    def find_study(self, name: str) -> StudyDetail | None:
+        """Everything about study ``name`` but its trials; None if there is none of that name."""
         with self._session.reading() as connection:
             running = catalogue.studies_with_running_runs(connection)
         self._mark_abandoned([study for study in running if study == name])
         with self._session.reading() as connection:
-            found = catalogue.detail(connection, name)
-            if found is None:
-                names = list(connection.scalars(select(StudyRow.name).order_by(StudyRow.name)))
-                raise BadInputError(f"no study {name!r} in {self.path}; {_hint(name, names)}")
-            return found
+            return catalogue.detail(connection, name)
 
     def _mark_abandoned(self, studies: Sequence[str]) -> None:
         for name in studies:

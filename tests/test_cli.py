@@ -203,7 +203,8 @@ def test_a_setup_without_a_name_is_shown_as_it_is() -> None:
     from autotune.cli.studies import _short
 
     assert _short({"name": "stock", "digest": "1"}) == "stock"
-    assert _short({"exponent": 0.0}) == "{'exponent': 0.0"
+    assert _short({"exponent": 1.1, "counts": []}) == "exponent 1.1"
+    assert _short({"exponent": 0.0, "counts": []}) == "–"
 
 
 def test_show(place: Place) -> None:

@@ -64,7 +64,7 @@ def check_study(
     Raises:
         BadInputError: another shape or pair stands under this name, or another process tunes it.
     """
-    if name not in {found.study.name for found in store.list_studies()}:
+    if store.find_study(name) is None:
         return  # nothing to be at odds with, and nothing to leave behind if it is refused yet
     study = store.study(name, kind, identity)
     with store.lock_study(name):

@@ -148,6 +148,6 @@ def _show_settings(served: Served, rows: list[dict[str, Any]]) -> None:
 def _short(value: Any) -> str:
     """A setup's value for people: the name of a space, the start of a hash."""
     if isinstance(value, dict):
-        named = value.get("name") or " ".join(str(part) for part in value.values() if part)
-        return str(named)
+        said = " ".join(f"{name} {part}" for name, part in value.items() if part)
+        return str(value.get("name") or said or "–")
     return str(value)[:16]

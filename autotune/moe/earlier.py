@@ -34,7 +34,8 @@ class _Left(BaseModel):
 def stored_keys(store: Store, plan: Plan) -> set[int]:
     """The batch sizes that earlier commands of this setup searched; they stay in the file."""
     key = digest(plan.setup())
-    for search in store.get_study(plan.study).searches:
+    study = store.find_study(plan.study)
+    for search in () if study is None else study.searches:
         if search.key == key:
             return _searched(store, search)
     return set()

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from autotune.core import Candidate, MissingEnvironmentError, Outcome
 from autotune.moe import ladder
-from autotune.moe.compare import origin_of
+from autotune.moe.compare import Origin, origin_of
 from autotune.moe.compile import Compiled, CompileJob, compile_many, compile_pool, kernel_info
 from autotune.moe.config_file import FIELDS
 from autotune.moe.defaults import default_rows
@@ -38,6 +39,11 @@ class Options:
     landscape: Landscape | None = None
     compile: bool = False
     workers: int = 1
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What the landscape's times are of; the same for every file."""
+        return Origin() if self.landscape is None else origin_of(self.landscape)
 
 
 def verify_all(
@@ -90,14 +96,12 @@ def _timed(done: Verified, options: Options) -> bool:
 
 def _landscape_of(done: Verified, options: Options) -> Landscape | None:
     """The landscape given, unless it says that it is of another layer or device."""
-    if options.landscape is None or done.shape is None:
+    if done.shape is None:
         return None
-    origin = origin_of(options.landscape)
-    if origin.layer is not None and origin.layer.config_file_name("") != (
-        done.shape.config_file_name("")
-    ):
-        return None
-    return options.landscape if origin.device in {None, *_names(done)} else None
+    layer = options.origin.layer or done.shape
+    same_layer = layer.config_file_name("") == done.shape.config_file_name("")
+    same_device = options.origin.device in {None, *_names(done)}
+    return options.landscape if same_layer and same_device else None
 
 
 def _names(done: Verified) -> set[str]:

@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 import signal
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from autotune import cli
 
 # A shell that starts us in the background has SIGINT ignored, and children inherit that: the tests
 # that press Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def in_process(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process: arguments in; exit code, stdout and stderr out."""
+
+    def command(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["autotune", *args])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), *capfd.readouterr()
+
+    return command

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from autotune import cli
 from autotune.database import VERSION_TABLE
 from autotune.devices import get_device, present_gpus
 from autotune.moe.model import load_config, shape_from_config
@@ -387,9 +386,7 @@ def place(tmp_path: Path, kept: bytes, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 @pytest.fixture
-def command(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Command:
+def command(place: Path, monkeypatch: pytest.MonkeyPatch, in_process: Command) -> Command:
     """The command line in this process, which must not come as far as compiling."""
 
     def no_compiling(*_: object) -> None:
@@ -397,14 +394,7 @@ def command(
 
     monkeypatch.setattr("autotune.moe.job.compile_pool", no_compiling)
     monkeypatch.setattr("autotune.moe.doctor.compile_pool", no_compiling)
-
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["autotune", *args])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capfd.readouterr()
-
-    return run
+    return in_process
 
 
 def check(got: tuple[int, str, str], code: int, *words: str) -> None:

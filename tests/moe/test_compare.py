@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from autotune import cli
 from autotune.core import Basis, Candidate, Measurement, Outcome
 from autotune.devices import GpuInfo, get_device
 from autotune.moe import compare, measurable
@@ -59,16 +57,9 @@ def write(folder: Path, rows: dict[int, Candidate], name: str = FILE) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: Run) -> Run:
     monkeypatch.chdir(tmp_path)
-
-    def command(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["autotune", *args])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capfd.readouterr()
-
-    return command
+    return in_process
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from autotune import cli
 from autotune.moe.upstream import CONFIGS
 from autotune.store import Store
 from tests.moe.kept_study import FILE, KEPT, NAME, PERSON, SMALL, STUDY, checkout, database, git
@@ -246,13 +245,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def run(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(place: Path, in_process: Run) -> Run:
     def command(*args: str) -> tuple[int, str, str]:
-        given = [arg.replace("{t}", str(place)) for arg in args]
-        monkeypatch.setattr(sys, "argv", ["autotune", *given])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capfd.readouterr()
+        return in_process(*(arg.replace("{t}", str(place)) for arg in args))
 
     return command
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -16,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from autotune import cli
 from autotune.checkout import Checkout
 from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
 from autotune.moe import sglang
@@ -48,20 +46,13 @@ def run(
     url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    in_process: Run,
 ) -> Run:
     """The command line in this process, in a folder of its own."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
     monkeypatch.chdir(tmp_path)
-
-    def command(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["autotune", *args])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capfd.readouterr()
-
-    return command
+    return in_process
 
 
 def to_vllm(run: Run, repo: Path, url: str, *args: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from autotune.spec.acceptance import distinct_experts
 from autotune.spec.forecast import ForecastProposer
 from autotune.spec.recipe import GAMMA
 from autotune.spec.scenario import STATIC_OBJECTIVES, SpecScenario
+from autotune.stats import paired_ratio
 
 SEEDS = 20
 
@@ -72,6 +73,32 @@ def print_measured(result: dict[str, Any], skip: int) -> None:
                     f" ± {statistics.pstdev(rates):<4.0f} {ttft:12.1f} {tpot:13.2f} {len(rows):6}"
                 )
     print()
+
+
+def print_pairs(result: dict[str, Any]) -> None:
+    """The first setting of a gamma against every other of it: ratio of tok/s, 95 % interval."""
+    settings = result["config"]["settings"]
+    for gamma in sorted({setting["gamma"] for setting in settings}):
+        first, *others = [s["name"] for s in settings if s["gamma"] == gamma]
+        for other in others:
+            for load in result["config"]["loads"]:
+                for c in load["concurrency"]:
+                    mine, theirs = (
+                        {r["round"]: r["levels"][str(c)]["repeats"] for r in rows}
+                        for rows in (rows_of(result, name, load["name"]) for name in (first, other))
+                    )
+                    both = sorted(mine.keys() & theirs.keys())
+                    if not both:
+                        continue
+                    ratio = paired_ratio(
+                        *([x for r in both for x in of[r]] for of in (mine, theirs))
+                    )
+                    low, high = ratio.low, ratio.high  # 0 and infinity: too few pairs
+                    within = f", {low:.3f} to {high:.3f}" if low else ""
+                    print(
+                        f"{first} over {other}, {load['name']}, c={c}: {ratio.value:.3f}{within} "
+                        f"({ratio.pairs} pairs)"
+                    )
 
 
 def trials(
@@ -147,6 +174,9 @@ def main() -> None:
     result = json.loads(Path(sys.argv[1]).read_text())
     skip = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     print_measured(result, skip)
+    print_pairs(result)
+    if not any(is_plain(setting) for setting in result["config"]["settings"]):
+        return
     growth = growth_of(sys.argv[3] if len(sys.argv) > 3 else "")
     for objective in STATIC_OBJECTIVES:
         scenario, known = trials(result, objective, skip)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -263,3 +264,31 @@ def test_a_command_with_fewer_keys_keeps_the_others_in_the_file(place: Place) ->
     again = autotune(place.folder, *(a if a != "1,64" else "64" for a in TUNE))
     assert again.code == 0
     assert file.read_bytes() == before
+
+
+def test_a_second_ctrl_c_says_what_is_left_behind() -> None:
+    waits_twice = """
+import sys, time
+from autotune.cli import _answer_signals
+_answer_signals()
+for _ in range(2):
+    try:
+        print("waiting", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+"""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-c", waits_twice]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs) as process:
+        assert process.stdout is not None
+        for _ in range(2):
+            assert process.stdout.readline() == b"waiting\n"
+            process.send_signal(signal.SIGINT)
+        process.wait(30)
+    os.close(theirs)
+    said = os.read(ours, 4096).decode().split("autotune: ")
+    os.close(ours)
+    assert len(said) == 3
+    assert said[1].startswith("stopping; what is finished is saved")
+    assert "ended within a minute" in said[2]

@@ -53,10 +53,18 @@ def _main(
     del version
 
 
+_stopping = False
+
+
 def _interrupt(*_: object) -> NoReturn:
     """Answer a person at once: a server or a container may take half a minute to stop."""
+    global _stopping  # noqa: PLW0603 - a signal handler has nowhere else to keep it
+    said = b"stopping; what is finished is saved"
+    if _stopping:
+        said = b"leaving; a server that is still there is ended within a minute"
+    _stopping = True
     if sys.stderr.isatty():
-        os.write(sys.stderr.fileno(), b"\nautotune: stopping; what is finished is saved\n")
+        os.write(sys.stderr.fileno(), b"\nautotune: " + said + b"\n")
     raise KeyboardInterrupt
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from autotune import flags
 from autotune.cli.common import DEFAULT_DB, Db, Json, print_json
-from autotune.consoles import err, out
+from autotune.consoles import counted, err, out
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.devices import no_gpu, present_gpus, resolve_device
 from autotune.environment import usable_cpus, visible_gpus
@@ -83,7 +83,7 @@ def compare(
         return
     out.print(
         f"{found['basis']}: {mean:.3f}× in the geometric mean over {found['compared']} of "
-        f"{len(rows)} batch sizes; above 1 the second file is faster"
+        f"{counted(len(rows), 'batch size')}; above 1 the second file is faster"
     )
 
 

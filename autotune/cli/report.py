@@ -135,7 +135,10 @@ def dashboard(
         if json_:
             print_json({"url": server.url, "storage": str(path), "studies": mirrored})
         else:
-            typer.echo(f"{len(mirrored)} studies in Optuna's words, mirrored to {path}")
+            typer.echo(
+                f"mirrored to {path} as {len(mirrored)} Optuna studies, one for each "
+                "search and what it measured on"
+            )
             typer.echo(f"{server.url}   (Ctrl-C ends it)")
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()

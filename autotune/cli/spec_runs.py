@@ -55,6 +55,7 @@ def compare(request: Request, targets: Sequence[str], *, out: Path, db: str, qui
             terminal.show_entry(entry, force=request.force)
 
     def tune_one(plan: Plan) -> Result:
+        check_study(store, plan.study, "spec", plan.identity(), plan.setup())
         check_writable(_logs(out, plan))
         result = _tuned(plan, store, out, quiet=quiet)
         export.write(result, out)

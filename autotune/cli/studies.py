@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from autotune.cli.common import DEFAULT_DB, Db, Json, print_json
-from autotune.consoles import out
+from autotune.consoles import counted, out
 from autotune.core import BadInputError, Outcome
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ def studies(db: Db = DEFAULT_DB, json_: Json = False) -> None:
     for summary in found:
         last = summary.last_run
         bases = ", ".join(sorted({count.basis.value for count in summary.counts}))
-        when = f"{last.status.value} {last.started_at:%Y-%m-%d %H:%M} UTC" if last else "none"
+        when = "none"
+        if last is not None:
+            at = last.ended_at or last.started_at  # a killed run has no end
+            when = f"{last.status.value} {at:%Y-%m-%d %H:%M} UTC"
         shown.add_row(
             summary.study.name,
             summary.study.kind,
@@ -71,8 +74,8 @@ def show(
         print_json({**detail.as_json(), "trials": detail.trials, "best": rows, **more})
         return
     out.print(
-        f"[bold]{detail.study.name}[/bold] ({detail.study.kind}), {detail.trials} trials, "
-        f"{detail.runs} runs"
+        f"[bold]{detail.study.name}[/bold] ({detail.study.kind}), "
+        f"{counted(detail.trials, 'trial')}, {counted(detail.runs, 'run')}"
     )
     for record in detail.searches:
         counts = [c for c in detail.counts if c.search_id == record.id]

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from autotune.consoles import err, out
+from autotune.consoles import counted, err, out
 from autotune.environment import others_on
 from autotune.moe import estimate
 from autotune.moe.export import cells, summary, table, warnings
@@ -104,8 +104,9 @@ def show_plan(plan: Plan) -> None:
         f"topk={shape.topk} {shape.weight_dtype} per {shape.scheme.value}\n"
         f"       vLLM {plan.kernel.vllm_version}, Triton {plan.kernel.triton_version}, "
         f"sm_{plan.device.arch}, {plan.workers} compile processes\n"
-        f"       {len(plan.ms)} batch sizes × ({plan.trials_per_m} of {len(plan.feasible)} "
-        f"feasible candidates + the default), space {plan.space.name}, study {plan.study}\n"
+        f"       {counted(len(plan.ms), 'batch size')} × ({plan.trials_per_m} of "
+        f"{len(plan.feasible)} feasible candidates + the default), space {plan.space.name}, "
+        f"study {plan.study}\n"
         f"       about {estimate.compilations(plan)} compilations, "
         f"{max(1, round(estimate.seconds(plan) / 60))} min on an empty cache; "
         "Ctrl-C keeps what is done",
@@ -133,7 +134,7 @@ def show_result(result: Result, files: list[Path]) -> None:
         err.print(f"[yellow]Warning: {escape(text)}[/yellow]")
     compiled = f"{result.compiled} kernels compiled, {result.cached} taken from the database; "
     out.print(
-        f"{result.trials} trials, {result.fresh} of them new; "
+        f"{counted(result.trials, 'trial')}, {result.fresh} of them new; "
         f"{'' if result.measured is not None else compiled}{result.seconds:.0f} s"
     )
     for path in files:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from autotune.consoles import counted
 from autotune.core import Basis
 from autotune.moe.config_file import FIELDS
 from autotune.moe.existing import Comparison
@@ -130,7 +131,7 @@ def commit_message(change: Change, person: str) -> str:
         said = (
             f"Measured on {_gpus(tuned)} with vLLM {tuned.setup['vllm']} and Triton "
             f"{tuned.setup['triton']}: {tuned.overall:.3f}x vLLM's defaults in the geometric mean "
-            f"over {len(tuned.rows)} batch sizes; a key that gains less than "
+            f"over {counted(len(tuned.rows), 'batch size')}; a key that gains less than "
             f"{100 * change.min_gain:.3g} % holds the default's values."
         )
     return f"{title(change)}\n\n{_wrapped(said)}\n\nSigned-off-by: {person}\n"
@@ -297,7 +298,7 @@ def _facts(change: Change) -> Sequence[tuple[str, str]]:
         "host": f"{last['system']}, {last['machine']}, Python {last['python']}",
         "layer": f"{what(tuned)} ({tuned.shape.scheme.value}), K={tuned.shape.hidden}, "
         f"top-{tuned.shape.topk}",
-        "search": f"{tuned.trials} trials, space {setup['space']['name']}, sampler "
+        "search": f"{counted(tuned.trials, 'trial')}, space {setup['space']['name']}, sampler "
         f"{setup['sampler']}, seed {setup['seed']}, autotune {last['autotune']}",
     }
     if not routing.uniform:

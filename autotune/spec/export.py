@@ -102,7 +102,8 @@ def write(result: Result, out: Path) -> list[Path]:
         files[folder / "compose.yaml"] = compose(
             settings, plan.image, plan.mounts, _gpus(plan), _options(plan)
         )
-    files[folder / "schedule.json"] = _json(schedule_document(result))
+    if plan.schedule:
+        files[folder / "schedule.json"] = _json(schedule_document(result))
     files[folder / "best.json"] = _json(document(result))
     for path, content in files.items():
         write_whole(path, content.encode())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,7 +208,7 @@ def preflight(plan: Plan) -> list[Finding]:
                 f"nothing can win below {LEAST_PAIRS}",
             )
         )
-    found += _memory_findings(plan)
+    found += [*_check_program(plan), *_memory_findings(plan)]
     order = list(Severity)
     return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.severity))
 
@@ -222,6 +224,20 @@ def _check_length(plan: Plan, max_model_len: int | None) -> Iterator[Finding]:
             "max-tokens",
             f"--max-tokens {plan.scenario.max_tokens} leaves no room for a prompt: {longest} "
             "tokens are served (--max-model-len); ask for fewer",
+        )
+
+
+def _check_program(plan: Plan) -> Iterator[Finding]:
+    """Anything can be called by ``--vllm``; what is vLLM tells its version."""
+    local = plan.launcher
+    if not isinstance(local, LocalLauncher) or not local.program:
+        return
+    if shutil.which(local.program[0]) and local.version() is None:  # else its start says so
+        program = shlex.join(local.program)
+        yield warn(
+            "vllm-version",
+            f"--vllm: `{program} --version` fails or says nothing; is it vLLM? Trials of its "
+            "versions cannot be told apart",
         )
 
 

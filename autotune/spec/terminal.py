@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from autotune.consoles import err, out
+from autotune.consoles import counted, err, out
 from autotune.core import Outcome
 from autotune.spec.conclusion import verdict, warnings
 from autotune.spec.existing_job import ExistingPlan, ExistingResult, existing_warnings
@@ -58,10 +58,11 @@ def show_plan(plan: Plan) -> None:
     err.print(
         escape(
             f"Plan   {scenario.target} with {scenario.drafter} (method {plan.recipe.method})\n"
-            f"       {parameters}: {settings} settings, and the baseline\n"
+            f"       {parameters}: {counted(settings, 'setting')}, and the baseline\n"
             f"       {load}; {requests} timed requests a boot in {scenario.repeats} repeats, up to "
             f"{scenario.max_tokens} tokens each\n"
-            f"       at most {plan.boots} boots: {len({plan.baseline, *plan.grid})} searched, "
+            f"       at most {counted(plan.boots, 'boot')}: "
+            f"{len({plan.baseline, *plan.grid})} searched, "
             f"{plan.confirm_rounds} × {plan.confirmed} to confirm; about {minutes} min of "
             f"starting at most, the loads on top\n"
             f"       study {plan.study}; Ctrl-C keeps what is done"

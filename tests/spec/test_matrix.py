@@ -76,6 +76,11 @@ def test_a_target_that_is_refused_or_fails_stops_no_other(folder: Path) -> None:
     assert json.loads(again.stdout)["rows"][2]["fresh_boots"] == 0
     assert (folder / "boots").read_text() == boots
 
+    other = compare(folder, "--target", "one", "--target", "two", oom_targets=["two"])
+    assert "Study m-one" in other.stderr, "a setup other than before is told"
+    assert "measures anew" in other.stderr
+    assert "Study m-two" not in other.stderr
+
 
 def test_kill_9_loses_no_target_that_is_done(folder: Path) -> None:
     env = "--env=FAKE_SERVING=" + json.dumps({"boots": str(folder / "boots")})

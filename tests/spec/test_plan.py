@@ -222,3 +222,21 @@ def test_home_is_written_out_once(
     assert plan.recipe.server_args == ("--chat-template", f"{tmp_path}/t.jinja")
     assert plan.recipe.env["VLLM_TUNED_CONFIG_FOLDER"] == f"{tmp_path}/moe"
     assert plan.launcher.as_json()["program"] == [sys.executable, f"{tmp_path}/fake.py"]
+
+
+def test_a_program_that_tells_no_version_is_doubted(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    def doubts(program: str) -> list[str]:
+        found = preflight(plan_of(tiny_models.qwen3, program=program))
+        return [f.message for f in found if f.code == "vllm-version"]
+
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\n")
+    silent.chmod(0o755)
+    telling = tmp_path / "telling"
+    telling.write_text("#!/bin/sh\necho vllm 1.2.3\n")
+    telling.chmod(0o755)
+    assert "is it vLLM?" in "".join(doubts(f"{silent}"))
+    assert not doubts(f"{telling}")
+    assert not doubts(f"{tmp_path}/absent"), "its start says that it is not there"

@@ -1,5 +1,7 @@
 """What a serving study says of a fused-MoE file: the same settings served without and with it.
 
+Either one search compared them (``--moe-config default,FOLDER``), or two searches differ in it.
+
 Plain values, so that an export of the MoE half can show what the serving half measured.
 """
 
@@ -10,13 +12,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from autotune.core import BadInputError, Basis, Outcome, Trial
+from autotune.core import BadInputError, Basis, Outcome, Phase, Trial
 from autotune.records import SearchRecord
 from autotune.store import Store
 
 FOLDER = "VLLM_TUNED_CONFIG_FOLDER"
 _FILES = "moe_files"
 """Under which a recipe has the digest of that folder's files."""
+_PARAMETER, _DEFAULT = "moe_config", "default"
+"""Of a setting, where one search compares folders."""
 Rates = dict[tuple[str, int], list[float]]
 """Output tokens per second of every repeat, by setting and concurrency."""
 
@@ -26,7 +30,8 @@ def with_and_without(store: Store, study: str, file_name: str, data: bytes) -> d
 
     Args:
         store: with the study.
-        study: of `autotune spec`, run once without and once with ``--moe-config``.
+        study: of `autotune spec`, run with ``--moe-config default,FOLDER``, or once without and
+            once with ``--moe-config``.
         file_name: that the folder must hold.
         data: what it must hold there.
 
@@ -37,18 +42,52 @@ def with_and_without(store: Store, study: str, file_name: str, data: bytes) -> d
     if detail.study.kind != "spec":
         raise BadInputError(f"--serve-study {study}: of kind {detail.study.kind}, not spec")
     for after in reversed(detail.searches):
-        before = _same_without(after, detail.searches)
-        if before is not None:
-            _check_file(study, Path(_env(after)[FOLDER]) / file_name, data)
-            rows = _rows(_rates(store.trials(before)), _rates(store.trials(after)))
-            if rows:
-                synthetic = after.setup.get("basis") == Basis.SYNTHETIC.value
-                how = f" (vLLM {after.setup.get('vllm')}; separate boots, not in turns"
-                how += ", acceptance synthetic)" if synthetic else ")"
-                return {"how": how, "rows": rows}
+        found = _within(store.trials(after))
+        if found is None:
+            found = _across(store, after, detail.searches)
+        if found is None:
+            continue
+        served, how, before, with_it = found
+        _check_file(study, Path(served) / file_name, data)
+        rows = _rows(before, with_it)
+        if rows:
+            synthetic = after.setup.get("basis") == Basis.SYNTHETIC.value
+            how += ", acceptance synthetic" if synthetic else ""
+            return {"how": f" (vLLM {after.setup.get('vllm')}; {how})", "rows": rows}
     raise BadInputError(
-        f"--serve-study {study}: was not run both without --moe-config and with it, all else equal"
+        f"--serve-study {study}: was not run both without --moe-config and with it, all else "
+        "equal, nor with --moe-config default,FOLDER"
     )
+
+
+def _within(trials: Sequence[Trial]) -> tuple[str, str, Rates, Rates] | None:
+    """Of one search: the folder, how it was compared, rates without and with it."""
+    folders = [
+        str(t.candidate.params[_PARAMETER]) for t in trials if _PARAMETER in t.candidate.params
+    ]
+    served = next((folder for folder in folders if folder != _DEFAULT), None)
+    if served is None:
+        return None
+    fresh = [trial for trial in trials if trial.phase is Phase.CONFIRM]
+    for some, how in ((fresh, "fresh boots that took turns"), (trials, "one boot each")):
+        before, after = (
+            _rates([t for t in some if t.candidate.params.get(_PARAMETER) == value])
+            for value in (_DEFAULT, served)
+        )
+        if before.keys() & after.keys():
+            return served, how, before, after
+    return None
+
+
+def _across(
+    store: Store, after: SearchRecord, searches: Sequence[SearchRecord]
+) -> tuple[str, str, Rates, Rates] | None:
+    """The same of two searches that differ in nothing but the folder."""
+    before = _same_without(after, searches)
+    if before is None:
+        return None
+    rates = _rates(store.trials(before)), _rates(store.trials(after))
+    return _env(after)[FOLDER], "separate boots, not in turns", *rates
 
 
 def _env(record: SearchRecord) -> dict[str, str]:
@@ -78,7 +117,8 @@ def _rates(trials: Sequence[Trial]) -> Rates:
     for trial in trials:
         if trial.measurement.outcome is not Outcome.OK:
             continue
-        setting = ", ".join(f"{name}={value}" for name, value in trial.candidate.items)
+        items = trial.candidate.items
+        setting = ", ".join(f"{name}={value}" for name, value in items if name != _PARAMETER)
         levels: Mapping[str, Any] = trial.measurement.details.get("levels", {})
         for concurrency, level in levels.items():
             found.setdefault((setting, int(concurrency)), []).extend(level["repeats"])

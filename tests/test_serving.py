@@ -68,3 +68,37 @@ def test_what_is_no_test_of_this_file(tmp_path: Path, folder: Path) -> None:
         store.study("m", "moe", {})
         with pytest.raises(BadInputError, match="of kind moe"):
             with_and_without(store, "m", NAME, b"{}")
+
+
+def test_one_search_that_compared_them(tmp_path: Path, folder: Path) -> None:
+    def trial(moe: str, phase: Phase, sequence: int, rates: list[float]) -> Trial:
+        levels = {"1": {"repeats": rates, "tok_s": rates[0]}}
+        measured = Measurement(Outcome.OK, Basis.MEASURED, 1.0, (1.0,), details={"levels": levels})
+        setting = Candidate.of({"gamma": 0, "moe_config": moe})
+        load = SCENARIO if phase is not Phase.CONFIRM else SCENARIO.in_round(1)
+        return Trial(setting, load.key, phase, sequence, measured)
+
+    with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
+        study = store.study("s", "spec", {"target": "target", "drafter": "ngram"})
+        search = store.search(study, setup({}))
+        run = store.start_run(search, store.environment({}), "autotune spec")
+        loads = [store.workload(search, load).id for load in (SCENARIO, SCENARIO.in_round(1))]
+        default = trial("default", Phase.BASELINE, 0, [100.0, 102.0, 101.0])
+        tuned = trial(str(folder), Phase.SEARCH, 1, [50.0, 51.0, 52.0])
+        store.add_trials(run, loads[0], [default])
+        with pytest.raises(BadInputError, match="nor with --moe-config default,FOLDER"):
+            with_and_without(store, "s", NAME, b"{}")
+        store.add_trials(run, loads[0], [tuned])
+        found = with_and_without(store, "s", NAME, b"{}")
+        assert "one boot each" in found["how"]
+        assert [(row["load"], row["ratio"]) for row in found["rows"]] == [
+            ("gamma=0, 1 at once", "0.505")
+        ]
+        again = trial("default", Phase.CONFIRM, 2, [100.0, 100.0, 100.0])
+        fresh = trial(str(folder), Phase.CONFIRM, 3, [120.0, 121.0, 119.0])
+        store.add_trials(run, loads[1], [again, fresh])
+        found = with_and_without(store, "s", NAME, b"{}")
+        assert "fresh boots that took turns" in found["how"]
+        assert found["rows"][0]["ratio"] == "1.200"
+        with pytest.raises(BadInputError, match="no longer"):
+            with_and_without(store, "s", NAME, b"{ }")

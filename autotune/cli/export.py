@@ -46,7 +46,7 @@ def export(
         Path | None, typer.Option(help="vllm: log of a server that picked the file up.")
     ] = None,
     serve_study: Annotated[
-        str | None, typer.Option(help="vllm: a spec study run without and with --moe-config.")
+        str | None, typer.Option(help="vllm: a spec study run with --moe-config default,FOLDER.")
     ] = None,
     model_name: Annotated[
         str | None, typer.Option(help="vllm: the model, for the title; default by the shape.")

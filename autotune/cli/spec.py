@@ -169,8 +169,12 @@ def spec(
         ),
     ] = None,
     moe_config: Annotated[
-        Path | None,
-        typer.Option(help="Folder with tuned MoE files for every server.", rich_help_panel=SERVERS),
+        str | None,
+        typer.Option(
+            help="Folder with tuned MoE files for every server; default,FOLDER compares.",
+            metavar="FOLDER",
+            rich_help_panel=SERVERS,
+        ),
     ] = None,
     synthetic_acceptance: Annotated[
         str | None,

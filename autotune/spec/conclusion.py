@@ -8,9 +8,10 @@ from pathlib import Path
 from autotune.core import Candidate, Outcome, Trial
 from autotune.spec.finding import Severity
 from autotune.spec.job import Result
+from autotune.spec.moe_config import DEFAULT
 from autotune.spec.moe_log import FOLDER
 from autotune.spec.quality import BAR
-from autotune.spec.recipe import GAMMA
+from autotune.spec.recipe import GAMMA, MOE_CONFIG
 from autotune.spec.retry import OF_THE_MOMENT
 from autotune.spec.tables import said_against, setting
 from autotune.stats import LEAST_PAIRS
@@ -158,18 +159,24 @@ def _boots_of_baseline(result: Result) -> list[Trial]:
 
 def _moe_warnings(result: Result) -> list[str]:
     """Whether the MoE files given were taken, and whether some are missing, by the logs."""
-    details = [t.measurement.details for t in result.trials if t.measurement.outcome is Outcome.OK]
+    trials = [
+        t
+        for t in result.trials
+        if t.measurement.outcome is Outcome.OK
+        and t.candidate.params.get(MOE_CONFIG) != DEFAULT  # there vLLM's own is what is wanted
+    ]
+    details = [t.measurement.details for t in trials]
     used = {path for one in details for path in one.get("moe_used", ())}
     missing = {Path(path).name for one in details for path in one.get("moe_missing", ())}
-    given = result.plan.recipe.env.get(FOLDER)
+    folders = [result.plan.recipe.settings(t.candidate).env.get(FOLDER) for t in trials]
     if missing:
         return [
             f"vLLM runs its default MoE configuration for want of {', '.join(sorted(missing))}: "
             "autotune moe makes it"
         ]
-    if given is not None and not any(Path(path).is_relative_to(given) for path in used):
-        return [
-            f"no server's log says «Using configuration from …» for a file of {given}: its files "
-            "made no difference (vLLM runs the kernel that they are for on a GPU only)"
-        ]
-    return []
+    return [
+        f"no server's log says «Using configuration from …» for a file of {given}: its files "
+        "made no difference (vLLM runs the kernel that they are for on a GPU only)"
+        for given in dict.fromkeys(folders)
+        if given is not None and not any(Path(path).is_relative_to(given) for path in used)
+    ]

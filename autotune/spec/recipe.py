@@ -10,11 +10,15 @@ from typing import Any
 
 from autotune.core import BadInputError, Candidate, Scalar
 from autotune.spec.acceptance import Rates
+from autotune.spec.moe_config import DEFAULT
+from autotune.spec.moe_log import FOLDER
 from autotune.spec.server import ServeSettings
 
 GAMMA = "gamma"
 KV_DTYPE = "kv_cache_dtype"
 UTILIZATION = "gpu_memory_utilization"
+MOE_CONFIG = "moe_config"
+"""A folder of tuned MoE files, or ``default``; no flag but an environment variable."""
 SCHEDULE = "schedule"
 """Ranges of vLLM's ``num_speculative_tokens_per_batch_size`` as JSON."""
 LOCKED_OUT = "a server with a key would shut the tuner out; give the key where you serve for others"
@@ -93,7 +97,7 @@ class Recipe:
         gamma = candidate.int(GAMMA)
         del params[GAMMA]
         dtype, share = params.pop(KV_DTYPE, None), params.pop(UTILIZATION, None)
-        schedule = params.pop(SCHEDULE, None)
+        schedule, tuned = params.pop(SCHEDULE, None), params.pop(MOE_CONFIG, DEFAULT)
         more = [arg for name, value in params.items() for arg in _argument(name, value)]
         return ServeSettings(
             self.target,
@@ -101,7 +105,7 @@ class Recipe:
             kv_cache_dtype=None if dtype is None else str(dtype),
             gpu_memory_utilization=None if share is None else float(share),
             extra_args=(*more, *self.server_args),
-            env=self.env,
+            env=self.env if tuned == DEFAULT else {**self.env, FOLDER: str(tuned)},
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autotune import flags
-from autotune.core import BadInputError, Scalar, digest
+from autotune.core import BadInputError, Scalar
 from autotune.environment import environment, visible_gpus
 from autotune.space import Space, load_space
 from autotune.spec.acceptance import Rates, check_reached
@@ -18,6 +18,7 @@ from autotune.spec.launching import devices_of, make_launcher, make_mounts
 from autotune.spec.meminfo import first_gpu, read_memory
 from autotune.spec.memory import MemoryReading
 from autotune.spec.memory_search import at_utilization, within_free
+from autotune.spec.moe_config import digest_of, parse_moe_config
 from autotune.spec.moe_log import FOLDER
 from autotune.spec.mounts import Mount, mounts_of
 from autotune.spec.pairing import Pair, load_pair
@@ -27,6 +28,7 @@ from autotune.spec.recipe import (
     GAMMA,
     KV_DTYPE,
     LOCKED_OUT,
+    MOE_CONFIG,
     UTILIZATION,
     Recipe,
     argument_value,
@@ -68,7 +70,7 @@ class Request:
     budget_s: float | None
     server_args: Sequence[str]
     env: Sequence[str]
-    moe_config: Path | None
+    moe_config: str | None
     synthetic: str | None
     program: str | None
     image: str | None
@@ -101,12 +103,13 @@ def make_plan(request: Request) -> Plan:
     """
     request = _at_home(request)
     flags.within(request.confirm_boots, "--confirm-boots", 1, 100)
-    space = _space(request)
+    tuned = () if request.moe_config is None else parse_moe_config(request.moe_config)
+    space = _with_moe(_space(request), tuned)
     args = _server_args(request, space)
     prompts = load_prompts(request.prompts)
     mounts = make_mounts(request.mounts)
     pair = load_pair(request.target, request.drafter)
-    recipe = _recipe(request, pair, space, args)
+    recipe = _recipe(request, pair, space, args, tuned)
     scenario = scenario_of(request, prompts_key(prompts), chat=pair.target.chat is not False)
     plan = Plan(
         study=request.study or default_study(request.target, request.drafter),
@@ -148,7 +151,6 @@ def _at_home(request: Request) -> Request:
         prompts=_home(request.prompts),
         space=None if request.space is None else _home(request.space),
         mounts=[_home(text) for text in request.mounts],
-        moe_config=None if request.moe_config is None else _home_path(request.moe_config),
         quality_tasks=None if request.quality_tasks is None else _home_path(request.quality_tasks),
     )
 
@@ -167,7 +169,16 @@ def _server_args(request: Request, space: Space) -> tuple[str, ...]:
     return args
 
 
-def _recipe(request: Request, pair: Pair, space: Space, args: tuple[str, ...]) -> Recipe:
+def _with_moe(space: Space, tuned: Sequence[str]) -> Space:
+    """The space with the folders of tuned files, where there are several to compare."""
+    if len(tuned) < 2:
+        return space
+    return replace(space, parameters=(*space.parameters, (MOE_CONFIG, tuple(tuned))))
+
+
+def _recipe(
+    request: Request, pair: Pair, space: Space, args: tuple[str, ...], tuned: Sequence[str]
+) -> Recipe:
     """What all servers share."""
     return Recipe(
         request.target,
@@ -175,8 +186,8 @@ def _recipe(request: Request, pair: Pair, space: Space, args: tuple[str, ...]) -
         request.drafter if pair.drafter is not None else None,
         _synthetic(request.synthetic, space),
         args,
-        _environment(request),
-        None if request.moe_config is None else _digest_of(request.moe_config),
+        _environment(request, tuned),
+        digest_of(tuned) if tuned else None,
     )
 
 
@@ -303,6 +314,14 @@ def _with_range(plan: Plan, request: Request) -> Plan:
     return at_utilization(plan, within_free(low, high, plan.memory))
 
 
+def _check_names(names: Iterable[str], where: str) -> None:
+    for name in names:
+        if flag_of(name) == flag_of(MOE_CONFIG):
+            raise BadInputError(f"{where}{name}: is no flag of vLLM; use --moe-config A,B")
+        if name != GAMMA and (why := taken(flag_of(name))) is not None:
+            raise BadInputError(f"{where}{name}: {why}")
+
+
 def _checked(space: Space, where: str) -> Space:
     """A space from a file or from flags, whose values can be what their names say.
 
@@ -311,9 +330,7 @@ def _checked(space: Space, where: str) -> Space:
         where: they were given, for messages.
     """
     parameters = dict(space.parameters)
-    for name in parameters:
-        if name != GAMMA and (why := taken(flag_of(name))) is not None:
-            raise BadInputError(f"{where}{name}: {why}")
+    _check_names(parameters, where)
     if GAMMA not in parameters:
         raise BadInputError(f"space {space.name}: has no parameter {GAMMA}")
     for value in parameters[GAMMA]:
@@ -389,7 +406,7 @@ def request_timeout(request: Request) -> float:
     return flags.seconds(request.request_timeout, "--request-timeout")
 
 
-def _environment(request: Request) -> dict[str, str]:
+def _environment(request: Request, tuned: Sequence[str]) -> dict[str, str]:
     found = {}
     for text in request.env:
         name, equals, value = text.partition("=")
@@ -398,21 +415,11 @@ def _environment(request: Request) -> dict[str, str]:
         if name == "VLLM_API_KEY":
             raise BadInputError(f"--env {name}: {LOCKED_OUT}")
         found[name] = value
-    if request.moe_config is not None:
-        if not request.moe_config.is_dir():
-            raise BadInputError(f"--moe-config {request.moe_config}: no such folder")
-        if not any(request.moe_config.glob("E=*.json")):
-            raise BadInputError(f"--moe-config {request.moe_config}: holds no file E=….json")
-        found[FOLDER] = str(request.moe_config.absolute())
+    if tuned and FOLDER in found:
+        raise BadInputError(f"--env {FOLDER}: and --moe-config say two things; give one")
+    if len(tuned) == 1:
+        found[FOLDER] = tuned[0]
     return found
-
-
-def _digest_of(folder: Path) -> str:
-    """Of the tuned MoE files in a folder, by their names."""
-    try:
-        return digest({path.name: path.read_text() for path in folder.glob("E=*.json")})
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"--moe-config {folder}: cannot be read: {error}") from None
 
 
 def _synthetic(text: str | None, space: Space) -> Rates:

@@ -6,7 +6,7 @@ position), ``fast`` (factors on the time by ``flag=value``), ``no_schedule`` (re
 of gammas: ``oom`` at the start, unless the file ``well`` is there, ``dies`` under load,
 ``other_text``, ``refuses`` requests. ``oom_at`` is the number of the one start that fails, by
 gamma (needs ``boots``); ``right_text`` a ``flag=value`` with which no text is another.
-``says`` are lines of the log;
+``says`` are lines of the log; ``tuned`` the factor of a server that finds a tuned MoE file;
 ``memory`` gives the KV cache's ``tokens`` a hundredth of memory utilization from ``start`` on: more
 in flight are preempted; above ``dies`` a long prompt ends the server. ``boots`` is a file that gets
 a line for every start. Token k of an answer is the word ``k``.
@@ -168,6 +168,26 @@ def count_boot(gamma: int) -> None:
         GIVEN["oom"] = [gamma]
 
 
+def set_pace() -> None:
+    """By the flags, and by the tuned MoE file, which is looked for as vLLM does, in its words."""
+    for setting, factor in GIVEN.get("fast", {}).items():
+        flag, _, value = setting.partition("=")
+        if argument(flag, "") == value:
+            Handler.factor *= factor
+    if "tuned" not in GIVEN:
+        return
+    name = "E=8,N=32,device_name=X.json"
+    folder = os.environ.get("VLLM_TUNED_CONFIG_FOLDER")
+    if folder and (Path(folder) / name).exists():
+        say(f"INFO [fused_moe.py:1] Using configuration from {folder}/{name} for MoE layer.")
+        Handler.factor *= GIVEN["tuned"]
+    else:
+        say(
+            "WARNING [fused_moe.py:1] Using default MoE config. Performance might be sub-optimal! "
+            f"Config file not found at /vllm/configs/{name}"
+        )
+
+
 def main() -> None:
     GIVEN.update(json.loads(os.environ.get("FAKE_SERVING", "{}")))
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -195,10 +215,7 @@ def main() -> None:
             say("ValueError: No available memory for the cache blocks.")
             sys.exit(1)
         Handler.counters.capacity = kept
-    for setting, factor in GIVEN.get("fast", {}).items():
-        flag, _, value = setting.partition("=")
-        if argument(flag, "") == value:
-            Handler.factor *= factor
+    set_pace()
     ThreadingHTTPServer(("127.0.0.1", int(argument("--port", "0"))), Handler).serve_forever()
 
 

@@ -168,7 +168,7 @@ def test_moe_files_that_were_tuned_again_are_another_set_up(
 
     def key(text: str) -> dict[str, Any]:
         file.write_text(text)
-        return plan_of(tiny_models.qwen3, moe_config=tmp_path).setup()
+        return plan_of(tiny_models.qwen3, moe_config=str(tmp_path)).setup()
 
     first = key("{}")
     assert key("{}") == first
@@ -214,7 +214,7 @@ def test_home_is_written_out_once(
     (tmp_path / "moe" / "E=1.json").write_text("{}")
     plan = plan_of(
         Path("~/m"),
-        moe_config=Path("~/moe"),
+        moe_config="~/moe",
         server_args=("--chat-template ~/t.jinja",),
         program=f"{sys.executable} ~/fake.py",
     )

@@ -102,6 +102,15 @@ CASES: dict[str, tuple[str, str]] = {
     "env with a bad name": ("{p} --env 1A=2", "--env 1A=2"),
     "no such MoE folder": ("{p} --moe-config {t}/none", "no such folder"),
     "MoE folder without files": ("{p} --moe-config {t}/empty", "holds no file"),
+    "one MoE folder of two": ("{p} --moe-config default,{t}/none", "none: no such folder"),
+    "MoE default alone": ("{p} --moe-config default", "name a folder too"),
+    "MoE default twice": ("{p} --moe-config default,default", "names one twice"),
+    "MoE folder empty": ("{p} --moe-config ''", "no such folder"),
+    "MoE as a set": ("{p} --set moe-config=a,b", "use --moe-config"),
+    "MoE folder twice over": (
+        "{p} --moe-config {t}/moe --env VLLM_TUNED_CONFIG_FOLDER=x",
+        "say two things",
+    ),
     "rates increase": ("{p} --gamma 2 --synthetic-acceptance .2,.4", "must not increase"),
     "rates are words": ("{p} --gamma 2 --synthetic-acceptance a,b", "--synthetic-acceptance"),
     "too few rates": ("{p} --gamma 0-4 --synthetic-acceptance .5,.4", "2 rates"),
@@ -123,6 +132,8 @@ def folder(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) ->
     """What the cases name."""
     root = tmp_path_factory.mktemp("bad")
     (root / "empty").mkdir()
+    (root / "moe").mkdir()
+    (root / "moe" / "E=1.json").write_text("{}")
     (root / "broken").mkdir()
     (root / "broken" / "config.json").write_text("{")
     (root / "file.txt").write_text("x")

@@ -315,13 +315,38 @@ def test_whether_the_moe_files_were_taken_is_read_off_the_log(
     folder.mkdir()
     (folder / "E=8,N=32,x.json").write_text("{}")
     line = f"(Worker pid=7) INFO 11-23 10:00:00 [fused_moe.py:1151] {says.format(folder=folder)}"
-    result = bench.tune({"says": [line]}, gamma="0,2", repeats=2, moe_config=folder)
+    result = bench.tune({"says": [line]}, gamma="0,2", repeats=2, moe_config=str(folder))
     document = export.document(result)
     about = [text for text in document["warnings"] if "configuration" in text]
     assert bool(about) == (words is not None)
     assert words is None or words in about[0]
     if words is None:
         assert document["trials"][0]["moe_used"] == [str(folder / "E=8,N=32,x.json")]
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.7])
+def test_tuned_moe_files_are_served_in_turns_with_the_default(
+    factor: float, bench: Bench, tmp_path: Path
+) -> None:
+    folder = tmp_path / "moe"
+    folder.mkdir()
+    (folder / "E=8,N=32,device_name=X.json").write_text("{}")
+    result = bench.tune(
+        {"tuned": factor}, gamma="0,2", repeats=6, moe_config=f"default,{folder}", schedule=False
+    )
+    assert result.baseline.candidate.params == {"gamma": 0, "moe_config": "default"}
+    document = export.document(result)
+    wanted = str(folder) if factor < 1 else "default"
+    assert document["best"]["candidate"] == {"gamma": 2, "moe_config": wanted}
+    assert (f"VLLM_TUNED_CONFIG_FOLDER={folder}" in document["best"]["serve"]) == (factor < 1)
+    assert not [text for text in document["warnings"] if "configuration" in text]
+    found = {t.candidate.params["moe_config"]: t.measurement for t in result.trials}
+    assert found["default"].details["moe_used"] == []
+    if factor < 1:
+        used = found[str(folder)].details["moe_used"]
+        assert used == [f"{folder}/E=8,N=32,device_name=X.json"]
+    else:
+        assert found[str(folder)].outcome is not Outcome.OK, "stopped, for it could not win"
 
 
 def test_synthetic_acceptance_is_named_so(bench: Bench) -> None:

@@ -142,7 +142,9 @@ class Store:
             return None
         most = made[max(made, key=trials.__getitem__)]
         differences = _differences(dict(_leaves(most.setup)), dict(_leaves(setup)))
-        return f"{trials[most.id]} trials were made with another {', '.join(differences)}"
+        number = trials[most.id]
+        made_of = "1 trial was" if number == 1 else f"{number} trials were"
+        return f"{made_of} made with another {', '.join(differences)}"
 
     @contextmanager
     def lock_study(self, name: str) -> Iterator[None]:

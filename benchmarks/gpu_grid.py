@@ -152,6 +152,10 @@ def main() -> None:
         raise SystemExit(__doc__)
     folder, tuned = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
     layers = int(sys.argv[3]) if len(sys.argv) > 3 else 30
+    if layers < 6 or layers % 6:
+        raise SystemExit(f"{layers} layers: not a multiple of six")
+    if not any(tuned.glob("E=*.json")):
+        raise SystemExit(f"{tuned}: holds no tuned file E=….json")
     for name, config in (("target", target_config(layers)), ("drafter", drafter_config())):
         (folder / name).mkdir(parents=True, exist_ok=True)
         write_model(folder / name, config)

@@ -6,7 +6,8 @@ Replays the proposer on the recorded rates (the median of every setting's repeat
 its first SKIP boots if it has more; 0 by default), and prints what it booted, what it found against
 the best of the grid, what Optuna's TPE and a random order find with as many boots, and PREDICTED
 against measured rates of every gamma. EXPERTS and CHOSEN are those of the target, if it is a
-mixture.
+mixture. Settings that differ in their environment alone, such as two MoE files, are set side by
+side: the repeats of every round in pairs.
 """
 
 from __future__ import annotations
@@ -75,11 +76,13 @@ def print_measured(result: dict[str, Any], skip: int) -> None:
     print()
 
 
-def print_pairs(result: dict[str, Any]) -> None:
-    """The first setting of a gamma against every other of it: ratio of tok/s, 95 % interval."""
-    settings = result["config"]["settings"]
-    for gamma in sorted({setting["gamma"] for setting in settings}):
-        first, *others = [s["name"] for s in settings if s["gamma"] == gamma]
+def print_pairs(result: dict[str, Any], skip: int) -> None:
+    """The first setting of its flags against every other of them: ratio of tok/s, 95 % interval."""
+    by_flags: dict[str, list[str]] = {}
+    for setting in result["config"]["settings"]:
+        flags = json.dumps([setting["gamma"], setting.get("args", [])])
+        by_flags.setdefault(flags, []).append(setting["name"])
+    for first, *others in by_flags.values():
         for other in others:
             for load in result["config"]["loads"]:
                 for c in load["concurrency"]:
@@ -88,6 +91,7 @@ def print_pairs(result: dict[str, Any]) -> None:
                         for rows in (rows_of(result, name, load["name"]) for name in (first, other))
                     )
                     both = sorted(mine.keys() & theirs.keys())
+                    both = both[skip:] or both
                     if not both:
                         continue
                     ratio = paired_ratio(
@@ -174,7 +178,7 @@ def main() -> None:
     result = json.loads(Path(sys.argv[1]).read_text())
     skip = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     print_measured(result, skip)
-    print_pairs(result)
+    print_pairs(result, skip)
     if not any(is_plain(setting) for setting in result["config"]["settings"]):
         return
     growth = growth_of(sys.argv[3] if len(sys.argv) > 3 else "")

@@ -230,7 +230,7 @@ def test_a_command_under_another_setup_says_so(
     check_study(store, "s", "moe", {"device": "gb10"}, {"seed": 2})
     said = " ".join(capfd.readouterr().err.split())
     assert said == (
-        "Study s: 1 trials were made with another seed (1, now 2); they stay, and this command "
+        "Study s: 1 trial was made with another seed (1, now 2); they stay, and this command "
         "measures anew"
     )
 

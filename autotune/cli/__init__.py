@@ -61,7 +61,7 @@ def _interrupt(*_: object) -> NoReturn:
     global _stopping  # noqa: PLW0603 - a signal handler has nowhere else to keep it
     said = b"stopping; what is finished is saved"
     if _stopping:
-        said = b"leaving; a server that is still there is ended within a minute"
+        said = b"leaving; what was started here ends in the background, within two minutes"
     _stopping = True
     if sys.stderr.isatty():
         os.write(sys.stderr.fileno(), b"\nautotune: " + said + b"\n")

@@ -136,8 +136,8 @@ def dashboard(
             print_json({"url": server.url, "storage": str(path), "studies": mirrored})
         else:
             typer.echo(
-                f"mirrored to {path} as {len(mirrored)} Optuna studies, one for each "
-                "search and what it measured on"
+                f"mirrored to {path}; Optuna studies, one for each search and what it measured on: "
+                f"{len(mirrored)}"
             )
             typer.echo(f"{server.url}   (Ctrl-C ends it)")
         with contextlib.suppress(KeyboardInterrupt):

@@ -34,7 +34,8 @@ def studies(db: Db = DEFAULT_DB, json_: Json = False) -> None:
         when = "none"
         if last is not None:
             at = last.ended_at or last.started_at  # a killed run has no end
-            when = f"{last.status.value} {at:%Y-%m-%d %H:%M} UTC"
+            since = "" if last.ended_at else ", begun"
+            when = f"{last.status.value}{since} {at:%Y-%m-%d %H:%M} UTC"
         shown.add_row(
             summary.study.name,
             summary.study.kind,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from autotune.core import Candidate, Outcome, Trial
 from autotune.spec.finding import Severity
+from autotune.spec.forecast import others
 from autotune.spec.job import Result
 from autotune.spec.moe_config import DEFAULT
 from autotune.spec.moe_log import FOLDER
@@ -57,11 +58,13 @@ def verdict(result: Result) -> str:
             f"({result.confirmed.broken}); --retry-failed tries again"
         )
     elif result.selection.kept_incumbent:
-        said = f"no setting is clearly faster than no speculation ({objective})"
+        home = result.baseline.candidate
+        than = f"the baseline, {setting(home)}" if others(home) else "no speculation"
+        said = f"no setting is clearly faster than {than} ({objective})"
         out = [f"{setting(candidate)} ({why})" for candidate, why in barred(result).items()]
         if out:
             said = (
-                f"no setting that may be recommended is clearly faster than no speculation "
+                f"no setting that may be recommended is clearly faster than {than} "
                 f"({objective}); faster, but barred: {', '.join(out)}"
             )
         if result.confirmed is not None and result.confirmed.ratios:

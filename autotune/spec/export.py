@@ -102,8 +102,7 @@ def write(result: Result, out: Path) -> list[Path]:
         files[folder / "compose.yaml"] = compose(
             settings, plan.image, plan.mounts, _gpus(plan), _options(plan)
         )
-    if plan.schedule:
-        files[folder / "schedule.json"] = _json(schedule_document(result))
+    files[folder / "schedule.json"] = _json(schedule_document(result))
     files[folder / "best.json"] = _json(document(result))
     for path, content in files.items():
         write_whole(path, content.encode())

@@ -208,7 +208,9 @@ def preflight(plan: Plan) -> list[Finding]:
                 f"nothing can win below {LEAST_PAIRS}",
             )
         )
-    found += [*_check_program(plan), *_memory_findings(plan)]
+    found += _memory_findings(plan)
+    if not any(finding.refuses for finding in found):  # it may take vLLM seconds to say
+        found += _check_program(plan)
     order = list(Severity)
     return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.severity))
 
@@ -236,8 +238,8 @@ def _check_program(plan: Plan) -> Iterator[Finding]:
         program = shlex.join(local.program)
         yield warn(
             "vllm-version",
-            f"--vllm: `{program} --version` fails or says nothing; is it vLLM? Trials of its "
-            "versions cannot be told apart",
+            f"--vllm: `{program} --version` fails, hangs or says nothing; is it vLLM? Trials of "
+            "its versions cannot be told apart",
         )
 
 

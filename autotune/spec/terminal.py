@@ -13,7 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from autotune.consoles import counted, err, out
-from autotune.core import Outcome
+from autotune.core import Outcome, Scalar
 from autotune.spec.conclusion import verdict, warnings
 from autotune.spec.existing_job import ExistingPlan, ExistingResult, existing_warnings
 from autotune.spec.finding import Finding, Severity
@@ -45,14 +45,18 @@ def show_findings(findings: Sequence[Finding]) -> None:
         err.print(f"[{style}]{text}[/{style}]", soft_wrap=True)
 
 
+def _listed(values: Sequence[Scalar]) -> str:
+    """``0/1/2``; folders have slashes of their own."""
+    texts = [str(value) for value in values]
+    return (" or " if any("/" in text for text in texts) else "/").join(texts)
+
+
 def show_plan(plan: Plan) -> None:
     """What will be done and about how long it takes, on stderr."""
     scenario = plan.scenario
     minutes = max(1, round(plan.estimated_seconds / 60))
     requests = scenario.repeats * scenario.waves * sum(scenario.concurrency)
-    parameters = ", ".join(
-        f"{name} {'/'.join(map(str, values))}" for name, values in plan.space.parameters
-    )
+    parameters = ", ".join(f"{name} {_listed(values)}" for name, values in plan.space.parameters)
     settings = len({*plan.grid} - {plan.baseline})
     load = f"concurrency {', '.join(map(str, scenario.concurrency))}; {scenario.prompts} prompts"
     err.print(
@@ -153,7 +157,9 @@ def _show_verdict(result: Result, files: Sequence[Path]) -> None:
     moe = moe_line(result)
     if moe is not None:
         typer.echo(f"Then:  {moe}")
-    typer.echo(f"{result.boots} boots, {result.fresh_boots} of them new; {result.seconds:.0f} s")
+    typer.echo(
+        f"{counted(result.boots, 'boot')}, {result.fresh_boots} of them new; {result.seconds:.0f} s"
+    )
     for path in files:
         typer.echo(path)
 

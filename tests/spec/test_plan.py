@@ -227,8 +227,9 @@ def test_home_is_written_out_once(
 def test_a_program_that_tells_no_version_is_doubted(
     tiny_models: TinyModels, tmp_path: Path
 ) -> None:
-    def doubts(program: str) -> list[str]:
-        found = preflight(plan_of(tiny_models.qwen3, program=program))
+    def doubts(program: str, share: str = "0.85") -> list[str]:
+        plan = plan_of(tiny_models.qwen3, program=program, gpu_memory_utilization=share)
+        found = preflight(plan)
         return [f.message for f in found if f.code == "vllm-version"]
 
     silent = tmp_path / "silent"
@@ -238,5 +239,6 @@ def test_a_program_that_tells_no_version_is_doubted(
     telling.write_text("#!/bin/sh\necho vllm 1.2.3\n")
     telling.chmod(0o755)
     assert "is it vLLM?" in "".join(doubts(f"{silent}"))
+    assert not doubts(f"{silent}", "0.98"), "what is refused anyway does not wait for an answer"
     assert not doubts(f"{telling}")
     assert not doubts(f"{tmp_path}/absent"), "its start says that it is not there"

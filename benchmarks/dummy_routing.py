@@ -5,7 +5,8 @@
 Serves six layers of :mod:`benchmarks.gpu_grid`'s target with thin experts in bf16 (routers have
 their full size), and counts the distinct experts of every layer: of a step of eight sequences that
 decode, and of all their prompts at once; beside what uniform routing would give,
-E·(1 - (1 - k/E)^M). And how many different tokens an answer has: rows of one verification share what they have in common.
+E·(1 - (1 - k/E)^M). And how many different tokens an answer has: rows of one verification share
+what they have in common.
 """
 
 from __future__ import annotations

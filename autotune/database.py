@@ -107,6 +107,8 @@ def database_path(url: str) -> Path:
         BadInputError: if the URL is malformed or does not name a SQLite file.
     """
     hint = "write it as sqlite:///outputs/autotune.db"
+    if "://" not in url and url.strip():
+        hint = f"write it as sqlite:///{url}"
     try:
         parsed = make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:

@@ -3,11 +3,11 @@
     python -m benchmarks.gpu_grid FOLDER MOE_FOLDER [LAYERS]
 
 Writes configuration and tokenizer of the target (fp8, a scale per channel and per token) and of its
-MTP drafter, prompts of random words, and FOLDER/config.json: gamma 0 to 6 with the tuned files of
-MOE_FOLDER, and gamma 0 without. vLLM makes the weights up (``--load-format dummy``): shapes,
-kernels and scheduling are the model's, the text is noise, so acceptance is told to vLLM. LAYERS, a
-multiple of six, is 30 as in the model unless said otherwise. Sizes are those of the model's
-published configuration.
+MTP drafter, prompts of random words, FOLDER/config.json: gamma 0 to 6 with the tuned files of
+MOE_FOLDER, and gamma 0 without; and FOLDER/file.json: gamma 0 with and without, two boots each.
+vLLM makes the weights up (``--load-format dummy``): shapes, kernels and scheduling are the model's,
+the text is noise, so acceptance is told to vLLM. LAYERS, a multiple of six, is 30 as in the model
+unless said otherwise. Sizes are those of the model's published configuration.
 """
 
 from __future__ import annotations
@@ -180,7 +180,10 @@ def main() -> None:
         ],
         "loads": [chat | load | {"max_tokens": 128}, long | load | {"max_tokens": 16}],
     }
-    (folder / "config.json").write_text(json.dumps(grid, indent=1))
+    pair = [{"name": "g0-file", "gamma": 0, "env": env}, {"name": "g0-default", "gamma": 0}]
+    for name, written in (("config", grid), ("file", grid | {"rounds": 2, "settings": pair})):
+        (folder / f"{name}.json").write_text(json.dumps(written, indent=1))
+        print(f"python -m benchmarks.record_grid {folder}/{name}.json OUT.json")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The levels of several rounds as one: median rates, and the acceptance of the last."""
     levels = {c: dict(level) for c, level in rows[-1]["levels"].items()}
     for c, level in levels.items():
-        level["tok_s"] = statistics.median(r for row in rows for r in row["levels"][c]["repeats"])
+        level["repeats"] = [rate for row in rows for rate in row["levels"][c]["repeats"]]
+        level["tok_s"] = statistics.median(level["repeats"])
     return levels
 
 

@@ -336,7 +336,7 @@ CASES = [
     Case("study blank", [*G.split(), "--study", "  "], BAD, ("--study '  '",)),
     Case("study leads out", G + "--study ../../x", BAD, ("--study '../../x'",)),
     Case("db not SQLite", G + "--db postgresql://u:secret@h/d", BAD, ("only SQLite", "postgresql")),
-    Case("db no URL", G + "--db outputs.db", BAD, ("'outputs.db'", "sqlite:///")),
+    Case("db no URL", G + "--db outputs.db", BAD, ("'outputs.db'", "sqlite:///outputs.db")),
     Case("db in memory", G + "--db sqlite://", BAD, ("must name a file",)),
     Case("db is a folder", G + "--db sqlite:///{t}", BAD, ("{t}: is a folder",)),
     Case(

@@ -11,7 +11,7 @@ from autotune.core import Basis, Outcome, Phase, Trial
 from autotune.page import parts
 from autotune.page.files import write_html
 from autotune.page.model import Block, Page, Section, Table, Text
-from autotune.records import StudyDetail
+from autotune.records import RunStatus, StudyDetail
 from autotune.spec import plots, said
 from autotune.spec.existing_job import ExistingPlan
 from autotune.spec.export import folder_of
@@ -124,6 +124,11 @@ class _Sheet:
                 f"compared{again}"
             )
         count = len(self.served.searched)
+        if self.runs and max(self.runs, key=lambda run: run.id).status is RunStatus.DONE:
+            return (
+                f"No verdict here: the job that measured {count} settings ended, but left no "
+                "best.json of them in this folder; the same command writes it again"
+            )
         return f"No verdict yet: {count} settings measured; the same command goes on"
 
     def facts(self) -> list[tuple[str, str]]:

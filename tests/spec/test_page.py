@@ -20,6 +20,7 @@ from autotune.core import (
     Trial,
 )
 from autotune.page.model import Page, Section, Table
+from autotune.records import RunStatus
 from autotune.spec.page import left_by_job, spec_page
 from autotune.spec.scenario import SpecScenario
 from autotune.spec.stored import load_served
@@ -237,6 +238,15 @@ def test_failures_have_the_telling_line(page: Page) -> None:
     assert table(page, "Failures").rows == [expected]
     settings = {row[0] for row in table(page, "Speed").rows}
     assert settings == {f"gamma={g}" for g in range(5)}
+
+
+def test_a_finished_job_whose_words_are_elsewhere_goes_on_no_more(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/s.db") as store:
+        put(store, TRIALS[:3])
+        (run,) = store.get_study("s").all_runs
+        store.end_run(run, RunStatus.DONE)
+        page = spec_page(store, load_served(store, "s"), {})
+    assert page.result.startswith("No verdict here: the job that measured 3 settings ended")
 
 
 def test_without_the_words_of_a_job_there_is_no_verdict(tmp_path: Path) -> None:

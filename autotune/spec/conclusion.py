@@ -147,10 +147,13 @@ def _boot_warnings(result: Result) -> Iterator[str]:
             "one fresh boot each: speed differs from boot to boot, which its interval does not "
             "know of; --confirm-boots 2 or more tells"
         )
-    for number, seconds in result.apart_s.items():
+    for number, apart in result.apart.items():
+        other = ", in environments that differ (another GPU, driver or package)"
+        where = other if apart.environments > 1 else ""
         yield (
-            f"the fresh boots of round {number} come from several commands, the first and the last "
-            f"{seconds / 3600:.1f} h apart: they did not take turns (--study NAME measures anew)"
+            f"the fresh boots of round {number} come from several commands{where}, the first and "
+            f"the last {apart.seconds / 3600:.1f} h apart: they did not take turns (--study NAME "
+            "measures anew)"
         )
 
 

@@ -31,7 +31,7 @@ from autotune.spec.race import Race
 from autotune.spec.recipe import GAMMA, without_schedule
 from autotune.spec.retry import OF_THE_MOMENT, LatestLog
 from autotune.spec.schedule import Schedule, judge, offer
-from autotune.spec.stored import load_served
+from autotune.spec.stored import Apart, load_served
 from autotune.spec.utilization import Borders
 from autotune.store import Store
 from autotune.tune import Limits, Search, TrialLog, measure_all, search_all
@@ -58,8 +58,7 @@ class Result:
         borders: of the memory utilization, where a range was searched.
         boots: servers started for this study so far, under these versions and flags.
         boots_of_load: those of this load alone.
-        apart_s: seconds between the first and the last boot of a round that several commands made,
-            by round; such boots did not take turns.
+        apart: rounds of fresh boots that several commands made.
         fresh_boots: servers started by this command.
         out_of_time: whether the budget ended the search.
         seconds: wall time of this command.
@@ -79,7 +78,7 @@ class Result:
     borders: Borders | None
     boots: int
     boots_of_load: int
-    apart_s: dict[int, float]
+    apart: dict[int, Apart]
     fresh_boots: int
     out_of_time: bool
     seconds: float
@@ -149,7 +148,7 @@ def run(plan: Plan, store: Store, logs: Path, on_progress: OnProgress) -> Result
         borders=borders,
         boots=boots,
         boots_of_load=served.boots,
-        apart_s=served.apart_s(found.confirmed.trials if found.confirmed else ()),
+        apart=served.apart(found.confirmed.trials if found.confirmed else ()),
         fresh_boots=measurer.boots,
         out_of_time=found.search.out_of_time,
         seconds=time.monotonic() - began,

@@ -16,6 +16,19 @@ from autotune.store import Store
 
 
 @dataclass(frozen=True)
+class Apart:
+    """Fresh boots of one round that several commands made, which did not take turns.
+
+    Attributes:
+        seconds: from the first to the last.
+        environments: how many the commands ran in; another GPU of the same name is another one.
+    """
+
+    seconds: float
+    environments: int
+
+
+@dataclass(frozen=True)
 class Served:
     """One load of a stored search.
 
@@ -28,6 +41,7 @@ class Served:
         dated: every trial of this load, in the order stored.
         others: other loads and searches of the study that have trials.
         rounds: which round a trial's workload is, by the workload's key; 0 is the search.
+        environments: in which a run was, by its id.
     """
 
     study: str
@@ -38,6 +52,7 @@ class Served:
     dated: list[DatedTrial]
     others: int
     rounds: Mapping[str, int]
+    environments: Mapping[int, int]
 
     @property
     def ok(self) -> list[Trial]:
@@ -54,8 +69,8 @@ class Served:
         """Servers started for this search."""
         return sum(d.trial.measurement.details.get("boots", 0) for d in self.dated)
 
-    def apart_s(self, candidates: Collection[Candidate]) -> dict[int, float]:
-        """Seconds from the first to the last fresh boot of every round of several commands."""
+    def apart(self, candidates: Collection[Candidate]) -> dict[int, Apart]:
+        """The rounds of several commands."""
         latest: dict[int, dict[Candidate, DatedTrial]] = {}
         for dated in self.dated:
             number = self.rounds[dated.trial.workload_key]
@@ -64,8 +79,10 @@ class Served:
         found = {}
         for number, made in latest.items():
             times = [one.created_at for one in made.values()]
-            if len({one.run_id for one in made.values()}) > 1:
-                found[number] = (max(times) - min(times)).total_seconds()
+            runs = {one.run_id for one in made.values()}
+            if len(runs) > 1:
+                places = {self.environments[run] for run in runs}
+                found[number] = Apart((max(times) - min(times)).total_seconds(), len(places))
         return found
 
     def identical(self, trial: Trial) -> float | None:
@@ -141,7 +158,8 @@ def load_served(
     }
     dated = [d for d in made[number] if d.trial.workload_key in rounds]
     searched, confirmed = _by_purpose([d.trial for d in dated], rounds)
-    return Served(study, search, load, searched, confirmed, dated, len(used) - 1, rounds)
+    places = {run.id: run.environment_id for run in detail.all_runs}
+    return Served(study, search, load, searched, confirmed, dated, len(used) - 1, rounds, places)
 
 
 def _by_purpose(

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from autotune import runlog
 from autotune.core import Candidate, Outcome
+from autotune.environment import environment
 from autotune.spec import export, forecast
 from autotune.spec.page import left_by_job, spec_page
 from autotune.spec.report import report
@@ -123,13 +125,20 @@ def test_outputs_of_what_may_win_are_compared_even_if_that_costs_a_boot(bench: B
     assert document["trials"][-1]["setting"] == "gamma=0 kv_cache_dtype=fp8"
 
 
-def test_boots_of_several_commands_did_not_take_turns_and_that_is_said(bench: Bench) -> None:
+@pytest.mark.parametrize("moved", [False, True])
+def test_boots_of_several_commands_did_not_take_turns_and_that_is_said(
+    moved: bool, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     serving = {"base_ms": 5.0, "draft_ms": 0.3, "reached": [0.8, 0.7, 0.6, 0.0]}
-    assert bench.tune(serving, gamma="0,2").apart_s == {}
+    assert bench.tune(serving, gamma="0,2").apart == {}
+    if moved:  # to another GPU of the same name, which the set-up does not tell
+        elsewhere = environment() | {"gpus": [{"uuid": "GPU-of-another-machine"}]}
+        monkeypatch.setattr(runlog, "environment", lambda: elsewhere)
     wider = bench.tune(serving, gamma="0,2,3")
     assert wider.selection.winner.candidate == of(3)
-    assert list(wider.apart_s) == [1]
-    assert any("did not take turns" in text for text in export.document(wider)["warnings"])
+    assert {n: apart.environments for n, apart in wider.apart.items()} == {1: 1 + moved}
+    (said,) = (t for t in export.document(wider)["warnings"] if "did not take turns" in t)
+    assert ("another GPU" in said) == moved
 
 
 def test_another_load_does_not_make_a_finished_job_look_outdated(bench: Bench) -> None:

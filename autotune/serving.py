@@ -42,7 +42,7 @@ def with_and_without(store: Store, study: str, file_name: str, data: bytes) -> d
     if detail.study.kind != "spec":
         raise BadInputError(f"--serve-study {study}: of kind {detail.study.kind}, not spec")
     for after in reversed(detail.searches):
-        found = _within(store.trials(after))
+        found = _within(store.trials(after), file_name, data)
         if found is None:
             found = _across(store, after, detail.searches)
         if found is None:
@@ -60,16 +60,18 @@ def with_and_without(store: Store, study: str, file_name: str, data: bytes) -> d
     )
 
 
-def _within(trials: Sequence[Trial]) -> tuple[str, str, Rates, Rates] | None:
+def _within(
+    trials: Sequence[Trial], file_name: str, data: bytes
+) -> tuple[str, str, Rates, Rates] | None:
     """Of one search: the folder, how it was compared, rates without and with it."""
-    folders = [
-        str(t.candidate.params[_PARAMETER]) for t in trials if _PARAMETER in t.candidate.params
-    ]
-    served = next((folder for folder in folders if folder != _DEFAULT), None)
-    if served is None:
+    values = [t.candidate.params[_PARAMETER] for t in trials if _PARAMETER in t.candidate.params]
+    folders = [str(value) for value in dict.fromkeys(values) if value != _DEFAULT]
+    if not folders:
         return None
+    holding = (f for f in folders if _holds(Path(f) / file_name, data))
+    served = next(holding, folders[0])
     fresh = [trial for trial in trials if trial.phase is Phase.CONFIRM]
-    for some, how in ((fresh, "fresh boots that took turns"), (trials, "one boot each")):
+    for some, how in ((fresh, "fresh boots, round by round"), (trials, "one boot each")):
         before, after = (
             _rates([t for t in some if t.candidate.params.get(_PARAMETER) == value])
             for value in (_DEFAULT, served)
@@ -104,8 +106,12 @@ def _same_without(after: SearchRecord, searches: Sequence[SearchRecord]) -> Sear
     return next((record for record in searches if record.setup == wanted), None)
 
 
+def _holds(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == data
+
+
 def _check_file(study: str, path: Path, data: bytes) -> None:
-    if not path.is_file() or path.read_bytes() != data:
+    if not _holds(path, data):
         raise BadInputError(
             f"--serve-study {study}: {path}, which was served, is not (or no longer) the file "
             "that is exported"

@@ -98,7 +98,13 @@ def test_one_search_that_compared_them(tmp_path: Path, folder: Path) -> None:
         fresh = trial(str(folder), Phase.CONFIRM, 3, [120.0, 121.0, 119.0])
         store.add_trials(run, loads[1], [again, fresh])
         found = with_and_without(store, "s", NAME, b"{}")
-        assert "fresh boots that took turns" in found["how"]
+        assert "fresh boots, round by round" in found["how"]
         assert found["rows"][0]["ratio"] == "1.200"
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / NAME).write_bytes(b"[]")
+        other = trial(str(tmp_path / "other"), Phase.CONFIRM, 4, [150.0, 150.0, 150.0])
+        store.add_trials(run, loads[1], [other])
+        assert with_and_without(store, "s", NAME, b"[]")["rows"][0]["ratio"] == "1.500"
+        assert with_and_without(store, "s", NAME, b"{}")["rows"][0]["ratio"] == "1.200"
         with pytest.raises(BadInputError, match="no longer"):
             with_and_without(store, "s", NAME, b"{ }")

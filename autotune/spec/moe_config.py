@@ -22,7 +22,8 @@ def parse_moe_config(text: str) -> tuple[str, ...]:
     """
     whole = _from_root(text)
     names = [text] if Path(whole).is_dir() and text != DEFAULT else text.split(",")
-    values = tuple(name if name == DEFAULT else _folder(name.strip()) for name in names)
+    names = [name.strip() for name in names]
+    values = tuple(name if name == DEFAULT else _folder(name) for name in names)
     if len(set(values)) < len(values):
         raise BadInputError(f"--moe-config {text}: names one twice")
     if values == (DEFAULT,):

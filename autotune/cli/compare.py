@@ -12,10 +12,11 @@ from rich.table import Table
 
 from autotune import flags
 from autotune.cli.common import DEFAULT_DB, Db, Json, print_json
-from autotune.consoles import counted, err, out
+from autotune.consoles import err, out
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.devices import no_gpu, present_gpus, resolve_device
 from autotune.environment import usable_cpus, visible_gpus
+from autotune.words import counted
 
 if TYPE_CHECKING:
     from autotune.moe.compare import File, Row, Source

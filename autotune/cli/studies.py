@@ -10,8 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from autotune.cli.common import DEFAULT_DB, Db, Json, print_json
-from autotune.consoles import counted, out
+from autotune.consoles import out
 from autotune.core import BadInputError, Outcome
+from autotune.words import counted
 
 if TYPE_CHECKING:
     from autotune.spec.stored import Served

@@ -21,13 +21,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from autotune.consoles import counted, err, out
+from autotune.consoles import err, out
 from autotune.environment import others_on
 from autotune.moe import estimate
 from autotune.moe.export import cells, summary, table, warnings
 from autotune.moe.job import Result
 from autotune.moe.plan import Plan
 from autotune.tune import Progress as Step
+from autotune.words import counted
 
 COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
     ("M", "right"),

@@ -13,7 +13,6 @@ from typing import Any
 
 import jinja2
 
-from autotune.consoles import counted
 from autotune.core import Basis
 from autotune.moe.config_file import FIELDS
 from autotune.moe.existing import Comparison
@@ -22,6 +21,7 @@ from autotune.moe.model import load_config, model_names, shape_from_config
 from autotune.moe.routing import Routing
 from autotune.moe.stored import Gap, Row, Tuned
 from autotune.stats import Ratio
+from autotune.words import counted
 
 CONFIGS = "vllm/model_executor/layers/fused_moe/configs"
 KERNEL_FILE = "vllm/model_executor/layers/fused_moe/fused_moe.py"

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from autotune.consoles import counted, err, out
+from autotune.consoles import err, out
 from autotune.core import Outcome, Scalar
 from autotune.spec.conclusion import verdict, warnings
 from autotune.spec.existing_job import ExistingPlan, ExistingResult, existing_warnings
@@ -33,6 +33,7 @@ from autotune.spec.tables import (
     trial_rows,
 )
 from autotune.tune import Progress as Step
+from autotune.words import counted
 
 _STYLES = {Severity.REFUSE: "red", Severity.WARN: "yellow", Severity.NOTE: "dim"}
 

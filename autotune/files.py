@@ -1,4 +1,4 @@
-"""Writing result files: whole or not at all, and errors in one line."""
+"""Paths as people write them, and result files: whole or not at all, errors in one line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import tempfile
 from pathlib import Path
 
 from autotune.core import AutotuneError, BadInputError, MissingEnvironmentError
+
+
+def at_home(path: str) -> str:
+    """``~`` and ``~user`` written out; a user that does not exist is left as it is."""
+    return os.path.expanduser(path)  # noqa: PTH111 - Path's raises for an unknown ~user
 
 
 def _translated(error: OSError, path: Path, flag: str) -> AutotuneError:

@@ -42,9 +42,8 @@ def with_and_without(store: Store, study: str, file_name: str, data: bytes) -> d
     if detail.study.kind != "spec":
         raise BadInputError(f"--serve-study {study}: of kind {detail.study.kind}, not spec")
     for after in reversed(detail.searches):
-        found = _within(store.trials(after), file_name, data)
-        if found is None:
-            found = _across(store, after, detail.searches)
+        trials = store.trials(after)
+        found = _within(trials, file_name, data) or _across(store, after, trials, detail.searches)
         if found is None:
             continue
         served, how, before, with_it = found
@@ -82,13 +81,13 @@ def _within(
 
 
 def _across(
-    store: Store, after: SearchRecord, searches: Sequence[SearchRecord]
+    store: Store, after: SearchRecord, trials: Sequence[Trial], searches: Sequence[SearchRecord]
 ) -> tuple[str, str, Rates, Rates] | None:
     """The same of two searches that differ in nothing but the folder."""
     before = _same_without(after, searches)
     if before is None:
         return None
-    rates = _rates(store.trials(before)), _rates(store.trials(after))
+    rates = _rates(store.trials(before)), _rates(trials)
     return _env(after)[FOLDER], "separate boots, not in turns", *rates
 
 

@@ -55,6 +55,7 @@ from autotune.records import (
     StudySummary,
     WorkloadRecord,
 )
+from autotune.words import counted
 
 
 def utc_now() -> datetime:
@@ -143,8 +144,8 @@ class Store:
         most = made[max(made, key=trials.__getitem__)]
         differences = _differences(dict(_leaves(most.setup)), dict(_leaves(setup)))
         number = trials[most.id]
-        made_of = "1 trial was" if number == 1 else f"{number} trials were"
-        return f"{made_of} made with another {', '.join(differences)}"
+        said = f"{counted(number, 'trial')} {'was' if number == 1 else 'were'}"
+        return f"{said} made with another {', '.join(differences)}"
 
     @contextmanager
     def lock_study(self, name: str) -> Iterator[None]:

@@ -25,7 +25,7 @@ from vllm import LLM, SamplingParams
 from vllm.model_executor.models.gemma4 import Gemma4Router
 
 from autotune.spec.acceptance import distinct_experts
-from benchmarks.gpu_grid import text_config, write_model
+from benchmarks.gpu_grid import random_words, text_config, write_model
 
 SEQUENCES, PROMPT, OUTPUT = 8, 60, 12
 
@@ -54,9 +54,7 @@ def main() -> None:
     )
     counts.clear()  # of the memory's profile
     drawn = random.Random(0)
-    prompts = [
-        " ".join(f"t{drawn.randrange(4, 200000)}" for _ in range(PROMPT)) for _ in range(SEQUENCES)
-    ]
+    prompts = [random_words(drawn, PROMPT) for _ in range(SEQUENCES)]
     greedy = SamplingParams(temperature=0, max_tokens=OUTPUT, ignore_eos=True)
     answers = served.generate(prompts, greedy, use_tqdm=False)
     for tokens, found in sorted(counts.items()):

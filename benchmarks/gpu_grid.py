@@ -141,10 +141,15 @@ def write_model(folder: Path, config: dict[str, Any]) -> None:
     (folder / "generation_config.json").write_text(json.dumps(ids))
 
 
+def random_words(drawn: random.Random, number: int) -> str:
+    """So many words of the tokenizer."""
+    return " ".join(f"t{drawn.randrange(4, 200000)}" for _ in range(number))
+
+
 def write_prompts(path: Path, drawn: random.Random, lengths: Iterable[int]) -> None:
     """One prompt of random words to a length."""
-    prompts = (" ".join(f"t{drawn.randrange(4, 200000)}" for _ in range(n)) for n in lengths)
-    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    lines = (json.dumps({"prompt": random_words(drawn, length)}) + "\n" for length in lengths)
+    path.write_text("".join(lines))
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ side: the repeats of every round in pairs.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import random
 import re
@@ -28,7 +29,7 @@ from autotune.spec.acceptance import distinct_experts
 from autotune.spec.forecast import ForecastProposer
 from autotune.spec.recipe import GAMMA
 from autotune.spec.scenario import STATIC_OBJECTIVES, SpecScenario
-from autotune.stats import paired_ratio
+from autotune.stats import Ratio, paired_ratio
 
 SEEDS = 20
 
@@ -77,33 +78,37 @@ def print_measured(result: dict[str, Any], skip: int) -> None:
     print()
 
 
+def paired(
+    result: dict[str, Any], names: tuple[str, str], load: str, c: int, skip: int
+) -> Ratio | None:
+    """Repeats of one setting over those of another in the rounds of both; None without any."""
+    first, second = (
+        {r["round"]: r["levels"][str(c)]["repeats"] for r in rows_of(result, name, load)}
+        for name in names
+    )
+    both = sorted(first.keys() & second.keys())
+    rounds = both[skip:] or both
+    if not rounds:
+        return None
+    return paired_ratio(*([x for r in rounds for x in repeats[r]] for repeats in (first, second)))
+
+
 def print_pairs(result: dict[str, Any], skip: int) -> None:
     """The first setting of its flags against every other of them: ratio of tok/s, 95 % interval."""
     by_flags: dict[str, list[str]] = {}
     for setting in result["config"]["settings"]:
         flags = json.dumps([setting["gamma"], setting.get("args", [])])
         by_flags.setdefault(flags, []).append(setting["name"])
-    for first, *others in by_flags.values():
-        for other in others:
-            for load in result["config"]["loads"]:
-                for c in load["concurrency"]:
-                    mine, theirs = (
-                        {r["round"]: r["levels"][str(c)]["repeats"] for r in rows}
-                        for rows in (rows_of(result, name, load["name"]) for name in (first, other))
-                    )
-                    both = sorted(mine.keys() & theirs.keys())
-                    both = both[skip:] or both
-                    if not both:
-                        continue
-                    ratio = paired_ratio(
-                        *([x for r in both for x in of[r]] for of in (mine, theirs))
-                    )
-                    low, high = ratio.low, ratio.high  # 0 and infinity: too few pairs
-                    within = f", {low:.3f} to {high:.3f}" if low else ""
-                    print(
-                        f"{first} over {other}, {load['name']}, c={c}: {ratio.value:.3f}{within} "
-                        f"({ratio.pairs} pairs)"
-                    )
+    pairs = [(first, other) for first, *others in by_flags.values() for other in others]
+    levels = [(load["name"], c) for load in result["config"]["loads"] for c in load["concurrency"]]
+    for names, (load, c) in itertools.product(pairs, levels):
+        ratio = paired(result, names, load, c, skip)
+        if ratio is None:
+            continue
+        # 0 and infinity: too few pairs
+        within = f", {ratio.low:.3f} to {ratio.high:.3f}" if ratio.low else ""
+        what = f"{' over '.join(names)}, {load}, c={c}"
+        print(f"{what}: {ratio.value:.3f}{within} ({ratio.pairs} pairs)")
 
 
 def trials(

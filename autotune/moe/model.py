@@ -7,7 +7,6 @@ Covers the architectures of vLLM's own tuner (benchmarks/kernels/benchmark_moe.p
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.files import at_home
 from autotune.modelfiles import Config, HubUnreachableError, hub_file, text_config
 from autotune.moe.shape import DTYPES, MoeShape, Scheme
 from autotune.resources import data_root
@@ -70,7 +70,7 @@ def load_config(ref: str) -> dict[str, Any]:
     if ref in model_names():
         path = data_root() / "search_spaces" / "models" / f"{ref}.yaml"
         return load_yaml(path, _Preset).config
-    path = Path(os.path.expanduser(ref))  # noqa: PTH111 - the other raises for an unknown ~user
+    path = Path(at_home(ref))
     try:
         if path.is_dir():
             path /= "config.json"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.core import BadInputError, digest
+from autotune.files import at_home
 from autotune.spec.moe_log import FOLDER
 
 DEFAULT = "default"
@@ -54,8 +55,7 @@ def digest_of(values: Sequence[str]) -> str:
 
 
 def _from_root(name: str) -> str:
-    path = os.path.expanduser(name)  # noqa: PTH111 - Path's raises for an unknown ~user
-    return str(Path(path).absolute())
+    return str(Path(at_home(name)).absolute())
 
 
 def _folder(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from autotune import flags
 from autotune.core import BadInputError, Scalar
 from autotune.environment import environment, visible_gpus
+from autotune.files import at_home
 from autotune.space import Space, load_space
 from autotune.spec.acceptance import Rates, check_reached
 from autotune.spec.launching import devices_of, make_launcher, make_mounts
@@ -146,21 +146,15 @@ def _at_home(request: Request) -> Request:
     """The request with ``~`` replaced in paths: a shell leaves it alone in ``--target=~/model``."""
     return replace(
         request,
-        target=_home(request.target),
-        drafter=_home(request.drafter),
-        prompts=_home(request.prompts),
-        space=None if request.space is None else _home(request.space),
-        mounts=[_home(text) for text in request.mounts],
-        quality_tasks=None if request.quality_tasks is None else _home_path(request.quality_tasks),
+        target=at_home(request.target),
+        drafter=at_home(request.drafter),
+        prompts=at_home(request.prompts),
+        space=None if request.space is None else at_home(request.space),
+        mounts=[at_home(text) for text in request.mounts],
+        quality_tasks=None
+        if request.quality_tasks is None
+        else Path(at_home(str(request.quality_tasks))),
     )
-
-
-def _home(text: str) -> str:
-    return os.path.expanduser(text)  # noqa: PTH111 - Path's raises for an unknown ~user
-
-
-def _home_path(path: Path) -> Path:
-    return Path(_home(str(path)))
 
 
 def _server_args(request: Request, space: Space) -> tuple[str, ...]:
@@ -394,7 +388,7 @@ def _words(text: str, flag: str) -> list[str]:
         raise BadInputError(f"{flag} {text}: {error}".rstrip(".")) from None
     if not words:
         raise BadInputError(f"{flag}: is empty")
-    return [_home(word) for word in words]
+    return [at_home(word) for word in words]
 
 
 def request_timeout(request: Request) -> float:

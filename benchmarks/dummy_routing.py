@@ -2,11 +2,10 @@
 
     python -m benchmarks.dummy_routing FOLDER
 
-Serves six layers of :mod:`benchmarks.gpu_grid`'s target with thin experts in bf16 (routers have
-their full size), and counts the distinct experts of every layer: of a step of eight sequences that
-decode, and of all their prompts at once; beside what uniform routing would give,
-E·(1 - (1 - k/E)^M). And how many different tokens an answer has: rows of one verification share
-what they have in common.
+Serves :mod:`benchmarks.gpu_grid`'s target with thin experts in bf16 (its 30 routers have their full
+size), and counts the distinct experts of every layer: of a step of eight sequences that decode, and
+of all their prompts at once; beside what uniform routing would give, E·(1 - (1 - k/E)^M). And how
+many different tokens the answers have: what goes in alike goes to the same experts.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     thin = {"architectures": ["Gemma4ForCausalLM"], "moe_intermediate_size": 64}
-    config = text_config(6) | thin
+    config = text_config(30) | thin
     write_model(folder, config)
     experts, chosen = config["num_experts"], config["top_k_experts"]
     counts: dict[int, list[int]] = defaultdict(list)
@@ -61,10 +60,11 @@ def main() -> None:
         uniform = distinct_experts(experts, chosen, tokens)
         print(
             f"{tokens} tokens: {fmean(found):.1f} experts in {len(found)} calls "
-            f"({min(found)} to {max(found)}); uniform {uniform:.1f}"
+            f"({min(found)} to {max(found)}); no more than {chosen} in "
+            f"{found.count(chosen) / len(found):.0%} of them; uniform {uniform:.1f}"
         )
-    words = [len(set(answer.outputs[0].token_ids)) for answer in answers]
-    print(f"{OUTPUT} tokens of output are {min(words)} to {max(words)} different ones")
+    words = {token for answer in answers for token in answer.outputs[0].token_ids}
+    print(f"{len(answers)} answers of {OUTPUT} tokens: {len(words)} different tokens in all")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ Writes configuration and tokenizer of the target (fp8, a scale per channel and p
 MTP drafter, prompts of random words, FOLDER/config.json: gamma 0 to 6 with the tuned files of
 MOE_FOLDER, and gamma 0 without; and FOLDER/file.json: gamma 0 with and without, two boots each.
 vLLM makes the weights up (``--load-format dummy``): shapes, kernels and scheduling are the model's,
-the text is noise, so acceptance is told to vLLM. LAYERS, a multiple of six, is 30 as in the model
-unless said otherwise. Sizes are those of the model's published configuration.
+the text is noise, so acceptance is told to vLLM, and so is that experts are drawn at random: the
+routers would send most tokens to the same eight (:mod:`benchmarks.dummy_routing`). LAYERS, a
+multiple of six, is 30 as in the model unless said otherwise. Sizes are those of the model's
+published configuration.
 """
 
 from __future__ import annotations
@@ -177,7 +179,10 @@ def main() -> None:
         "method": "mtp",
         "synthetic": ACCEPTED,
         "server_args": SERVER.split(),
-        "env": {"VLLM_CACHE_ROOT": str(folder / "cache")},
+        "env": {
+            "VLLM_CACHE_ROOT": str(folder / "cache"),
+            "VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "uniform_random",
+        },
         "rounds": 1,
         "settings": [
             *({"name": f"g{gamma}", "gamma": gamma, "env": env} for gamma in (6, 0, 3, 1, 4, 2, 5)),

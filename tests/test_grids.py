@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -65,3 +66,55 @@ def test_two_files_are_set_side_by_side(
     assert "g0-file over g0-default, chat, c=8: 0.959, 0.948 to 1.006 (10 pairs)" in out
     later = replayed("h200-serving/file-against-default.json", ["1"], monkeypatch, capsys)
     assert "(5 pairs)" in later
+
+
+def measuring() -> str:
+    return (Path(__file__).parents[1] / "docs" / "measuring.md").read_text()
+
+
+def test_the_table_of_cold_weights_is_that_of_the_file() -> None:
+    timed = json.loads((RESULTS / "h200-serving" / "cold-weights.json").read_text())["timed"]
+    found: dict[int, list[str]] = {}
+    for row in timed:
+        if row["row"] == "file":
+            value, low, high = row["over"]
+            found.setdefault(row["m"], []).append(f"{value:.3f} ({low:.3f} to {high:.3f})")
+    _, _, table = measuring().partition("| M | file ÷ default, speed, one layer | thirty layers |")
+    told = dict(re.findall(r"^\| (\d+) \| (.+) \|$", table.partition("\n\n")[0], re.MULTILINE))
+    assert {int(m) for m in told} < found.keys()
+    assert all(cells == " | ".join(found[int(m)]) for m, cells in told.items())
+
+
+@pytest.mark.parametrize(
+    ("load", "concurrency", "least", "row"),
+    [("chat", 1, 100, "M=1"), ("chat", 8, 100, "M=8"), ("long", 1, 0, "a prompt of 3,000 tokens")],
+)
+def test_the_table_of_the_profile_is_that_of_the_file(
+    load: str, concurrency: int, least: int, row: str
+) -> None:
+    """Of the decoding steps, of which there are many; of the prompt, those that take longest."""
+    profiled = json.loads((RESULTS / "h200-serving" / "profile.json").read_text())["profiled"]
+    cells = []
+    for setting in ("g0-file", "g0-default"):
+        (one,) = [
+            each["kernels"]
+            for each in profiled
+            if (each["setting"], each["load"], each["concurrency"]) == (setting, load, concurrency)
+        ]
+        ran = [k for k in one if k["name"] == "fused_moe_kernel" and k["calls"] > least][:2]
+        places = 1 if least else 0
+        ran.sort(key=lambda kernel: kernel["grid"])
+        cells.append(" + ".join(f"{kernel['median_us']:.{places}f}" for kernel in ran))
+    assert f"| {row} | {cells[0]} | {cells[1]} |" in measuring()
+
+
+def test_what_the_server_gains_with_random_experts_is_that_of_the_file() -> None:
+    best = json.loads((RESULTS / "h200-serving" / "uniform-routing" / "best.json").read_text())
+    told = {}
+    for one in best["objectives"]:
+        low, high = one["interval"]
+        told[one["objective"]] = f"{one['speedup']:.3f}", f"({low:.3f} to {high:.3f})"
+    text = measuring()
+    assert "{} {}".format(*told["single"]) in text
+    assert "**{}** {}".format(*told["aggregate"]) in text
+    assert "{} {}, for the file".format(*told["geomean"]) in text

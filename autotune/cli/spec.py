@@ -39,7 +39,7 @@ def spec(
     drafter: Annotated[
         str | None,
         typer.Option(
-            help="Folder, hub id, or a method without a model: ngram, suffix, mtp.",
+            help="Folder, hub id, or a method without a model: ngram, suffix, mtp; or none.",
             metavar="MODEL",
             rich_help_panel=MODELS,
         ),
@@ -254,9 +254,14 @@ def spec(
     """Tune speculative decoding and serving flags on real vLLM servers."""
     from autotune.cli import spec_runs  # noqa: PLC0415 - keeps `--help` fast
     from autotune.spec.launching import check_flags  # noqa: PLC0415
-    from autotune.spec.request import Request  # noqa: PLC0415
+    from autotune.spec.methods import NO_DRAFTER  # noqa: PLC0415
+    from autotune.spec.request import Request, parse_gammas  # noqa: PLC0415
 
-    check_flags(launcher, given_flags(context))
+    given = given_flags(context)
+    if launcher != "url" and drafter is None and gamma is not None and parse_gammas(gamma) == (0,):
+        drafter = NO_DRAFTER
+        given.add("--drafter")
+    check_flags(launcher, given)
     targets = target or [""]
     request = Request(
         target=targets[0],

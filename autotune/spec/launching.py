@@ -66,7 +66,7 @@ def check_flags(launcher: str, given: Collection[str]) -> None:
     if launcher != "url":
         for needed in ("--target", "--drafter"):
             if needed not in given:
-                more = ", or a method such as ngram" if needed == "--drafter" else ""
+                more = ", a method such as ngram, or none" if needed == "--drafter" else ""
                 raise BadInputError(f"{needed}: is missing; name a folder or a hub id{more}")
 
 

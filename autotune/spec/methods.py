@@ -20,6 +20,9 @@ TRAINED = frozenset({"mtp", "eagle", "eagle3", "medusa", "mlp_speculator", "dfla
 
 METHODS = ALONE | WITH_MODEL
 
+NO_DRAFTER = "none"
+"""Stands for a drafter where nothing is drafted: other flags are tuned."""
+
 GEMMA4_ASSISTANTS = frozenset({"gemma4_assistant", "gemma4_unified_assistant"})
 GEMMA4_TARGETS = frozenset({"gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"})
 

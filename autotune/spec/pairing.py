@@ -23,6 +23,7 @@ from autotune.spec.methods import (
     GEMMA4_ASSISTANTS,
     GEMMA4_TARGETS,
     METHODS,
+    NO_DRAFTER,
     by_name,
     has_own_heads,
     own_heads,
@@ -47,7 +48,7 @@ def load_pair(target: str, drafter: str, method: str | None = None) -> Pair:
     Args:
         target: a folder or a hub id.
         drafter: a folder, a hub id, or a method of vLLM (``ngram``, ``suffix``, ``mtp``, …); a
-            folder of that name is given as ``./ngram``.
+            folder of that name is given as ``./ngram``. Or ``none``.
         method: what ``method`` of vLLM's speculative configuration will be, if it will be given.
 
     Raises:
@@ -56,6 +57,8 @@ def load_pair(target: str, drafter: str, method: str | None = None) -> Pair:
         MissingEnvironmentError: a hub id, and the hub cannot be reached.
     """
     model = load_checkpoint(target, "--target")
+    if drafter == NO_DRAFTER:
+        return Pair(model, NO_DRAFTER)
     if drafter in METHODS:
         if method not in {None, drafter}:
             raise BadInputError(f"--drafter {drafter} names a method, but the method is {method}")
@@ -99,7 +102,7 @@ def _check_method(pair: Pair) -> Iterator[Finding]:
     """Whether the method can start with what it was given (speculative.py, ``__post_init__``)."""
     if pair.drafter is not None:
         yield from _check_choice(pair.drafter, pair.method)
-    elif pair.method not in ALONE:
+    elif pair.method not in {*ALONE, NO_DRAFTER}:
         yield refuse(
             "method-needs-model",
             f"{pair.method} needs a drafter's model: give its folder or hub id as --drafter",

@@ -19,10 +19,11 @@ from autotune.spec.finding import Finding, Severity, refuse, warn
 from autotune.spec.fit import check_fit
 from autotune.spec.launchers import LocalLauncher
 from autotune.spec.memory import MemoryKind, MemoryReading
+from autotune.spec.methods import NO_DRAFTER
 from autotune.spec.mounts import Mount
 from autotune.spec.pairing import Pair, check_gamma, check_pair, is_stretched
 from autotune.spec.prompts import Prompt
-from autotune.spec.recipe import GAMMA, Recipe, whole_value
+from autotune.spec.recipe import GAMMA, Recipe, argument_value, whole_value
 from autotune.spec.scenario import SpecScenario
 from autotune.spec.server import Launcher
 from autotune.spec.tasks import Tasks
@@ -34,6 +35,7 @@ START_ESTIMATE_S = {MemoryKind.CPU: 30.0, MemoryKind.GPU: 160.0, MemoryKind.UNIF
 """For the estimate only: a tiny model on a CPU; Gemma 4 26B-A4B on an H200 (138 to 165 s); unified
 memory is a guess."""
 MOST_GAMMA = 64
+_SIMULATED_ROUTING = "VLLM_MOE_ROUTING_SIMULATION_STRATEGY"
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,13 @@ class Plan:
         return tuple(sorted(value for value in values if isinstance(value, int)))
 
     @property
+    def drafting(self) -> str:
+        """The drafter in words."""
+        if self.recipe.method == NO_DRAFTER:
+            return "no drafter"
+        return f"{self.scenario.drafter} (method {self.recipe.method})"
+
+    @property
     def baseline(self) -> Candidate:
         """No speculation, the first value of everything else."""
         params: dict[str, Scalar] = {name: values[0] for name, values in self.space.parameters}
@@ -208,7 +217,7 @@ def preflight(plan: Plan) -> list[Finding]:
                 f"nothing can win below {LEAST_PAIRS}",
             )
         )
-    found += _memory_findings(plan)
+    found += [*_check_dummy(plan), *_memory_findings(plan)]
     if not any(finding.refuses for finding in found):  # it may take vLLM seconds to say
         found += _check_program(plan)
     order = list(Severity)
@@ -240,6 +249,19 @@ def _check_program(plan: Plan) -> Iterator[Finding]:
             "vllm-version",
             f"--vllm: `{program} --version` fails, hangs or says nothing; is it vLLM? Trials of "
             "its versions cannot be told apart",
+        )
+
+
+def _check_dummy(plan: Plan) -> Iterator[Finding]:
+    """Eight of 128 experts in most of Gemma 4's layers (`benchmarks/dummy_routing.py`)."""
+    recipe = plan.recipe
+    dummy = argument_value(recipe.server_args, "--load-format") == "dummy"
+    if dummy and plan.pair.target.experts and _SIMULATED_ROUTING not in recipe.env:
+        yield warn(
+            "dummy-routing",
+            "--load-format dummy: made-up weights may send all tokens to the same few experts, so "
+            "that large batches and gammas look cheaper than they are; add --env "
+            f"{_SIMULATED_ROUTING}=uniform_random",
         )
 
 

@@ -18,6 +18,7 @@ from autotune.spec.launching import devices_of, make_launcher, make_mounts
 from autotune.spec.meminfo import first_gpu, read_memory
 from autotune.spec.memory import MemoryReading
 from autotune.spec.memory_search import at_utilization, within_free
+from autotune.spec.methods import NO_DRAFTER
 from autotune.spec.moe_config import digest_of, parse_moe_config
 from autotune.spec.moe_log import FOLDER
 from autotune.spec.mounts import Mount, mounts_of
@@ -133,13 +134,23 @@ def make_plan(request: Request) -> Plan:
         force=request.force,
     )
     plan = _with_range(plan, request)
-    if not any(candidate.int(GAMMA) for candidate in plan.points) and len(plan.points) < 2:
-        raise BadInputError("--gamma: nothing to compare with no speculation; name one above 0")
+    _check_points(plan)
     if plan.image is not None:  # what docker cannot mount ends here, not when all is measured
         for mount in mounts_of(recipe.settings(plan.points[-1]), mounts):
             mount.volume()
     plan = _with_tasks(plan, request)
     return replace(plan, findings=tuple(preflight(plan)))
+
+
+def _check_points(plan: Plan) -> None:
+    if plan.recipe.method == NO_DRAFTER and any(plan.gammas):
+        raise BadInputError("--drafter none: drafts nothing, so gamma can only be 0")
+    speculates = any(candidate.int(GAMMA) for candidate in plan.points)
+    if not speculates and len(plan.points) < 2 and plan.utilization is None:
+        raise BadInputError(
+            "--gamma: nothing to compare with no speculation; name one above 0, or another flag's "
+            "values"
+        )
 
 
 def _at_home(request: Request) -> Request:
@@ -245,7 +256,7 @@ def _space(request: Request) -> Space:
             raise BadInputError(f"--space and {given} exclude each other")
         return _checked(load_space(request.space, "spec"), f"space {request.space}: ")
     parameters: dict[str, tuple[Scalar, ...]] = {
-        GAMMA: parse_gammas(GAMMAS if request.gamma is None else request.gamma)
+        GAMMA: parse_gammas(_default_gammas(request) if request.gamma is None else request.gamma)
     }
     if request.kv_cache_dtype is not None:
         parameters[KV_DTYPE] = _values(request.kv_cache_dtype, flag_of(KV_DTYPE))
@@ -259,6 +270,10 @@ def _space(request: Request) -> Space:
             raise BadInputError(f"--set {name}: given twice")
         parameters[name] = values
     return _checked(Space("flags", tuple(parameters.items())), "--set ")
+
+
+def _default_gammas(request: Request) -> str:
+    return "0" if request.drafter == NO_DRAFTER else GAMMAS
 
 
 def _with_tasks(plan: Plan, request: Request) -> Plan:

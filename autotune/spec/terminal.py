@@ -62,7 +62,7 @@ def show_plan(plan: Plan) -> None:
     load = f"concurrency {', '.join(map(str, scenario.concurrency))}; {scenario.prompts} prompts"
     err.print(
         escape(
-            f"Plan   {scenario.target} with {scenario.drafter} (method {plan.recipe.method})\n"
+            f"Plan   {scenario.target} with {plan.drafting}\n"
             f"       {parameters}: {counted(settings, 'setting')}, and the baseline\n"
             f"       {load}; {requests} timed requests a boot in {scenario.repeats} repeats, up to "
             f"{scenario.max_tokens} tokens each\n"

@@ -31,6 +31,13 @@ CASES: dict[str, tuple[str, str]] = {
     "gamma is negative": ("{p} --gamma=-1", "--gamma -1"),
     "gamma is huge": ("{p} --gamma 65", "--gamma 65"),
     "gamma 0 alone": ("{p} --gamma 0", "name one above 0"),
+    "gamma 0 alone without a drafter": ("--target {m} --gamma 0", "name one above 0"),
+    "no drafter": ("--target {m} --gamma 0,2", "--drafter: is missing"),
+    "gamma without a drafter": ("--target {m} --drafter none --gamma 0,2", "drafts nothing"),
+    "a space's gamma without a drafter": (
+        "--target {m} --drafter none --space gemma-4-26b-a4b-gb10",
+        "drafts nothing",
+    ),
     "concurrency 0": ("{p} --concurrency 0", "--concurrency 0"),
     "concurrency is a word": ("{p} --concurrency all", "--concurrency all"),
     "concurrency twice": ("{p} --concurrency 4,4", "given twice"),

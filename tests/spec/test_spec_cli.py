@@ -106,6 +106,35 @@ def test_a_range_a_limit_and_a_schedule_end_in_files_and_a_page(
     assert autotune(folder, "report", "r").returncode == 0
 
 
+@pytest.mark.parametrize("drafter", [(), ("--drafter", "none")])
+def test_without_a_drafter_other_flags_are_compared(
+    folder: Path, tiny_models: TinyModels, drafter: tuple[str, ...]
+) -> None:
+    study = f"plain{len(drafter)}"
+    args = f"spec --target {tiny_models.qwen3} --prompts p.jsonl --concurrency 1 --max-tokens 24"
+    args += f" --waves 1 --repeats 6 --confirm-boots 1 --set max-num-seqs=8,16 --study {study}"
+    gamma = () if drafter else ("--gamma", "0")
+    ran = autotune(folder, *args.split(), *drafter, *gamma, "--vllm", FAKE, SMALL)
+    assert ran.returncode == 0, ran.stderr
+    assert "with no drafter\n" in ran.stderr
+    assert "boot 2" in ran.stderr
+    out = folder / "outputs" / study / "spec"
+    assert "; drafter: no drafter" in (out / "report.md").read_text()
+    assert "--speculative-config" not in (out / "serve.sh").read_text()
+
+
+def test_without_a_drafter_a_range_is_searched(folder: Path, tiny_models: TinyModels) -> None:
+    env = "--env=FAKE_SERVING=" + json.dumps({"memory": {"tokens": 100, "start": 20}})
+    args = f"spec --target {tiny_models.qwen3} --gamma 0 --prompts p.jsonl --concurrency 1,2"
+    args += " --max-tokens 24 --waves 1 --repeats 2 --gpu-memory-utilization 0.3:0.5 --study pr"
+    ran = autotune(folder, *args.split(), "--vllm", FAKE, env)
+    assert ran.returncode == 0, ran.stderr
+    assert "Memory utilization: at least 0.41 holds 2048 tokens at once" in ran.stdout
+    best = json.loads((folder / "outputs" / "pr" / "spec" / "best.json").read_text())
+    assert best["best"]["is_baseline"]
+    assert best["memory_utilization"]["least"] == 0.41
+
+
 def parts_in(database: Path) -> int:
     """Repeats that are stored at this moment."""
     try:

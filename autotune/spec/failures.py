@@ -119,6 +119,8 @@ _SIGNS = tuple(
     )
 )
 _BAD_VALUE = re.compile(r"^([\w.]+\.)?(ValidationError|ValueError|NotImplementedError)\b")
+_ASSERTION = re.compile(r"Assertion `(.+)` failed")
+"""Written by a kernel, for each of its threads; torch's error then says only that there was one."""
 _KILLED = 128 + 9
 
 
@@ -182,6 +184,9 @@ def classify(
     lines = _read_tail(log)
     errors, noise = _errors(lines)
     line = (errors or noise or [_last_words(lines, exit_code)])[-1]
+    if "device-side assert" in line:
+        asserted = next(filter(None, map(_ASSERTION.search, lines)), None)
+        line = f"{line}: {asserted[1]}" if asserted is not None else line
     recognised = _recognise(errors)
     if hung and (served or recognised is None):
         kind = FailureKind.HANG

@@ -106,6 +106,25 @@ def test_what_is_a_bad_value_at_the_start_is_a_crash_under_load(tmp_path: Path) 
     assert dead.line == "ValueError: Synthetic acceptance not supported with CPU sampling"
 
 
+def test_what_a_kernel_asserted_is_told(tmp_path: Path) -> None:
+    """Quoted from a vLLM 0.24.0 that died under load on an H200."""
+    log = tmp_path / "log"
+    thread = (
+        "/pytorch/aten/src/ATen/native/cuda/IndexKernelUtils.cu:16: vectorized_gather_kernel: "
+        "block: [3987,1,0], thread: [{},0,0] Assertion `ind >=0 && ind < ind_dim_size && "
+        '"vectorized gather kernel index out of bounds"` failed.\n'
+    )
+    asserted = "".join(map(thread.format, range(64, 96)))
+    error = "torch.AcceleratorError: CUDA error: device-side assert triggered"
+    log.write_text(f"{asserted}{CORE}RuntimeError: CUDA error\n(EngineCore pid=7) {error}\n{NOISE}")
+    failure = classify(log, 1, served=True)
+    assert failure.kind is FailureKind.CRASH
+    assert failure.line.startswith(f"{error}: ind >=0 && ")
+    assert failure.line.endswith('"vectorized gather kernel index out of bounds"')
+    log.write_text(f"{error}\n")
+    assert classify(log, 1, served=True).line == error
+
+
 def test_a_cause_in_the_log_says_more_than_a_time_limit(tmp_path: Path) -> None:
     log = log_with(tmp_path, OTHERS["cache"][0])
     assert classify(log, None, served=False, hung=True).kind is FailureKind.KV_CACHE_TOO_SMALL

@@ -57,9 +57,14 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def exported(name: str) -> str | None:
+    """A variable that processes started by this one inherit; None if it is not set."""
+    return os.environ.get(name)
+
+
 def visible_gpus() -> str | None:
     """``CUDA_VISIBLE_DEVICES``, if set."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES")
+    return exported("CUDA_VISIBLE_DEVICES")
 
 
 def others_on(gpus: Sequence[GpuInfo]) -> list[str]:

@@ -7,6 +7,7 @@ Plain values, so that an export of the MoE half can show what the serving half m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,7 @@ from autotune.store import Store
 FOLDER = "VLLM_TUNED_CONFIG_FOLDER"
 _FILES = "moe_files"
 """Under which a recipe has the digest of that folder's files."""
+ROUTING = "VLLM_MOE_ROUTING_SIMULATION_STRATEGY"
 _PARAMETER, _DEFAULT = "moe_config", "default"
 """Of a setting, where one search compares folders."""
 Rates = dict[tuple[str, int], list[float]]
@@ -50,13 +52,24 @@ def with_and_without(store: Store, study: str, file_name: str, data: bytes) -> d
         _check_file(study, Path(served) / file_name, data)
         rows = _rows(before, with_it)
         if rows:
-            synthetic = after.setup.get("basis") == Basis.SYNTHETIC.value
-            how += ", acceptance synthetic" if synthetic else ""
+            how = "; ".join([how, *_made_up(after)])
             return {"how": f" (vLLM {after.setup.get('vllm')}; {how})", "rows": rows}
     raise BadInputError(
         f"--serve-study {study}: was not run both without --moe-config and with it, all else "
         "equal, nor with --moe-config default,FOLDER"
     )
+
+
+def _made_up(record: SearchRecord) -> list[str]:
+    """What of the servers was not the model's own, for who reads the table."""
+    said = ["acceptance synthetic"] if record.setup.get("basis") == Basis.SYNTHETIC.value else []
+    recipe = record.setup.get("recipe", {})
+    if re.search(r"--load-format[= ]dummy\b", " ".join(recipe.get("server_args", []))):
+        said.append("weights made up")
+    routing = recipe.get("env", {}).get(ROUTING)
+    if routing:
+        said.append(f"experts drawn by {routing}")
+    return said
 
 
 def _within(

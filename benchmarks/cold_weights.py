@@ -4,8 +4,8 @@
 
 On a GPU. Times the rows of FILE and of vLLM's default for Gemma 4 26B-A4B (FP8), side by side with
 fresh routings every round, once with the weights of one layer, as `autotune moe` does, and once
-with those of LAYERS (30 as in the model), each call with another layer's. One layer's do not fit
-the GPU's L2 cache either, but may fit what its TLBs reach.
+with those of LAYERS (30 as in the model), each call with another layer's. One layer's 761 MB do not
+fit the GPU's L2 cache either, but what few tokens need of them may, and its TLBs may reach all.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def main() -> None:
                 )
                 default = {"num_warps": 4, "num_stages": 3} | default
                 _, nearest = min((abs(key - m), key) for key in keys)
-                row = tuned[str(nearest)]
-                rows = {"default": default, "file": row}
-                rows |= {name: row | change for name, change in EXTRA.get(m, {}).items()}
+                own = tuned[str(nearest)]
+                rows = {"default": default, "file": own}
+                rows |= {name: own | change for name, change in EXTRA.get(m, {}).items()}
                 inputs = problem.inputs(m, layers, 1)
                 graphs = {name: _Graph(worker, params, inputs) for name, params in rows.items()}
                 samples: dict[str, list[float]] = {name: [] for name in graphs}
@@ -65,15 +65,14 @@ def main() -> None:
                     names = list(graphs)
                     for name in names[turn % len(names) :] + names[: turn % len(names)]:
                         graphs[name].replay_us()
-                        us = [graphs[name].replay_us() for _ in range(REPLAYS)]
-                        samples[name].append(median(us))
-                for name, us in samples.items():
-                    ratio = paired_ratio(samples["default"], us)
-                    over = [ratio.value, ratio.low, ratio.high]
-                    said = {"layers": copies, "m": m, "row": name, "us": median(us), "over": over}
-                    result["timed"].append(said | {"params": rows[name]})
-                    print(copies, m, name, round(median(us), 1), *(f"{x:.3f}" for x in over))
-                    sys.stdout.flush()
+                        replays = [graphs[name].replay_us() for _ in range(REPLAYS)]
+                        samples[name].append(median(replays))
+                for name, rounds in samples.items():
+                    ratio = paired_ratio(samples["default"], rounds)
+                    over, us = [ratio.value, ratio.low, ratio.high], median(rounds)
+                    row = {"layers": copies, "m": m, "row": name, "us": us, "over": over}
+                    result["timed"].append(row | {"params": rows[name]})
+                    print(copies, m, name, round(us, 1), *(f"{x:.3f}" for x in over), flush=True)
                 for graph in graphs.values():
                     graph.close()
             del problem, worker

@@ -24,6 +24,7 @@ from vllm import LLM, SamplingParams
 from vllm.model_executor.models.gemma4 import Gemma4Router
 
 from autotune.spec.acceptance import distinct_experts
+from autotune.words import counted
 from benchmarks.gpu_grid import random_words, text_config, write_model
 
 SEQUENCES, PROMPT, OUTPUT = 8, 60, 12
@@ -41,13 +42,13 @@ def main() -> None:
     counts: dict[int, list[int]] = defaultdict(list)
     routed = Gemma4Router.forward
 
-    def counted(self: Any, x: Any) -> Any:
+    def counting(self: Any, x: Any) -> Any:
         logits = routed(self, x)
         ids = torch.topk(logits.float(), chosen, dim=-1).indices
         counts[len(ids)].append(len(ids.unique()))
         return logits
 
-    Gemma4Router.forward = counted
+    Gemma4Router.forward = counting
     served = LLM(
         str(folder), load_format="dummy", enforce_eager=True, max_model_len=512, max_num_seqs=8
     )
@@ -64,7 +65,7 @@ def main() -> None:
             f"{found.count(chosen) / len(found):.0%} of them; uniform {uniform:.1f}"
         )
     words = {token for answer in answers for token in answer.outputs[0].token_ids}
-    print(f"{len(answers)} answers of {OUTPUT} tokens: {len(words)} different tokens in all")
+    print(f"{len(answers)} answers of {OUTPUT} tokens: {counted(len(words), 'different token')}")
 
 
 if __name__ == "__main__":

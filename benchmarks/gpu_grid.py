@@ -6,7 +6,7 @@ Writes configuration and tokenizer of the target (fp8, a scale per channel and p
 MTP drafter, prompts of random words, FOLDER/config.json: gamma 0 to 6 with the tuned files of
 MOE_FOLDER, and gamma 0 without; and FOLDER/file.json: gamma 0 with and without, two boots each.
 vLLM makes the weights up (``--load-format dummy``): shapes, kernels and scheduling are the model's,
-the text is noise, so acceptance is told to vLLM, and so is that experts are drawn at random: the
+the text is noise, so vLLM is told what to accept. It also draws the experts at random, because the
 routers would send most tokens to the same eight (:mod:`benchmarks.dummy_routing`). LAYERS, a
 multiple of six, is 30 as in the model unless said otherwise. Sizes are those of the model's
 published configuration.

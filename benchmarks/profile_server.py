@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import shlex
 import sys
 import tempfile
 import urllib.request
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -54,14 +56,16 @@ def kernels(folder: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["total_us"])
 
 
-def post(url: str) -> None:
-    request = urllib.request.Request(url, method="POST")
+def post(server: Server, path: str) -> None:
+    request = urllib.request.Request(server.url + path, None, dict(server.headers), method="POST")
     with urllib.request.urlopen(request, timeout=300):
         pass
 
 
-def profiled(server: Server, load: dict[str, Any], concurrency: int, folder: Path) -> Any:
-    """One round of a load, after one that warms up."""
+def profiled(
+    server: Server, load: dict[str, Any], concurrency: int, folder: Path
+) -> list[dict[str, Any]]:
+    """The kernels of one round of a load, after a round that warms up."""
     for old in folder.glob("*"):
         old.unlink()
     asked = Load(
@@ -74,10 +78,30 @@ def profiled(server: Server, load: dict[str, Any], concurrency: int, folder: Pat
         headers=server.headers,
     )
     run_load(replace(asked, requests=4 * concurrency))
-    post(f"{server.url}/start_profile")
+    post(server, "/start_profile")
     run_load(asked)
-    post(f"{server.url}/stop_profile")
+    post(server, "/stop_profile")
     return kernels(folder)
+
+
+def boot(
+    config: dict[str, Any], setting: dict[str, Any], log: Path
+) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
+    """Name, concurrency and kernels of every load of one server."""
+    with tempfile.TemporaryDirectory() as name:
+        profiler = {
+            "profiler": "torch",
+            "torch_profiler_dir": name,
+            "torch_profiler_with_stack": False,
+            "ignore_frontend": True,
+        }
+        args = [*setting.get("args", []), "--profiler-config", json.dumps(profiler)]
+        settings = settings_of(config, setting | {"args": args})
+        with start(LocalLauncher(), settings, log, START_S) as server:
+            for load in config["loads"]:
+                for concurrency in load["concurrency"]:
+                    found = profiled(server, load, concurrency, Path(name))
+                    yield load["name"], concurrency, found
 
 
 def main() -> None:
@@ -86,35 +110,20 @@ def main() -> None:
     config = json.loads(Path(sys.argv[1]).read_text())
     out = Path(sys.argv[2])
     result: dict[str, Any] = {
-        "command": "python -m benchmarks.profile_server CONFIG.json OUT.json",
+        "command": shlex.join(["python", "-m", "benchmarks.profile_server", *sys.argv[1:]]),
         "config": config,
         "environment": environment(),
         "profiled": [],
     }
     for setting in config["settings"]:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            wanted = {
-                "profiler": "torch",
-                "torch_profiler_dir": name,
-                "torch_profiler_with_stack": False,
-                "ignore_frontend": True,
-            }
-            args = [*setting.get("args", []), "--profiler-config", json.dumps(wanted)]
-            log = out.parent / "logs" / f"profile-{setting['name']}.log"
-            settings = settings_of(config, setting | {"args": args})
-            with start(LocalLauncher(), settings, log, START_S) as server:
-                for load in config["loads"]:
-                    for concurrency in load["concurrency"]:
-                        rows = profiled(server, load, concurrency, folder)
-                        said = {"setting": setting["name"], "load": load["name"]}
-                        result["profiled"].append(
-                            said | {"concurrency": concurrency, "kernels": rows}
-                        )
-                        write_whole(out, json.dumps(result, indent=1).encode())
-                        print(said, concurrency, f"{len(rows)} kernels", flush=True)
-                        for row in [row for row in rows if "moe" in row["name"]][:8]:
-                            print("  ", row["name"][:40], *list(row.values())[1:], flush=True)
+        log = out.parent / "logs" / f"profile-{setting['name']}.log"
+        for load, concurrency, found in boot(config, setting, log):
+            said = {"setting": setting["name"], "load": load, "concurrency": concurrency}
+            result["profiled"].append(said | {"kernels": found})
+            write_whole(out, json.dumps(result, indent=1).encode())
+            print(*said.values(), f"{len(found)} kernels", flush=True)
+            for kernel in [kernel for kernel in found if "moe" in kernel["name"]][:8]:
+                print("  ", *(str(value)[:40] for value in kernel.values()), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from autotune.store import Store
 from benchmarks import replay_grid
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -79,8 +83,12 @@ def test_the_table_of_cold_weights_is_that_of_the_file() -> None:
         if row["row"] == "file":
             value, low, high = row["over"]
             found.setdefault(row["m"], []).append(f"{value:.3f} ({low:.3f} to {high:.3f})")
-    _, _, table = measuring().partition("| M | file ÷ default, speed, one layer | thirty layers |")
+    _, head, table = measuring().partition(
+        "| M | file ÷ default, speed, one layer | thirty layers |"
+    )
+    assert head
     told = dict(re.findall(r"^\| (\d+) \| (.+) \|$", table.partition("\n\n")[0], re.MULTILINE))
+    assert told
     assert {int(m) for m in told} < found.keys()
     assert all(cells == " | ".join(found[int(m)]) for m, cells in told.items())
 
@@ -108,8 +116,9 @@ def test_the_table_of_the_profile_is_that_of_the_file(
     assert f"| {row} | {cells[0]} | {cells[1]} |" in measuring()
 
 
-def test_what_the_server_gains_with_random_experts_is_that_of_the_file() -> None:
-    best = json.loads((RESULTS / "h200-serving" / "uniform-routing" / "best.json").read_text())
+def test_what_the_server_gains_with_random_experts_is_that_of_the_file(tmp_path: Path) -> None:
+    folder = RESULTS / "h200-serving" / "uniform-routing"
+    best = json.loads((folder / "best.json").read_text())
     told = {}
     for one in best["objectives"]:
         low, high = one["interval"]
@@ -118,3 +127,26 @@ def test_what_the_server_gains_with_random_experts_is_that_of_the_file() -> None
     assert "{} {}".format(*told["single"]) in text
     assert "**{}** {}".format(*told["aggregate"]) in text
     assert "{} {}, for the file".format(*told["geomean"]) in text
+    (tmp_path / "t.db").write_bytes(gzip.decompress((folder / "trials.db.gz").read_bytes()))
+    with Store.open(f"sqlite:///{tmp_path}/t.db") as store:
+        (search,) = store.get_study("uniform").searches
+        trials = store.trials(search)
+
+    def by_boot(streams: str, quantity: Callable[[dict[str, Any]], str]) -> str:
+        cells = []
+        for moe in ("/tmp/moe", "default"):
+            levels = [
+                trial.measurement.details["levels"][streams]
+                for trial in trials
+                if trial.candidate["moe_config"] == moe
+            ]
+            cells.append(", ".join(map(quantity, levels)))
+        return " | ".join(cells)
+
+    for streams in ("1", "8"):
+        rates = by_boot(streams, lambda level: f"{level['tok_s']:,.0f}")
+        assert f"tok/s | {rates} |" in text
+    ttft = by_boot("8", lambda level: f"{level['ttft_ms']['p50']:.0f}")
+    assert f"TTFT | {ttft.replace(' |', ' ms |')} ms |" in text
+    tpot = by_boot("8", lambda level: f"{level['tpot_ms']['p50']:.2f}")
+    assert f"TPOT | {tpot.replace(' |', ' ms |')} ms |" in text

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from autotune.core import BadInputError, Basis, Candidate, Measurement, Outcome, Phase, Trial
-from autotune.serving import FOLDER, with_and_without
+from autotune.serving import FOLDER, ROUTING, with_and_without
 from autotune.spec.recipe import Recipe
 from autotune.spec.scenario import SpecScenario
 from autotune.store import Store
@@ -17,16 +17,18 @@ NAME = "E=128,N=704,device_name=NVIDIA_H200,dtype=fp8_w8a8.json"
 SCENARIO = SpecScenario("target", "ngram", "chat", "0", (1, 8), 128, True, True, 2, 2, "geomean")
 
 
-def setup(env: dict[str, str]) -> dict[str, Any]:
+def setup(env: dict[str, str], *args: str) -> dict[str, Any]:
     files = "digest of its files" if FOLDER in env else None
-    recipe = Recipe("target", "ngram", env=env, moe_files=files).as_json()
+    recipe = Recipe("target", "ngram", server_args=args, env=env, moe_files=files).as_json()
     return {"basis": "measured", "recipe": {"name": "ngram"} | recipe, "vllm": "0.24.0"}
 
 
-def serve(store: Store, env: dict[str, str], one: list[float], eight: list[float]) -> None:
+def serve(
+    store: Store, env: dict[str, str], one: list[float], eight: list[float], *args: str
+) -> None:
     """A search with one setting, served with these rates."""
     study = store.study("s", "spec", {"target": "target", "drafter": "ngram"})
-    search = store.search(study, setup(env))
+    search = store.search(study, setup(env, *args))
     run = store.start_run(search, store.environment({}), "autotune spec")
     levels = {"1": {"repeats": one, "tok_s": one[0]}, "8": {"repeats": eight, "tok_s": eight[0]}}
     measurement = Measurement(Outcome.OK, Basis.MEASURED, 1.0, (1.0,), details={"levels": levels})
@@ -108,3 +110,12 @@ def test_one_search_that_compared_them(tmp_path: Path, folder: Path) -> None:
         assert with_and_without(store, "s", NAME, b"{}")["rows"][0]["ratio"] == "1.200"
         with pytest.raises(BadInputError, match="no longer"):
             with_and_without(store, "s", NAME, b"{ }")
+
+
+def test_what_was_made_up_is_told(tmp_path: Path, folder: Path) -> None:
+    drawn = {ROUTING: "uniform_random"}
+    with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
+        serve(store, drawn, [1.0], [1.0], "--load-format", "dummy")
+        serve(store, drawn | {FOLDER: str(folder)}, [1.0], [1.0], "--load-format", "dummy")
+        how = with_and_without(store, "s", NAME, b"{}")["how"]
+    assert how.endswith("; weights made up; experts drawn by uniform_random)")

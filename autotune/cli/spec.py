@@ -47,7 +47,8 @@ def spec(
     gamma: Annotated[
         str | None,
         typer.Option(
-            help="Drafted tokens, such as 0-6 (default) or 0,2,4.", rich_help_panel=SEARCH
+            help="Drafted tokens, such as 0-6 (default) or 0,2,4; 0 alone needs no drafter.",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
     kv_cache_dtype: Annotated[
@@ -149,7 +150,7 @@ def spec(
         ),
     ] = True,
     min_gain: Annotated[
-        str, typer.Option(help="Least gain over no speculation.", rich_help_panel=DECISION)
+        str, typer.Option(help="Least gain over the baseline.", rich_help_panel=DECISION)
     ] = "1%",
     budget: Annotated[
         str | None, typer.Option(help="Stop searching after, such as 2h.", rich_help_panel=SEARCH)

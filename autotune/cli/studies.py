@@ -122,7 +122,7 @@ def _show_settings(served: Served, rows: list[dict[str, Any]]) -> None:
 
     scenario = served.scenario
     out.print(
-        f"search {served.search.id}, {scenario.target} with {scenario.drafter}; "
+        f"search {served.search.id}, {scenario.target} with {scenario.drafting}; "
         f"{described(scenario)}; by {scenario.objective}",
         soft_wrap=True,
         markup=False,

@@ -59,6 +59,8 @@ def verdict(result: Result) -> str:
         )
     elif result.selection.kept_incumbent:
         home = result.baseline.candidate
+        if not {*result.plan.points} - {home}:
+            return f"{setting(home)} is the only setting: there was nothing to compare it with"
         than = f"the baseline, {setting(home)}" if others(home) else "no speculation"
         said = f"no setting is clearly faster than {than} ({objective})"
         out = [f"{setting(candidate)} ({why})" for candidate, why in barred(result).items()]

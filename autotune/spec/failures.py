@@ -184,9 +184,9 @@ def classify(
     lines = _read_tail(log)
     errors, noise = _errors(lines)
     line = (errors or noise or [_last_words(lines, exit_code)])[-1]
-    if "device-side assert" in line:
+    if any("device-side assert" in error for error in errors):
         asserted = next(filter(None, map(_ASSERTION.search, lines)), None)
-        line = f"{line}: {asserted[1]}" if asserted is not None else line
+        line = f"{line}: {asserted[1][:_LINE_CHARS]}" if asserted is not None else line
     recognised = _recognise(errors)
     if hung and (served or recognised is None):
         kind = FailureKind.HANG

@@ -35,7 +35,13 @@ from autotune.spec.tokens import check_tokenizers, check_vocabulary
 
 @dataclass(frozen=True)
 class Pair:
-    """A target and what drafts for it; ``drafter`` is None where the method needs no model."""
+    """A target and what drafts for it.
+
+    Attributes:
+        target: what is served.
+        method: one of vLLM's, or ``none``.
+        drafter: None where the method needs no model.
+    """
 
     target: Checkpoint
     method: str

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from autotune.core import BadInputError, Basis, Candidate, Scalar
-from autotune.environment import environment
+from autotune.environment import environment, exported
+from autotune.serving import ROUTING
 from autotune.space import Space
 from autotune.spec.acceptance import distinct_experts
 from autotune.spec.finding import Finding, Severity, refuse, warn
@@ -35,7 +36,6 @@ START_ESTIMATE_S = {MemoryKind.CPU: 30.0, MemoryKind.GPU: 160.0, MemoryKind.UNIF
 """For the estimate only: a tiny model on a CPU; Gemma 4 26B-A4B on an H200 (138 to 165 s); unified
 memory is a guess."""
 MOST_GAMMA = 64
-_SIMULATED_ROUTING = "VLLM_MOE_ROUTING_SIMULATION_STRATEGY"
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,10 @@ class Plan:
     @property
     def drafting(self) -> str:
         """The drafter in words."""
-        if self.recipe.method == NO_DRAFTER:
-            return "no drafter"
-        return f"{self.scenario.drafter} (method {self.recipe.method})"
+        named = self.scenario.drafting
+        return (
+            named if self.recipe.method == NO_DRAFTER else f"{named} (method {self.recipe.method})"
+        )
 
     @property
     def baseline(self) -> Candidate:
@@ -149,6 +150,8 @@ class Plan:
     @property
     def confirmed(self) -> int:
         """Settings at most in a round of fresh boots: baseline, finalists and the schedule."""
+        if not {*self.grid} - {self.baseline}:
+            return 0
         several = len(self.scenario.concurrency) > 1 and len(self.gammas) > 1
         return self.finalists + 1 + (self.schedule and several)
 
@@ -254,14 +257,16 @@ def _check_program(plan: Plan) -> Iterator[Finding]:
 
 def _check_dummy(plan: Plan) -> Iterator[Finding]:
     """Eight of 128 experts in most of Gemma 4's layers (`benchmarks/dummy_routing.py`)."""
-    recipe = plan.recipe
-    dummy = argument_value(recipe.server_args, "--load-format") == "dummy"
-    if dummy and plan.pair.target.experts and _SIMULATED_ROUTING not in recipe.env:
+    tried = dict(plan.space.parameters).get("load_format", ())
+    dummy = "dummy" in {argument_value(plan.recipe.server_args, "--load-format"), *tried}
+    inherited = exported(ROUTING) if isinstance(plan.launcher, LocalLauncher) else None
+    simulated = plan.recipe.env.get(ROUTING, inherited)
+    if dummy and plan.pair.target.experts and not simulated:
         yield warn(
             "dummy-routing",
             "--load-format dummy: made-up weights may send all tokens to the same few experts, so "
             "that large batches and gammas look cheaper than they are; add --env "
-            f"{_SIMULATED_ROUTING}=uniform_random",
+            f"{ROUTING}=uniform_random",
         )
 
 

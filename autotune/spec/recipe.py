@@ -60,7 +60,7 @@ class Recipe:
 
     Attributes:
         target: the model served.
-        method: vLLM's method of speculation.
+        method: vLLM's method of speculation; ``none`` where nothing is ever drafted.
         drafter: the drafter's model; None where the method needs none.
         synthetic: acceptance by position that vLLM's rejection sampler is told to produce instead
             of comparing tokens; empty compares them.

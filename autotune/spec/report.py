@@ -32,7 +32,7 @@ def report(result: Result) -> str:
         f"**Result:** {verdict(result)}.",
         "",
         *(f"> **Warning:** {text}\n" for text in warnings(result)),
-        f"- Target: {scenario.target}; drafter: {plan.drafting}",
+        f"- Target: {scenario.target} with {plan.drafting}",
         f"- Load: {described(scenario)}",
         f"- Objective: {scenario.objective} over concurrency "
         f"{', '.join(map(str, scenario.concurrency))}",

@@ -143,14 +143,20 @@ def make_plan(request: Request) -> Plan:
 
 
 def _check_points(plan: Plan) -> None:
-    if plan.recipe.method == NO_DRAFTER and any(plan.gammas):
+    """See that there is something to compare, and nothing to draft without a drafter.
+
+    Raises:
+        BadInputError: it is not so.
+    """
+    none = plan.recipe.method == NO_DRAFTER
+    if none and any(plan.gammas):
         raise BadInputError("--drafter none: drafts nothing, so gamma can only be 0")
+    if none and plan.recipe.synthetic:
+        raise BadInputError("--synthetic-acceptance: without a drafter nothing is accepted")
     speculates = any(candidate.int(GAMMA) for candidate in plan.points)
     if not speculates and len(plan.points) < 2 and plan.utilization is None:
-        raise BadInputError(
-            "--gamma: nothing to compare with no speculation; name one above 0, or another flag's "
-            "values"
-        )
+        more = "name several values of another flag" if none else "name one above 0"
+        raise BadInputError(f"--gamma: nothing to compare with no speculation; {more}")
 
 
 def _at_home(request: Request) -> Request:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from autotune.core import digest
+from autotune.spec.methods import NO_DRAFTER
 from autotune.stats import geometric_mean
 
 STATIC_OBJECTIVES = ("geomean", "single", "aggregate")
@@ -60,6 +61,11 @@ class SpecScenario:
         values = self.as_json()
         del values["prompts"]
         return digest(values)
+
+    @property
+    def drafting(self) -> str:
+        """The drafter in words."""
+        return "no drafter" if self.drafter == NO_DRAFTER else self.drafter
 
     @property
     def label(self) -> str:

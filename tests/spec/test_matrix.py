@@ -134,7 +134,7 @@ def test_a_target_without_gain_shows_what_the_drafter_costs() -> None:
     cells = row_cells(row)
     assert cells == [
         *("base", "41.2", "gamma=2", "25.4", "0.615", "1.20, –"),
-        "no gain: keep no speculation",
+        "no gain: keep the baseline",
     ]
     assert row_cells({**row, "best": None})[-1] == "nothing else works"
 

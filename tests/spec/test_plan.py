@@ -102,7 +102,9 @@ def test_the_hungriest_setting_is_one_that_the_drafter_can_do(tiny_models: TinyM
     assert hungriest(dataclasses.replace(plan, pair=heads)).int("gamma") == 2
 
 
-def test_dummy_weights_of_experts_are_warned_about(tiny_models: TinyModels) -> None:
+def test_dummy_weights_of_experts_are_warned_about(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dummy = {"server_args": ("--load-format dummy",)}
     drawn = {"env": ("VLLM_MOE_ROUTING_SIMULATION_STRATEGY=uniform_random",)}
 
@@ -110,9 +112,13 @@ def test_dummy_weights_of_experts_are_warned_about(tiny_models: TinyModels) -> N
         return "dummy-routing" in [finding.code for finding in preflight(plan_of(target, **flags))]
 
     assert warned(tiny_models.qwen3_moe, **dummy)
+    assert warned(tiny_models.qwen3_moe, **dummy, env=("VLLM_MOE_ROUTING_SIMULATION_STRATEGY=",))
+    assert warned(tiny_models.qwen3_moe, sets=("load-format=auto,dummy",))
     assert not warned(tiny_models.qwen3_moe, **dummy, **drawn)
     assert not warned(tiny_models.qwen3_moe)
     assert not warned(tiny_models.qwen3, **dummy)
+    monkeypatch.setenv("VLLM_MOE_ROUTING_SIMULATION_STRATEGY", "uniform_random")
+    assert not warned(tiny_models.qwen3_moe, **dummy)
 
 
 def test_what_the_checks_found_goes_with_the_plan(tiny_models: TinyModels) -> None:

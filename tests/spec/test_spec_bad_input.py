@@ -31,8 +31,13 @@ CASES: dict[str, tuple[str, str]] = {
     "gamma is negative": ("{p} --gamma=-1", "--gamma -1"),
     "gamma is huge": ("{p} --gamma 65", "--gamma 65"),
     "gamma 0 alone": ("{p} --gamma 0", "name one above 0"),
-    "gamma 0 alone without a drafter": ("--target {m} --gamma 0", "name one above 0"),
+    "gamma 0 alone without a drafter": ("--target {m} --gamma 0", "several values of another"),
     "no drafter": ("--target {m} --gamma 0,2", "--drafter: is missing"),
+    "no drafter and nothing else": ("--target {m} --drafter none", "several values of another"),
+    "acceptance without a drafter": (
+        "--target {m} --gamma 0 --set max-num-seqs=1,2 --synthetic-acceptance .5",
+        "without a drafter nothing is accepted",
+    ),
     "gamma without a drafter": ("--target {m} --drafter none --gamma 0,2", "drafts nothing"),
     "a space's gamma without a drafter": (
         "--target {m} --drafter none --space gemma-4-26b-a4b-gb10",

@@ -117,10 +117,15 @@ def test_without_a_drafter_other_flags_are_compared(
     ran = autotune(folder, *args.split(), *drafter, *gamma, "--vllm", FAKE, SMALL)
     assert ran.returncode == 0, ran.stderr
     assert "with no drafter\n" in ran.stderr
-    assert "boot 2" in ran.stderr
+    assert "boot 2 of at most 5: search c=1 gamma=0 max_num_seqs=16" in ran.stderr
     out = folder / "outputs" / study / "spec"
-    assert "; drafter: no drafter" in (out / "report.md").read_text()
+    assert " with no drafter\n" in (out / "report.md").read_text()
     assert "--speculative-config" not in (out / "serve.sh").read_text()
+    again = autotune(folder, *args.split(), "--drafter", "none", "--vllm", FAKE, SMALL, "--json")
+    assert json.loads(again.stdout)["fresh_boots"] == 0
+    shown = autotune(folder, "show", study)
+    assert shown.returncode == 0, shown.stderr
+    assert f"{tiny_models.qwen3} with no drafter; " in shown.stdout
 
 
 def test_without_a_drafter_a_range_is_searched(folder: Path, tiny_models: TinyModels) -> None:
@@ -132,6 +137,9 @@ def test_without_a_drafter_a_range_is_searched(folder: Path, tiny_models: TinyMo
     assert "Memory utilization: at least 0.41 holds 2048 tokens at once" in ran.stdout
     best = json.loads((folder / "outputs" / "pr" / "spec" / "best.json").read_text())
     assert best["best"]["is_baseline"]
+    assert "is the only setting: there was nothing to compare it with" in best["verdict"]
+    assert "0 × 0 to confirm" not in ran.stderr
+    assert "× 0 to confirm" in ran.stderr
     assert best["memory_utilization"]["least"] == 0.41
 
 

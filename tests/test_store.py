@@ -231,7 +231,7 @@ def test_a_command_under_another_setup_says_so(
     said = " ".join(capfd.readouterr().err.split())
     assert said == (
         "Study s: 1 trial was made with another seed (1, now 2); they stay, and this command "
-        "measures anew"
+        "begins anew"
     )
 
 

@@ -73,7 +73,7 @@ def check_study(
     if otherwise:
         err.print(
             f"[yellow]Study {escape(name)}: {escape(otherwise)}; they stay, and this command "
-            "measures anew[/yellow]"
+            "begins anew[/yellow]"
         )
 
 

@@ -28,7 +28,7 @@ def studies(db: Db = DEFAULT_DB, json_: Json = False) -> None:
         print_json([{**summary.as_json(), "trials": summary.trials} for summary in found])
         return
     shown = Table("study", "kind", "trials", "basis", "runs", "last run", box=None)
-    shown.columns[0].overflow = "fold"
+    shown.columns[0].no_wrap = True  # it is there to be copied
     for summary in found:
         last = summary.last_run
         bases = ", ".join(sorted({count.basis.value for count in summary.counts}))

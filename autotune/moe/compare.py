@@ -40,7 +40,8 @@ class File:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise BadInputError(f"{path}: cannot be read: {error.strerror}") from None
+            more = "; name a file in it" if path.is_dir() else ""
+            raise BadInputError(f"{path}: cannot be read: {error.strerror}{more}") from None
         rows = parse(data, str(path))
         if not rows:
             raise BadInputError(f"{path}: has no rows")

@@ -139,7 +139,8 @@ def report(result: Result) -> str:
         f"- Kernel: vLLM {plan.kernel.vllm_version}, fused_moe.py sha256 "
         f"{plan.kernel.sha256[:16]}, Triton {plan.kernel.triton_version}",
         f"- Search: space {plan.space.name}, {len(plan.feasible)} of {plan.space.size} feasible, "
-        f"effort {plan.effort}, sampler {result.setup['sampler']}, seed {plan.seed}",
+        f"effort {plan.effort}{_earlier(result)}, sampler {result.setup['sampler']}, "
+        f"seed {plan.seed}",
         f"- Trials: {', '.join(f'{n} {name}' for name, n in result.counts.items())}",
         f"- Command: `{plan.command}`",
         *(measured.report_lines(result) if result.measured else _predicted_lines(result)),
@@ -148,6 +149,12 @@ def report(result: Result) -> str:
         "«Using configuration from …».",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _earlier(result: Result) -> str:
+    """A study grows by commands that may have been of other efforts and batch sizes."""
+    kept = result.trials - result.fresh
+    return f" ({kept} of {result.trials} trials are of earlier commands)" if kept else ""
 
 
 def _predicted_lines(result: Result) -> list[str]:

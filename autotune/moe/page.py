@@ -19,7 +19,7 @@ from autotune.page import parts
 from autotune.page.files import write_html
 from autotune.page.history import best_so_far
 from autotune.page.model import Block, Grid, Page, Section, Table, Text
-from autotune.records import DatedTrial, SearchRecord, StudyDetail
+from autotune.records import DatedTrial, RunStatus, SearchRecord, StudyDetail
 from autotune.store import Store
 
 CONFIG = "BM/BN/BK/G/warps/stages"
@@ -162,6 +162,12 @@ class _Sheet:
             )
         if self.tuned.rows and (few := few_keys(len(self.tuned.rows))):
             said.append(few)
+        last = max(self.runs, key=lambda run: run.id, default=None)
+        if last is not None and last.status not in {RunStatus.DONE, RunStatus.RUNNING}:
+            said.append(
+                f"the last command did not reach its end ({last.status.value}), so batch sizes may "
+                "be missing; the same command goes on"
+            )
         others = [s for s in self.detail.searches if s.id != self.search.id]
         if others:
             kinds = ", ".join(sorted({str(s.setup.get("basis")) for s in others}))

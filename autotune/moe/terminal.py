@@ -27,6 +27,7 @@ from autotune.moe import estimate
 from autotune.moe.export import cells, summary, table, warnings
 from autotune.moe.job import Result
 from autotune.moe.plan import Plan
+from autotune.moe.shape import Scheme
 from autotune.tune import Progress as Step
 from autotune.words import counted
 
@@ -84,6 +85,7 @@ def progress(total: int, quiet: bool) -> Iterator[Callable[[Step], None]]:
 def show_plan(plan: Plan) -> None:
     """What will be done and about how long it takes, on stderr."""
     shape = plan.shape
+    scales = "" if shape.scheme is Scheme.NONE else f" per {shape.scheme.value}"
     if plan.measured:
         names = ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in plan.gpus)
         err.print(
@@ -102,7 +104,7 @@ def show_plan(plan: Plan) -> None:
         )
     err.print(
         f"Plan   {escape(plan.model)}: E={shape.experts} N={shape.intermediate} K={shape.hidden} "
-        f"topk={shape.topk} {shape.weight_dtype} per {shape.scheme.value}\n"
+        f"topk={shape.topk} {shape.weight_dtype}{scales}\n"
         f"       vLLM {plan.kernel.vllm_version}, Triton {plan.kernel.triton_version}, "
         f"sm_{plan.device.arch}, {plan.workers} compile processes\n"
         f"       {counted(len(plan.ms), 'batch size')} × ({plan.trials_per_m} of "

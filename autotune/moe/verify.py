@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from autotune.core import BadInputError, Candidate
+from autotune.core import BadInputError, Basis, Candidate
 from autotune.devices import Device
 from autotune.flags import MOST_TOKENS
 from autotune.moe.config_file import FIELDS
@@ -119,6 +119,7 @@ def verify(path: Path, judge: Judge) -> Verified:
     if document is None:
         return done
     _form(done, data, document)
+    _provenance(done)
     if done.named is not None and done.named.backend is not None:
         done.say(
             "note",
@@ -205,6 +206,20 @@ def _form(done: Verified, data: bytes, document: Mapping[str, Any]) -> None:
         done.say("note", "form", "triton_version does not come first")
     if data != (json.dumps(document, indent=4) + "\n").encode():
         done.say("note", "form", "not in the form of new files: indent 4, newline at the end")
+
+
+def _provenance(done: Verified) -> None:
+    """What `autotune moe` left beside its file, which alone is as one that was measured."""
+    try:
+        left = json.loads((done.path.parent / "provenance.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return
+    if isinstance(left, dict) and left.get("basis") == Basis.PREDICTED.value:
+        done.say(
+            "warning",
+            "predicted",
+            "the provenance.json beside it says that its rows were PREDICTED, not measured",
+        )
 
 
 def _rows(done: Verified, document: Mapping[str, Any]) -> None:

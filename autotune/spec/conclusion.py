@@ -14,7 +14,7 @@ from autotune.spec.moe_log import FOLDER
 from autotune.spec.quality import BAR
 from autotune.spec.recipe import GAMMA, MOE_CONFIG
 from autotune.spec.retry import OF_THE_MOMENT
-from autotune.spec.tables import said_against, setting
+from autotune.spec.tables import by_concurrency, said_against, setting
 from autotune.stats import LEAST_PAIRS
 
 UNSTEADY = 0.1
@@ -51,7 +51,7 @@ def _why_barred(result: Result, candidate: Candidate) -> str:
 
 def verdict(result: Result) -> str:
     """The result in a sentence or two."""
-    winner, objective = result.selection.winner, result.plan.scenario.measure
+    objective = result.plan.scenario.measure
     if result.confirmed is not None and result.confirmed.broken:
         said = (
             f"nothing can be said: without speculation a fresh boot failed "
@@ -73,19 +73,28 @@ def verdict(result: Result) -> str:
             names = ", ".join(setting(c) for c in result.confirmed.ratios)
             said += f"; in fresh boots {names} did not win: a tie, or slower"
     else:
-        said = f"best: {setting(winner.candidate)}"
-        speedup, interval = result.selection.speedup, result.selection.interval
-        if speedup is not None:
-            said += f", {speedup:.3f}× the baseline's tok/s ({objective})"
-        if interval is not None:
-            said += f", 95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
-        if result.confirmed is not None and result.confirmed.ties:
-            tied = ", ".join(map(setting, result.confirmed.ties))
-            said += f"; not clearly faster than {tied}: a tie with it"
+        said = _best(result)
     failed = [t.candidate for t in result.trials if t.measurement.outcome in OF_THE_MOMENT]
     if failed:
         names = ", ".join(map(setting, dict.fromkeys(failed)))
         said += f"; NOT measured, because the server failed: {names} (--retry-failed tries again)"
+    return said
+
+
+def _best(result: Result) -> str:
+    winner = result.selection.winner.candidate
+    said = f"best: {setting(winner)}"
+    speedup, interval = result.selection.speedup, result.selection.interval
+    if speedup is not None:
+        said += f", {speedup:.3f}× the baseline's tok/s ({result.plan.scenario.measure})"
+    if interval is not None:
+        said += f", 95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
+    at = by_concurrency(result, winner)
+    if len(at) > 1:
+        said += f" ({', '.join(f'{value:.3f}× at {c}' for c, value in at.items())})"
+    if result.confirmed is not None and result.confirmed.ties:
+        tied = ", ".join(map(setting, result.confirmed.ties))
+        said += f"; not clearly faster than {tied}: a tie with it"
     return said
 
 

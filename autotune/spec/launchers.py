@@ -206,7 +206,7 @@ class DockerLauncher:
             MissingEnvironmentError: docker, or its daemon, is not there.
             BadInputError: a mount that docker cannot express.
         """
-        self._require_daemon()
+        self.require_daemon()
         name, port = f"autotune-{secrets.token_hex(6)}", free_port()
         return ProcessHandle(
             self.command(settings, port, name),
@@ -217,7 +217,12 @@ class DockerLauncher:
             contained=True,
         )
 
-    def _require_daemon(self) -> None:
+    def require_daemon(self) -> None:
+        """See that docker can start anything.
+
+        Raises:
+            MissingEnvironmentError: it, or its daemon, is not there.
+        """
         _require(self.docker)
         asked = [self.docker, "version", "--format", "{{.Server.Version}}"]
         try:

@@ -22,6 +22,7 @@ from autotune.spec.stopped import is_stopped
 from autotune.spec.stored import Served, load_served
 from autotune.spec.tables import setting
 from autotune.store import Store
+from autotune.words import counted
 
 BANNER = "SYNTHETIC acceptance: the speed is real, the text is not; outputs were not compared"
 LEFT = ("best.json", "served.json")
@@ -123,13 +124,13 @@ class _Sheet:
                 f"The server without speculation does not work ({outcome.value}), so nothing was "
                 f"compared{again}"
             )
-        count = len(self.served.searched)
+        known = counted(len(self.served.searched), "setting")
         if self.runs and max(self.runs, key=lambda run: run.id).status is RunStatus.DONE:
             return (
-                f"No verdict here: the job that measured {count} settings ended, but left no "
-                "best.json of them in this folder; the same command writes it again"
+                f"No verdict here: the job that measured {known} ended, but left no best.json of "
+                "them in this folder; the same command writes it again"
             )
-        return f"No verdict yet: {count} settings measured; the same command goes on"
+        return f"No verdict yet: {known} measured; the same command goes on"
 
     def facts(self) -> list[tuple[str, str]]:
         """The shortest description."""

@@ -18,7 +18,7 @@ from autotune.space import Space
 from autotune.spec.acceptance import distinct_experts
 from autotune.spec.finding import Finding, Severity, refuse, warn
 from autotune.spec.fit import check_fit
-from autotune.spec.launchers import LocalLauncher
+from autotune.spec.launchers import DockerLauncher, LocalLauncher
 from autotune.spec.memory import MemoryKind, MemoryReading
 from autotune.spec.methods import NO_DRAFTER
 from autotune.spec.mounts import Mount
@@ -150,10 +150,9 @@ class Plan:
     @property
     def confirmed(self) -> int:
         """Settings at most in a round of fresh boots: baseline, finalists and the schedule."""
-        if not {*self.grid} - {self.baseline}:
-            return 0
+        rivals = len({*self.grid} - {self.baseline})
         several = len(self.scenario.concurrency) > 1 and len(self.gammas) > 1
-        return self.finalists + 1 + (self.schedule and several)
+        return min(self.finalists, rivals) + 1 + (self.schedule and several) if rivals else 0
 
     @property
     def boots(self) -> int:
@@ -242,8 +241,14 @@ def _check_length(plan: Plan, max_model_len: int | None) -> Iterator[Finding]:
 
 
 def _check_program(plan: Plan) -> Iterator[Finding]:
-    """Anything can be called by ``--vllm``; what is vLLM tells its version."""
+    """Anything can be called by ``--vllm``; what is vLLM tells its version.
+
+    Raises:
+        MissingEnvironmentError: docker, or its daemon, is not there.
+    """
     local = plan.launcher
+    if isinstance(local, DockerLauncher):
+        local.require_daemon()
     if not isinstance(local, LocalLauncher) or not local.program:
         return
     if shutil.which(local.program[0]) and local.version() is None:  # else its start says so

@@ -157,6 +157,7 @@ def _percent(share: float | None) -> float | None:
 
 def _confirmed(result: Result) -> list[str]:
     rows = []
+    levels = result.plan.scenario.concurrency
     for row in confirm_rows(result):
         values = [v for v in row["boots_us_per_token"] if v is not None]
         spread = _percent(max(values) / min(values) - 1) if len(values) > 1 else None
@@ -168,11 +169,13 @@ def _confirmed(result: Result) -> list[str]:
                 number(spread, 1, " %"),
                 number(row["speedup"], 3),
                 f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "–",
+                *(number(row["at"].get(str(c)), 3) for c in levels),
             ]
         )
     if not rows:
         return []
     heads = ["setting", "µs per token, each boot", "between boots", "× baseline", "95 % interval"]
+    heads += [f"× at {c}" for c in levels]
     said = "Fresh boots that took turns, measured; pairs have the same prompts."
     against = [f"- {r['setting']}: {r['message']}" for r in confirm_rows(result) if r["message"]]
     return ["## Confirmed", "", said, "", *table(heads, rows), "", *against, *[""] * bool(against)]

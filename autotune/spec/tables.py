@@ -12,6 +12,7 @@ from autotune.spec.job import Result
 from autotune.spec.levels import rate_of
 from autotune.spec.recipe import GAMMA
 from autotune.spec.tasks import score_rows
+from autotune.stats import paired_ratio
 
 
 def setting(candidate: Candidate) -> str:
@@ -87,7 +88,8 @@ def forecast_rows(result: Result) -> list[dict[str, Any]]:
 def confirm_rows(result: Result) -> list[dict[str, Any]]:
     """One row per setting that was booted again: µs per token of each boot, speed over baseline.
 
-    ``message`` says what a failed boot said, or a task that speaks against the setting.
+    ``message`` says what a failed boot said, or a task that speaks against the setting. ``at`` has
+    the tok/s over the baseline's at each concurrency.
     """
     if result.confirmed is None:
         return []
@@ -104,9 +106,29 @@ def confirm_rows(result: Result) -> list[dict[str, Any]]:
                 "message": said_against(result.confirmed, candidate, trials),
                 "speedup": ratio.value if ratio else None,
                 "interval": [ratio.low, ratio.high] if ratio and known else None,
+                "at": {str(c): value for c, value in by_concurrency(result, candidate).items()},
             }
         )
     return rows
+
+
+def by_concurrency(result: Result, candidate: Candidate) -> dict[int, float]:
+    """Tok/s over the baseline's in the fresh boots, median of the pairs, at each concurrency.
+
+    Empty for the baseline, and for a setting that was not there in all rounds.
+    """
+    if result.confirmed is None or result.confirmed.ratios.get(candidate) is None:
+        return {}
+    trials = result.confirmed.trials
+
+    def rates(of: Candidate, concurrency: int) -> list[float]:
+        levels = [trial.measurement.details["levels"][str(concurrency)] for trial in trials[of]]
+        return [rate for level in levels for rate in level["repeats"]]
+
+    return {
+        c: paired_ratio(rates(candidate, c), rates(result.baseline.candidate, c)).value
+        for c in result.plan.scenario.concurrency
+    }
 
 
 def score_table(result: Result) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from autotune.moe.routing import Routing
 from autotune.moe.shape import MoeShape, MoeWorkload, Scheme
 from autotune.moe.stored import load
 from autotune.page.model import Page, Section, Table
+from autotune.records import RunStatus
 from autotune.store import Store
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "h200-gemma4"
@@ -191,6 +192,18 @@ def test_a_search_that_was_cut_off_claims_nothing(tmp_path: Path) -> None:
     assert page.warnings[0].startswith("M=1: searched, but not compared")
     titles = [one.title for one in page.sections]
     assert titles == ["Landscape", "Search history", "Failures", "Environment", "Command"]
+
+
+@pytest.mark.parametrize("status", [RunStatus.DONE, RunStatus.INTERRUPTED, RunStatus.KILLED])
+def test_a_command_that_did_not_reach_its_end_is_told(tmp_path: Path, status: RunStatus) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/p.db") as store:
+        stored(store, [trial(1, Phase.SEARCH, 0, 64, 9.0)], (1,))
+        (run,) = store.get_study("p").all_runs
+        store.end_run(run, status)
+        page = moe_page(store, load(store, "p", 0.01), 0.01)
+    told = [said for said in page.warnings if "did not reach its end" in said]
+    assert bool(told) == (status is not RunStatus.DONE)
+    assert all(status.value in said for said in told)
 
 
 def test_other_searches_of_the_study_are_mentioned(tmp_path: Path) -> None:

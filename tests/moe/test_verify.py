@@ -414,3 +414,19 @@ def test_findings_of_one_text_are_one() -> None:
     done.say("note", "b", "u", [2])
     done.say("note", "a", "t", [3])
     assert [(f.text, f.keys) for f in grouped(done.findings)] == [("t", (1, 3)), ("u", (2,))]
+
+
+@pytest.mark.parametrize(
+    ("left", "warned"),
+    [
+        ('{"basis": "predicted"}', True),
+        ('{"basis": "measured"}', False),
+        ("[]", False),
+        ("{", False),
+        ("\xff", False),
+    ],
+)
+def test_a_prediction_is_told_by_what_lies_beside_it(write: Write, left: str, warned: bool) -> None:
+    path = write({"triton_version": "3.8.0", "1": row()})
+    (path.parent / "provenance.json").write_bytes(left.encode("latin-1"))
+    assert ("predicted" in [finding.code for finding in verify(path, Judge()).findings]) == warned

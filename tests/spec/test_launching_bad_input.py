@@ -128,3 +128,4 @@ def test_bad_input_is_one_line_without_secrets(
     assert not list(tmp_path.rglob("*.log"))
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert SECRET.encode() not in written
+    assert name != "no docker" or not written, "no run of a study is recorded as failed"

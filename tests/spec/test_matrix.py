@@ -78,7 +78,7 @@ def test_a_target_that_is_refused_or_fails_stops_no_other(folder: Path) -> None:
 
     other = compare(folder, "--target", "one", "--target", "two", oom_targets=["two"])
     assert "Study m-one" in other.stderr, "a setup other than before is told"
-    assert "measures anew" in other.stderr
+    assert "begins anew" in other.stderr
     assert "Study m-two" not in other.stderr
 
 

@@ -324,6 +324,22 @@ def test_whether_the_moe_files_were_taken_is_read_off_the_log(
         assert document["trials"][0]["moe_used"] == [str(folder / "E=8,N=32,x.json")]
 
 
+def test_what_a_crowd_pays_is_told_beside_the_one_number(bench: Bench) -> None:
+    """Drafting doubles one stream's speed and costs four streams a quarter of theirs."""
+    result = bench.tune(
+        {"crowd_ms": 1.0}, gamma="0,2", concurrency="1,4", repeats=6, schedule=False
+    )
+    document = export.document(result)
+    assert document["best"]["candidate"] == {"gamma": 2}
+    (row,) = [row for row in document["confirmed"] if row["setting"] == "gamma=2"]
+    assert row["at"]["1"] > 1.5
+    assert row["at"]["4"] < 1.0
+    assert f"({row['at']['1']:.3f}× at 1, {row['at']['4']:.3f}× at 4)" in document["verdict"]
+    lines = report(result).splitlines()
+    assert any(line.endswith("| × at 1 | × at 4 |") for line in lines)
+    assert any(line.endswith(f" {row['at']['1']:.3f} | {row['at']['4']:.3f} |") for line in lines)
+
+
 @pytest.mark.parametrize("factor", [0.6, 1.7])
 def test_tuned_moe_files_are_served_in_turns_with_the_default(
     factor: float, bench: Bench, tmp_path: Path

@@ -44,8 +44,8 @@ def spec(folder: Path, target: Path, *args: str) -> subprocess.CompletedProcess[
 def test_plan_progress_result_and_a_second_run(folder: Path, tiny_models: TinyModels) -> None:
     ran = spec(folder, tiny_models.qwen3, "--gamma", "0,2")
     assert ran.returncode == 0, ran.stderr
-    assert "at most 5 boots: 2 searched, 1 × 3 to confirm" in ran.stderr
-    assert "boot 1 of at most 5: baseline" in ran.stderr
+    assert "at most 4 boots: 2 searched, 1 × 2 to confirm" in ran.stderr
+    assert "boot 1 of at most 4: baseline" in ran.stderr
     assert "best: gamma=2" in ran.stdout
     assert "4 boots, 4 of them new" in ran.stdout
     assert (folder / "outputs" / "s" / "spec" / "best.json").exists()
@@ -117,7 +117,7 @@ def test_without_a_drafter_other_flags_are_compared(
     ran = autotune(folder, *args.split(), *drafter, *gamma, "--vllm", FAKE, SMALL)
     assert ran.returncode == 0, ran.stderr
     assert "with no drafter\n" in ran.stderr
-    assert "boot 2 of at most 5: search c=1 gamma=0 max_num_seqs=16" in ran.stderr
+    assert "boot 2 of at most 4: search c=1 gamma=0 max_num_seqs=16" in ran.stderr
     out = folder / "outputs" / study / "spec"
     assert " with no drafter\n" in (out / "report.md").read_text()
     assert "--speculative-config" not in (out / "serve.sh").read_text()

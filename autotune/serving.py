@@ -16,11 +16,10 @@ from typing import Any
 from autotune.core import BadInputError, Basis, Outcome, Phase, Trial
 from autotune.records import SearchRecord
 from autotune.store import Store
+from autotune.variables import FOLDER, ROUTING
 
-FOLDER = "VLLM_TUNED_CONFIG_FOLDER"
 _FILES = "moe_files"
 """Under which a recipe has the digest of that folder's files."""
-ROUTING = "VLLM_MOE_ROUTING_SIMULATION_STRATEGY"
 _PARAMETER, _DEFAULT = "moe_config", "default"
 """Of a setting, where one search compares folders."""
 Rates = dict[tuple[str, int], list[float]]

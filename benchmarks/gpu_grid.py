@@ -24,6 +24,8 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from autotune.variables import FOLDER, ROUTING
+
 VOCABULARY = 262144
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -169,7 +171,7 @@ def main() -> None:
     drawn = random.Random(0)
     write_prompts(folder / "chat.jsonl", drawn, (drawn.randint(40, 120) for _ in range(64)))
     write_prompts(folder / "long.jsonl", drawn, [3000] * 24)
-    env = {"VLLM_TUNED_CONFIG_FOLDER": str(tuned)}
+    env = {FOLDER: str(tuned)}
     load = {"repeats": 5, "waves": 4}
     chat = {"name": "chat", "prompts": str(folder / "chat.jsonl"), "concurrency": [1, 8]}
     long = {"name": "long", "prompts": str(folder / "long.jsonl"), "concurrency": [1]}
@@ -181,7 +183,7 @@ def main() -> None:
         "server_args": SERVER.split(),
         "env": {
             "VLLM_CACHE_ROOT": str(folder / "cache"),
-            "VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "uniform_random",
+            ROUTING: "uniform_random",
         },
         "rounds": 1,
         "settings": [

@@ -10,12 +10,12 @@ from autotune.spec.finding import Severity
 from autotune.spec.forecast import others
 from autotune.spec.job import Result
 from autotune.spec.moe_config import DEFAULT
-from autotune.spec.moe_log import FOLDER
 from autotune.spec.quality import BAR
 from autotune.spec.recipe import GAMMA, MOE_CONFIG
 from autotune.spec.retry import OF_THE_MOMENT
 from autotune.spec.tables import by_concurrency, said_against, setting
 from autotune.stats import LEAST_PAIRS
+from autotune.variables import FOLDER
 
 UNSTEADY = 0.1
 """Boots of the baseline that differ by more than this share are worth a word."""

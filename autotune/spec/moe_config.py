@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.core import BadInputError, digest
+from autotune.environment import exported
 from autotune.files import at_home
-from autotune.spec.moe_log import FOLDER
+from autotune.variables import FOLDER
 
 DEFAULT = "default"
 """In place of a folder: none, so that vLLM takes a file that it ships, or its heuristics."""
@@ -29,7 +29,7 @@ def parse_moe_config(text: str) -> tuple[str, ...]:
         raise BadInputError(f"--moe-config {text}: names one twice")
     if values == (DEFAULT,):
         raise BadInputError(f"--moe-config {text}: is what servers run anyway; name a folder too")
-    if DEFAULT in values and os.environ.get(FOLDER):
+    if DEFAULT in values and exported(FOLDER):
         raise BadInputError(
             f"--moe-config {text}: {FOLDER} is exported here, and servers would take its files in "
             "place of their default; unset it"

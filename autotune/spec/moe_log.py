@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-FOLDER = "VLLM_TUNED_CONFIG_FOLDER"
 _USED = re.compile(r"Using configuration from (.+?) for MoE layer")
 _MISSING = re.compile(r"Using default MoE config\..*Config file not found at (.+)$", re.MULTILINE)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from autotune.core import BadInputError
-from autotune.spec.moe_log import FOLDER
 from autotune.spec.server import ServeSettings
+from autotune.variables import FOLDER
 
 _HUB_INSIDE = "/root/.cache/huggingface/hub"
 """Where the images of vLLM, which run as root, keep what they load from the hub."""

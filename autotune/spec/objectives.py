@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from autotune.core import Candidate, Outcome, Trial
-from autotune.spec.confirm import repeats_by
+from autotune.core import Outcome, Trial
 from autotune.spec.forecast import level_rates
 from autotune.spec.job import Result
 from autotune.spec.markdown import number
 from autotune.spec.pareto import Point, front, knee, point_of
 from autotune.spec.quality import BAR
 from autotune.spec.scenario import STATIC_OBJECTIVES
-from autotune.spec.tables import setting
-from autotune.stats import Ratio, paired_ratio
-
-
-def confirmed_ratio(result: Result, candidate: Candidate, objective: str) -> Ratio | None:
-    """Speed over the baseline's in the fresh boots; None where one of them was not there."""
-    if result.confirmed is None or candidate == result.baseline.candidate:
-        return None
-    scenario = result.plan.scenario
-    samples = [
-        [s for trial in trials for s in repeats_by(trial, scenario, objective)]
-        for c in (result.baseline.candidate, candidate)
-        if (trials := result.confirmed.trials.get(c))
-        and all(t.measurement.outcome is Outcome.OK for t in trials)
-    ]
-    return paired_ratio(*samples) if len(samples) == 2 else None
+from autotune.spec.tables import confirmed_ratio, setting
 
 
 def recommendable(result: Result) -> list[Trial]:
@@ -55,7 +40,7 @@ def objective_rows(result: Result) -> list[dict[str, Any]]:
 
     for objective in STATIC_OBJECTIVES if recommendable(result) else ():
         best = min(recommendable(result), key=lambda t: (value(t, objective), t.sequence))
-        ratio = confirmed_ratio(result, best.candidate, objective)
+        ratio = confirmed_ratio(result, best.candidate, replace(scenario, objective=objective))
         rows.append(
             {
                 "objective": objective,

@@ -13,7 +13,6 @@ from typing import Any
 
 from autotune.core import BadInputError, Basis, Candidate, Scalar
 from autotune.environment import environment, exported
-from autotune.serving import ROUTING
 from autotune.space import Space
 from autotune.spec.acceptance import distinct_experts
 from autotune.spec.finding import Finding, Severity, refuse, warn
@@ -29,6 +28,7 @@ from autotune.spec.scenario import SpecScenario
 from autotune.spec.server import Launcher
 from autotune.spec.tasks import Tasks
 from autotune.stats import LEAST_PAIRS
+from autotune.variables import ROUTING
 
 FINALISTS = 2
 """Settings that meet the baseline again in fresh boots; of a Pareto front, its knee and ends."""
@@ -143,6 +143,11 @@ class Plan:
         return Candidate.of(params | {GAMMA: 0})
 
     @property
+    def rivals(self) -> set[Candidate]:
+        """What may be started beside the baseline."""
+        return {*self.grid} - {self.baseline}
+
+    @property
     def finalists(self) -> int:
         """Settings at most that meet the baseline again in fresh boots."""
         return FINALISTS + (self.scenario.objective == "pareto")
@@ -150,7 +155,7 @@ class Plan:
     @property
     def confirmed(self) -> int:
         """Settings at most in a round of fresh boots: baseline, finalists and the schedule."""
-        rivals = len({*self.grid} - {self.baseline})
+        rivals = len(self.rivals)
         several = len(self.scenario.concurrency) > 1 and len(self.gammas) > 1
         return min(self.finalists, rivals) + 1 + (self.schedule and several) if rivals else 0
 
@@ -159,7 +164,7 @@ class Plan:
         """Servers started at most: every candidate, what outputs are compared with, fresh boots."""
         plain = {Candidate.of({**c.params, GAMMA: 0}) for c in self.grid}
         compared = set() if self.recipe.synthetic else plain
-        rivals = len({*self.grid} - {self.baseline})
+        rivals = len(self.rivals)
         searched = len({self.baseline, *self.grid, *compared})
         searched += max(0, min(self.finalists, rivals - self.finalists))  # in place of a failed one
         if self.utilization is not None:  # two bisections

@@ -11,8 +11,8 @@ from typing import Any
 from autotune.core import BadInputError, Candidate, Scalar
 from autotune.spec.acceptance import Rates
 from autotune.spec.moe_config import DEFAULT
-from autotune.spec.moe_log import FOLDER
 from autotune.spec.server import ServeSettings
+from autotune.variables import FOLDER
 
 GAMMA = "gamma"
 KV_DTYPE = "kv_cache_dtype"

@@ -20,7 +20,6 @@ from autotune.spec.memory import MemoryReading
 from autotune.spec.memory_search import at_utilization, within_free
 from autotune.spec.methods import NO_DRAFTER
 from autotune.spec.moe_config import digest_of, parse_moe_config
-from autotune.spec.moe_log import FOLDER
 from autotune.spec.mounts import Mount, mounts_of
 from autotune.spec.pairing import Pair, load_pair
 from autotune.spec.plan import MOST_GAMMA, Plan, default_study, preflight
@@ -42,6 +41,7 @@ from autotune.spec.server import Launcher
 from autotune.spec.stopping import parse_slo
 from autotune.spec.tasks import Tasks, check_tasks
 from autotune.spec.utilization import parse_range
+from autotune.variables import FOLDER
 
 GAMMAS = "0-6"
 _MOST_CONCURRENCY = 4096

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from autotune.core import Candidate, Outcome, Trial
-from autotune.spec.confirm import Confirmed
+from autotune.spec.confirm import Confirmed, repeats_by
 from autotune.spec.forecast import level_rates, others
 from autotune.spec.job import Result
 from autotune.spec.levels import rate_of
 from autotune.spec.recipe import GAMMA
+from autotune.spec.scenario import SpecScenario
 from autotune.spec.tasks import score_rows
-from autotune.stats import paired_ratio
+from autotune.stats import Ratio, paired_ratio
 
 
 def setting(candidate: Candidate) -> str:
@@ -119,16 +121,30 @@ def by_concurrency(result: Result, candidate: Candidate) -> dict[int, float]:
     """
     if result.confirmed is None or result.confirmed.ratios.get(candidate) is None:
         return {}
-    trials = result.confirmed.trials
+    scenario = result.plan.scenario
+    found = {}
+    for c in scenario.concurrency:
+        alone = replace(scenario, concurrency=(c,), objective="aggregate")
+        ratio = confirmed_ratio(result, candidate, alone)
+        if ratio is not None:
+            found[c] = ratio.value
+    return found
 
-    def rates(of: Candidate, concurrency: int) -> list[float]:
-        levels = [trial.measurement.details["levels"][str(concurrency)] for trial in trials[of]]
-        return [rate for level in levels for rate in level["repeats"]]
 
-    return {
-        c: paired_ratio(rates(candidate, c), rates(result.baseline.candidate, c)).value
-        for c in result.plan.scenario.concurrency
-    }
+def confirmed_ratio(result: Result, candidate: Candidate, load: SpecScenario) -> Ratio | None:
+    """Speed over the baseline's in the fresh boots, by the objective and the levels of ``load``.
+
+    None where one of the boots was not there.
+    """
+    if result.confirmed is None or candidate == result.baseline.candidate:
+        return None
+    samples = [
+        [s for trial in trials for s in repeats_by(trial, load, load.measure)]
+        for c in (result.baseline.candidate, candidate)
+        if (trials := result.confirmed.trials.get(c))
+        and all(t.measurement.outcome is Outcome.OK for t in trials)
+    ]
+    return paired_ratio(*samples) if len(samples) == 2 else None
 
 
 def score_table(result: Result) -> list[dict[str, Any]]:

@@ -58,12 +58,11 @@ def show_plan(plan: Plan) -> None:
     minutes = max(1, round(plan.estimated_seconds / 60))
     requests = scenario.repeats * scenario.waves * sum(scenario.concurrency)
     parameters = ", ".join(f"{name} {_listed(values)}" for name, values in plan.space.parameters)
-    settings = len({*plan.grid} - {plan.baseline})
     load = f"concurrency {', '.join(map(str, scenario.concurrency))}; {scenario.prompts} prompts"
     err.print(
         escape(
             f"Plan   {scenario.target} with {plan.drafting}\n"
-            f"       {parameters}: {counted(settings, 'setting')}, and the baseline\n"
+            f"       {parameters}: {counted(len(plan.rivals), 'setting')}, and the baseline\n"
             f"       {load}; {requests} timed requests a boot in {scenario.repeats} repeats, up to "
             f"{scenario.max_tokens} tokens each\n"
             f"       at most {counted(plan.boots, 'boot')}: "

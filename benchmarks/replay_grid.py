@@ -5,9 +5,10 @@
 Replays the proposer on the recorded rates (the median of every setting's repeats, without those of
 its first SKIP boots if it has more; 0 by default), and prints what it booted, what it found against
 the best of the grid, what Optuna's TPE and a random order find with as many boots, and PREDICTED
-against measured rates of every gamma. EXPERTS and CHOSEN are those of the target, if it is a
-mixture. Settings that differ in their environment alone, such as two MoE files, are set side by
-side: the repeats of every round in pairs.
+against measured rates of every gamma. Where settings were booted several times, it also replays
+the search with one boot of each, drawn at random, as a user has it. EXPERTS and CHOSEN are those
+of the target, if it is a mixture. Settings that differ in their environment alone, such as two MoE
+files, are set side by side: the repeats of every round in pairs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import random
 import re
 import statistics
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +34,17 @@ from autotune.spec.scenario import STATIC_OBJECTIVES, SpecScenario
 from autotune.stats import Ratio, paired_ratio
 
 SEEDS = 20
+DRAWS = 200
 
 
-def growth_of(experts: str) -> Any:
+def growth_of(experts: str) -> Callable[[int], float]:
     """How a verification grows with its rows: as the experts read where the target has some."""
     if not experts:
         return float
     return functools.partial(distinct_experts, *map(int, experts.split(",")))
 
 
-def pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def pooled(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The levels of several rounds as one: median rates, and the acceptance of the last."""
     levels = {c: dict(level) for c, level in rows[-1]["levels"].items()}
     for c, level in levels.items():
@@ -111,12 +114,17 @@ def print_pairs(result: dict[str, Any], skip: int) -> None:
         print(f"{what}: {ratio.value:.3f}{within} ({ratio.pairs} pairs)")
 
 
-def trials(
-    result: dict[str, Any], objective: str, skip: int
-) -> tuple[SpecScenario, dict[int, Trial]]:
-    """A trial of every gamma, by gamma."""
+def boots_of(result: dict[str, Any], skip: int) -> dict[int, list[dict[str, Any]]]:
+    """What the first load measured in the boots of every plain setting, by gamma."""
+    load = result["config"]["loads"][0]["name"]
+    gammas = {s["name"]: s["gamma"] for s in result["config"]["settings"] if is_plain(s)}
+    found = {gamma: rows_of(result, name, load) for name, gamma in gammas.items()}
+    return {gamma: rows[skip:] or rows for gamma, rows in found.items() if rows}
+
+
+def scenario_of(result: dict[str, Any], objective: str) -> SpecScenario:
     load = result["config"]["loads"][0]
-    scenario = SpecScenario(
+    return SpecScenario(
         "target",
         "drafter",
         load["prompts"],
@@ -129,22 +137,72 @@ def trials(
         waves=load["waves"],
         objective=objective,
     )
+
+
+def trials(
+    result: dict[str, Any], scenario: SpecScenario, boots: Mapping[int, Sequence[dict[str, Any]]]
+) -> dict[int, Trial]:
+    """A trial of every gamma of its boots taken together, by gamma."""
     found = {}
-    gammas = {s["name"]: s["gamma"] for s in result["config"]["settings"] if is_plain(s)}
     basis = Basis.SYNTHETIC if result["config"]["synthetic"] else Basis.MEASURED
-    for name, gamma in gammas.items():
-        rows = rows_of(result, name, load["name"])
-        if not rows:
-            continue
-        levels = pooled(rows[skip:] or rows)
+    for gamma, rows in boots.items():
+        levels = pooled(rows)
         rates = {int(c): level["tok_s"] for c, level in levels.items()}
         value = scenario.microseconds(rates)
         details = {"levels": levels, "outputs": []}
         measurement = Measurement(Outcome.OK, basis, value, (value,), details=details)
-        candidate = Candidate.of({GAMMA: gamma})
         phase = Phase.SEARCH if gamma else Phase.BASELINE
-        found[gamma] = Trial(candidate, scenario.key, phase, gamma, measurement)
-    return scenario, found
+        found[gamma] = Trial(Candidate.of({GAMMA: gamma}), scenario.key, phase, gamma, measurement)
+    return found
+
+
+def times_of(known: Mapping[int, Trial]) -> dict[int, float]:
+    return {gamma: trial.measurement.value or 0.0 for gamma, trial in known.items()}
+
+
+def searched(
+    known: Mapping[int, Trial], scenario: SpecScenario, growth: Callable[[int], float]
+) -> tuple[list[int], ForecastProposer]:
+    """Every gamma that the search boots, in its order, and what it knows in the end."""
+    grid = [trial.candidate for trial in known.values()]
+    proposer = ForecastProposer(grid, known[0], scenario, growth)
+    booted = [0]
+    while asked := proposer.ask(1):
+        booted.append(asked[0].int(GAMMA))
+        proposer.tell(known[booted[-1]])
+    return booted, proposer
+
+
+def with_one_boot(
+    result: dict[str, Any],
+    scenario: SpecScenario,
+    boots: Mapping[int, Sequence[dict[str, Any]]],
+    growth: Callable[[int], float],
+) -> str:
+    """The search on one boot of every gamma, against the best by all boots.
+
+    Beside what it measured best: the better of its best two, which is what it confirms where fresh
+    boots tell them apart; and what booting all of them once would choose.
+    """
+    true = times_of(trials(result, scenario, boots))
+    best = min(true.values())
+    numbers, chosen, better, exhaustive = [], [], [], []
+    for seed in range(DRAWS):
+        drawn = random.Random(seed)
+        known = trials(result, scenario, {g: [drawn.choice(rows)] for g, rows in boots.items()})
+        times = times_of(known)
+        booted, _ = searched(known, scenario, growth)
+        ranked = sorted(booted, key=times.__getitem__)
+        numbers.append(len(booted))
+        chosen.append(true[ranked[0]] / best - 1)
+        better.append(min(true[gamma] for gamma in ranked[:2]) / best - 1)
+        exhaustive.append(true[min(times, key=times.__getitem__)] / best - 1)
+    mean = statistics.fmean
+    return (
+        f"one boot of each, {DRAWS} draws: {mean(numbers):.1f} boots, behind {mean(chosen):.1%} "
+        f"on average, {max(chosen):.1%} at worst; the better of two {mean(better):.1%}, "
+        f"{max(better):.1%}; all {len(boots)} booted {mean(exhaustive):.1%}, {max(exhaustive):.1%}"
+    )
 
 
 def tpe_order(times: dict[int, float], first: list[int], seed: int) -> list[int]:
@@ -187,16 +245,13 @@ def main() -> None:
     print_pairs(result, skip)
     if not any(is_plain(setting) for setting in result["config"]["settings"]):
         return
+    boots = boots_of(result, skip)
     growth = growth_of(sys.argv[3] if len(sys.argv) > 3 else "")
     for objective in STATIC_OBJECTIVES:
-        scenario, known = trials(result, objective, skip)
-        grid = [trial.candidate for trial in known.values()]
-        proposer = ForecastProposer(grid, known[0], scenario, growth)
-        booted = [0]
-        while asked := proposer.ask(1):
-            booted.append(asked[0].int(GAMMA))
-            proposer.tell(known[booted[-1]])
-        times = {gamma: trial.measurement.value or 0.0 for gamma, trial in known.items()}
+        scenario = scenario_of(result, objective)
+        known = trials(result, scenario, boots)
+        booted, proposer = searched(known, scenario, growth)
+        times = times_of(known)
         best, chosen = min(times, key=times.__getitem__), min(booted, key=times.__getitem__)
         print(
             f"{objective:9}  booted {booted} of {len(known)}  chose {chosen}, best {best}: "
@@ -206,6 +261,8 @@ def main() -> None:
         for name, order in (("TPE", tpe_order), ("random", random_order)):
             said = regrets(order, times, first, len(booted))
             print(f"           {name} with {len(booted)} boots, {SEEDS} seeds: {said}")
+        if any(len(rows) > 1 for rows in boots.values()):
+            print(f"           {with_one_boot(result, scenario, boots, growth)}")
         forecast = proposer.forecast
     if forecast is None:
         return

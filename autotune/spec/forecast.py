@@ -1,24 +1,25 @@
 """Which gamma is worth a boot: from the baseline and one probe to PREDICTED rates.
 
-The arithmetic is :mod:`autotune.spec.acceptance`'s. Every further trial corrects it: its error, as
-the logarithm of measured over predicted time, is taken for a Wiener process in gamma that is pinned
-where something was measured, which makes linear interpolation its mean and a Brownian bridge its
-spread (Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, B.2.1). What other
-parameters (KV dtype, …) change is such an error too. A boot goes where the expected improvement
-(Jones, Schonlau and Welch 1998, Journal of Global Optimization 13, equation 15) is largest.
+The arithmetic is :mod:`autotune.spec.acceptance`'s. Every further trial corrects it, as far as its
+repeats agree: :mod:`autotune.spec.error_process`. What other parameters (KV dtype, …) change is
+such an error too. A boot goes where the expected improvement (Jones, Schonlau and Welch 1998,
+Journal of Global Optimization 13, equation 15) is largest, over the best of what the process makes
+of the settings measured: a lucky boot alone is not to be beaten (Huang et al. 2006, ibid. 34, call
+it the effective best solution).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from autotune.core import Candidate, Outcome, Scalar, Trial
+from autotune.core import Candidate, Outcome, Trial
 from autotune.spec.acceptance import StepTimes, predict, step_seconds, tokens_per_step
-from autotune.spec.levels import rate_of, repeats_of
+from autotune.spec.error_process import Others, Seen, posterior
+from autotune.spec.levels import noise_of, rate_of, repeats_of
 from autotune.spec.pareto import Point, point_of
 from autotune.spec.quality import BAR, share_of, without_speculation
 from autotune.spec.recipe import GAMMA
@@ -28,14 +29,6 @@ from autotune.stats import geometric_mean
 
 WORTH = 0.005
 """A boot is worth it while it is expected to shorten the time per token by this share."""
-SPREAD = 0.04
-"""Standard deviation of the change of the error from one gamma to the next: 5 % in
-``benchmarks/results/h100-serving/grid.json``, of which boots that differ by 2 % are a part."""
-UNKNOWN = 0.1
-"""Standard deviation of what parameters do of which nothing was measured yet."""
-
-Others = tuple[tuple[str, Scalar], ...]
-"""A candidate's parameters but gamma."""
 
 
 def others(candidate: Candidate) -> Others:
@@ -127,26 +120,6 @@ class Guess:
         return gain * normal.cdf(z) + self.spread * normal.pdf(z)
 
 
-def bridge(known: Mapping[int, float], gamma: int) -> tuple[float, float]:
-    """Mean and standard deviation, at ``gamma``, of a Wiener process through what is known.
-
-    Between two points a Brownian bridge, beyond them a walk from the nearest one. With nothing
-    known: no error, and no spread.
-    """
-    if not known:
-        return 0.0, 0.0
-    below = max((g for g in known if g <= gamma), default=None)
-    above = min((g for g in known if g >= gamma), default=None)
-    if below is None or above is None:
-        nearest = min(known, key=lambda g: abs(g - gamma))
-        return known[nearest], SPREAD * math.sqrt(abs(gamma - nearest))
-    if below == above:
-        return known[below], 0.0
-    share = (gamma - below) / (above - below)
-    spread = SPREAD * math.sqrt((gamma - below) * (above - gamma) / (above - below))
-    return known[below] * (1 - share) + known[above] * share, spread
-
-
 class ForecastProposer:
     """The probe first, then what is expected to improve most; :class:`autotune.core.Proposer`.
 
@@ -223,32 +196,22 @@ class ForecastProposer:
 
     def _error(self, candidate: Candidate) -> tuple[float, float]:
         """Mean and standard deviation of the forecast's error, as a logarithm."""
-        gamma, values = candidate.int(GAMMA), others(candidate)
-        home = self._errors(others(self._baseline.candidate))
-        mean, spread = bridge(home, gamma)
-        if values == others(self._baseline.candidate):
-            return mean, spread
-        apart = {g: error - bridge(home, g)[0] for g, error in self._errors(values).items()}
-        if not apart:
-            return mean, math.hypot(spread, UNKNOWN)
-        further, own = bridge(apart, gamma)
-        return mean + further, max(spread, own)
+        home = others(self._baseline.candidate)
+        return posterior(self._seen(), home, others(candidate), candidate.int(GAMMA))
 
-    def _errors(self, values: Others) -> dict[int, float]:
-        """By gamma, of trials with these parameters that tell something of their speed."""
-        found = self.forecast
-        errors: dict[int, float] = {}
+    def _seen(self) -> list[Seen]:
+        """The errors of the trials that tell something of their speed."""
+        found, seen = self.forecast, []
         for trial in self._told.values():
-            gamma, value = trial.candidate.int(GAMMA), trial.measurement.value
-            if found is None or gamma not in found.tok_s or others(trial.candidate) != values:
+            gamma = trial.candidate.int(GAMMA)
+            rates = level_rates(trial) if _is_ok(trial) else partial_rates(trial)
+            if found is None or gamma not in found.tok_s or not rates:
                 continue
-            if _is_ok(trial) and value is not None:
-                errors[gamma] = math.log(value / found.microseconds(gamma, self._scenario))
-            elif rates := partial_rates(trial):
-                deciding = set(self._scenario.deciding) & rates.keys() or rates.keys()
-                ratios = [found.tok_s[gamma][c] / rates[c] for c in deciding]
-                errors[gamma] = math.log(geometric_mean(ratios))
-        return errors
+            deciding = set(self._scenario.deciding) & rates.keys() or rates.keys()
+            error = math.log(geometric_mean([found.tok_s[gamma][c] / rates[c] for c in deciding]))
+            noise = _noise(trial, deciding) if _is_ok(trial) else 0.0
+            seen.append(Seen(others(trial.candidate), gamma, error, noise))
+        return seen
 
     def _probe(self) -> Candidate | None:
         """The largest gamma beside the baseline, while none has succeeded."""
@@ -261,7 +224,7 @@ class ForecastProposer:
 
     def _most_promising(self) -> Candidate | None:
         """The one that is expected to improve most; unknown parameters are always tried."""
-        best = self._best()
+        best = self._likely_best()
         candidates: list[tuple[float, float, str, Candidate]] = []
         for candidate in self._untried:
             unfit = self._unfit and candidate.int(GAMMA)
@@ -278,7 +241,13 @@ class ForecastProposer:
     def _best(self) -> float:
         """The least µs per token of what may be recommended; infinite where nothing may be."""
         values = (t.measurement.value or 0.0 for t in self._recommended())
-        return min(values, default=float("inf"))
+        return min(values, default=math.inf)
+
+    def _likely_best(self) -> float:
+        """The same, with every measurement corrected by its neighbours as far as it is noise."""
+        told = self._recommended()
+        guesses = [(self.predicted(t.candidate), t.measurement.value or 0.0) for t in told]
+        return min((g.us if g else value for g, value in guesses), default=math.inf)
 
     def _recommended(self) -> list[Trial]:
         return [t for t in self._told.values() if _is_ok(t) and self._may_be_recommended(t)]
@@ -297,7 +266,7 @@ class ForecastProposer:
             return True
         if self._scenario.objective == "pareto":
             return self._may_be_on_front(candidate)
-        return guess.improvement(self._best()) >= WORTH
+        return guess.improvement(self._likely_best()) >= WORTH
 
     def _may_be_on_front(self, candidate: Candidate) -> bool:
         """Whether nothing measured is as fast in both as it may be: two standard deviations."""
@@ -336,3 +305,9 @@ class ForecastProposer:
 
 def _is_ok(trial: Trial) -> bool:
     return trial.measurement.outcome is Outcome.OK
+
+
+def _noise(trial: Trial, deciding: Collection[int]) -> float:
+    """Standard deviation of the logarithm of a trial's rate over the concurrencies that decide."""
+    levels: Mapping[str, Any] = trial.measurement.details["levels"]
+    return math.hypot(*(noise_of(levels[str(c)]) for c in deciding)) / len(deciding)

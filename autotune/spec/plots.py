@@ -10,7 +10,8 @@ from typing import Any
 from autotune.core import Trial
 from autotune.page.model import Plot
 from autotune.page.plots import Axis, Series, chart
-from autotune.spec.forecast import Others, level_rates, others
+from autotune.spec.error_process import Others
+from autotune.spec.forecast import level_rates, others
 from autotune.spec.pareto import Point, front, point_of
 from autotune.spec.quality import BAR
 from autotune.spec.stored import Served, gamma_of, level_repeats

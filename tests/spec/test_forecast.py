@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import statistics
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from hypothesis import strategies as st
 
 from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
 from autotune.spec.acceptance import tokens_per_step
-from autotune.spec.forecast import SPREAD, UNKNOWN, ForecastProposer, Guess, bridge, forecast
+from autotune.spec.error_process import SPREAD, UNKNOWN, Seen, posterior
+from autotune.spec.forecast import ForecastProposer, Guess, forecast
+from autotune.spec.levels import noise_of
 from autotune.spec.quality import identical_share, without_speculation
 from autotune.spec.recipe import Recipe, argument_value
 from autotune.spec.scenario import SpecScenario
@@ -106,15 +110,16 @@ def test_other_parameters_err_on_top_of_what_gamma_does() -> None:
     assert plain is not None
     assert guess(proposer, 3, x="a").us == pytest.approx(plain)
     assert guess(proposer, 3, x="b").spread == pytest.approx(
-        math.hypot(guess(proposer, 3, x="a").spread, UNKNOWN)
+        math.hypot(guess(proposer, 3, x="a").spread, UNKNOWN, SPREAD * 3**0.5)
     )
     # gamma 2 is 10 % slower than forecast, and x=b 20 % slower there than x=a.
     proposer.tell(trial(2, 3.0, factor=1.1, x="a"))
     proposer.tell(trial(2, 3.0, factor=1.1 * 1.2, x="b"))
-    assert guess(proposer, 2, x="b").spread == 0
+    assert guess(proposer, 2, x="b").spread == pytest.approx(0, abs=1e-7)
     three = guess(proposer, 3, x="b")
     assert three.us == pytest.approx(plain * 1.1**0.5 * 1.2)
-    assert three.spread == pytest.approx(SPREAD)  # one away; of x=a it would be SPREAD / sqrt(2)
+    # One away from what is known of x=b, half way between two of x=a.
+    assert three.spread == pytest.approx(SPREAD * (1 + 1 / 2) ** 0.5)
     assert guess(proposer, 4, x="b").spread == pytest.approx(SPREAD * 2**0.5)
 
 
@@ -166,19 +171,80 @@ def test_the_front_is_left_open_by_two_standard_deviations(faster: float, then: 
     assert asked(proposer) == then
 
 
+HOME: tuple[tuple[str, str], ...] = (("x", "a"),)
+
+
+def seen(known: dict[int, float], noise: float = 0.0) -> list[Seen]:
+    return [Seen(HOME, gamma, error, noise) for gamma, error in known.items()]
+
+
 @given(
-    st.dictionaries(st.integers(0, 8), st.floats(-0.5, 0.5), min_size=1, max_size=5),
+    st.dictionaries(st.integers(1, 8), st.floats(-0.5, 0.5), max_size=4),
+    st.floats(-0.5, 0.5),
     st.integers(0, 8),
 )
-def test_a_bridge_is_sure_of_what_is_known_and_stays_between(
-    known: dict[int, float], gamma: int
+def test_without_noise_it_is_a_brownian_bridge(
+    more: dict[int, float], first: float, gamma: int
 ) -> None:
-    mean, spread = bridge(known, gamma)
-    assert min(known.values()) - 1e-12 <= mean <= max(known.values()) + 1e-12
-    assert (spread == 0) == (gamma in known)
-    assert spread <= SPREAD * min(abs(gamma - g) for g in known) ** 0.5 + 1e-12
+    known = {0: first, **more}
+    mean, spread = posterior(seen(known), HOME, HOME, gamma)
+    below = max(g for g in known if g <= gamma)
+    above = min((g for g in known if g > gamma), default=None)
+    if below == gamma or above is None:
+        share, expected = 0.0, known[below]
+    else:
+        share = (gamma - below) / (above - below)
+        expected = known[below] * (1 - share) + known[above] * share
+    assert mean == pytest.approx(expected, abs=1e-6)
+    assert spread == pytest.approx(SPREAD * ((gamma - below) * (1 - share)) ** 0.5, abs=1e-6)
+
+
+@given(
+    st.dictionaries(st.integers(0, 8), st.floats(-0.5, 0.5), min_size=2, max_size=5),
+    st.floats(0.01, 0.3),
+    st.integers(0, 8),
+)
+def test_noise_makes_it_less_sure_and_the_measured_less_extreme(
+    known: dict[int, float], noise: float, gamma: int
+) -> None:
+    mean, spread = posterior(seen(known, noise), HOME, HOME, gamma)
+    assert spread > posterior(seen(known), HOME, HOME, gamma)[1]
+    # The offset's prior is wide, not unbounded: it draws the mean towards 0 by noise² at most.
+    assert min(known.values()) - noise**2 <= mean <= max(known.values()) + noise**2
     if gamma in known:
-        assert mean == known[gamma]
+        assert spread < noise
+
+
+def test_two_boots_as_noisy_as_they_differ_are_about_one() -> None:
+    """Neighbours, a Wiener step of 4 % apart, measured 20 % apart with a noise of 20 %."""
+    at = [posterior(seen({3: 0.0, 4: 0.2}, 0.2), HOME, HOME, gamma)[0] for gamma in (3, 4)]
+    assert at == pytest.approx([0.1, 0.1], abs=0.01)
+
+
+def test_noise_is_that_of_the_median_of_the_repeats() -> None:
+    drawn = random.Random(1)
+    boots = [[math.exp(drawn.gauss(5, 0.1)) for _ in range(5)] for _ in range(2000)]
+    scatter = statistics.stdev(math.log(statistics.median(boot)) for boot in boots)
+    told = statistics.fmean(noise_of({"repeats": boot}) for boot in boots)
+    assert told == pytest.approx(scatter, rel=0.25)  # of five it tells a little less than there is
+    assert noise_of({"repeats": [100, 101, 100, 102, 40]}) < 0.01
+    assert noise_of({"tok_s": 100.0}) == 0
+
+
+def test_a_lucky_boot_does_not_end_the_search() -> None:
+    """Gamma 2 reads 10 % better than it is; whether 3 is booted depends on how sure it seems."""
+
+    def then(scatter: float) -> int | None:
+        proposer = ForecastProposer(grid(0, 1, 2, 3, 4), trial(0, 2.0), scenario())
+        proposer.tell(trial(4, 2.0))
+        lucky = trial(2, 2.0, factor=1 / 1.1)
+        for level in lucky.measurement.details["levels"].values():
+            level["repeats"] = [level["tok_s"] * (1 + scatter * x) for x in (-2, -1, 0, 1, 2)]
+        proposer.tell(lucky)
+        return asked(proposer)
+
+    assert then(0.001) is None
+    assert then(0.2) == 3
 
 
 @given(st.floats(1.0, 1e6), st.floats(0.0, 0.5), st.floats(1.0, 1e6))

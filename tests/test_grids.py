@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from autotune.core import Candidate, Phase, Trial
+from autotune.spec.forecast import ForecastProposer
+from autotune.spec.levels import rate_of
 from autotune.store import Store
 from benchmarks import replay_grid
 
@@ -29,7 +32,11 @@ def replayed(
 
 @pytest.mark.parametrize(
     ("grid", "args", "crowd"),
-    [("h100-serving/grid.json", ["0", "128,8"], 8), ("cpu-serving/grid.json", ["1"], 4)],
+    [
+        ("h200-serving/uniform-gamma/grid.json", ["0", "128,8"], 8),
+        ("h100-serving/grid.json", ["0", "128,8"], 8),
+        ("cpu-serving/grid.json", ["1"], 4),
+    ],
 )
 def test_the_table_in_the_docs_is_what_the_command_prints(
     grid: str,
@@ -42,7 +49,9 @@ def test_the_table_in_the_docs_is_what_the_command_prints(
     forecast = out[out.index("\ngamma ") :]
     lines = [line.split() for line in forecast.splitlines() if re.match(r" +\d", line)]
     printed = {int(words[0]): words[1:] for words in lines}
-    _, head, table = DOCS.read_text().partition(
+    _, named, section = DOCS.read_text().partition(f"(../benchmarks/results/{grid})")
+    assert named
+    _, head, table = section.partition(
         f"| γ | 1 stream | predicted | error | {crowd} streams | predicted | error |"
     )
     assert head
@@ -150,3 +159,100 @@ def test_what_the_server_gains_with_random_experts_is_that_of_the_file(tmp_path:
     assert f"TTFT | {ttft.replace(' |', ' ms |')} ms |" in text
     tpot = by_boot("8", lambda level: f"{level['tpot_ms']['p50']:.2f}")
     assert f"TPOT | {tpot.replace(' |', ' ms |')} ms |" in text
+
+
+@pytest.mark.parametrize(
+    ("grid", "args", "name"),
+    [
+        ("h200-serving/uniform-gamma/grid.json", ["0", "128,8"], "H200"),
+        ("h100-serving/grid.json", ["0", "128,8"], "H100"),
+        ("cpu-serving/grid.json", ["1"], "CPU"),
+    ],
+)
+def test_the_table_of_replays_is_what_the_command_prints(
+    grid: str,
+    args: list[str],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = replayed(grid, args, monkeypatch, capsys)
+    adr = DOCS.parent / "adr" / "0006-boots-follow-a-forecast.md"
+    _, _, table = adr.read_text().partition(f"| {name}, ")
+    rows = [line.split(" | ", 1)[1] for line in f"| {name}, {table}".splitlines()[:3]]
+    for objective, row in zip(("geomean", "single", "aggregate"), rows, strict=True):
+        block = out[out.index(f"\n{objective} ") :].split(" of 7 ", 1)
+        booted = str(block[0].count(",") + 1)
+        shares = re.findall(r"([\d.]+)%", block[1].replace("all 7 booted", ""))
+        said = [booted, shares[0], shares[1], shares[3]]  # behind; medians of TPE and random
+        if found := re.match(r".*?draws: ([\d.]+) boots", block[1], re.DOTALL):
+            more = re.findall(r"([\d.]+)%", block[1][found.end() :])
+            said += [found[1], more[0], more[4]]
+        cells = [cell.strip(" %") for cell in row.strip(" |").split("|")]
+        assert [cell for cell in cells if cell] == [objective, *said]
+
+
+UNIFORM = RESULTS / "h200-serving" / "uniform-gamma"
+
+
+def searched(folder: Path, study: str, tmp_path: Path) -> list[Trial]:
+    """Every trial of a study that a run on GPUs left."""
+    (tmp_path / f"{study}.db").write_bytes(gzip.decompress((folder / "trials.db.gz").read_bytes()))
+    with Store.open(f"sqlite:///{tmp_path}/{study}.db") as store:
+        (search,) = store.get_study(study).searches
+        return store.trials(search)
+
+
+def test_the_table_of_boots_is_that_of_all_runs(tmp_path: Path) -> None:
+    runs = [*searched(UNIFORM, "spec", tmp_path)]
+    runs += searched(UNIFORM / "to-32-streams", "sched", tmp_path)
+    grid = json.loads((UNIFORM / "grid.json").read_text())
+    boots = [(int(row["setting"][1:]), row["levels"]) for row in grid["measured"]]
+    boots.sort(key=lambda boot: boot[0])  # stable: by round
+    boots += [(t.candidate.int("gamma"), t.measurement.details["levels"]) for t in runs]
+    for gamma in (0, 2, 4, 6):
+        cells = [
+            ", ".join(f"{rate_of(levels[c]):,.0f}" for g, levels in boots if g == gamma)
+            for c in ("1", "8")
+        ]
+        assert f"| {gamma} | {cells[0]} | {cells[1]} |" in DOCS.read_text()
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        (UNIFORM, "γ=2 {0:.3f}×\nno speculation ({1:.3f} to {2:.3f}), 1.55× for one"),
+        (UNIFORM / "to-32-streams", "γ=4 {0:.3f}× ({1:.3f} to\n{2:.3f}), a tie with γ=6: 1.49×"),
+        (
+            RESULTS / "h200-serving" / "range",
+            "{0:.3f}× no speculation ({1:.3f} to {2:.3f}, one fresh",
+        ),
+    ],
+)
+def test_the_verdicts_with_random_experts_are_those_of_the_files(folder: Path, told: str) -> None:
+    best = json.loads((folder / "best.json").read_text())["best"]
+    assert told.format(best["speedup"], *best["interval"]) in DOCS.read_text()
+
+
+def test_a_boot_that_read_too_little_no_longer_hides_its_neighbour(tmp_path: Path) -> None:
+    """The run left gamma 3 out, the best of the grid, for what it measured of gamma 4."""
+    trials = [t for t in searched(UNIFORM, "spec", tmp_path) if t.phase is not Phase.CONFIRM]
+    baseline, *others = trials
+    assert [t.candidate.int("gamma") for t in trials] == [0, 6, 4, 2]
+    scenario = replay_grid.scenario_of(json.loads((UNIFORM / "grid.json").read_text()), "geomean")
+    grid = [Candidate.of({"gamma": gamma}) for gamma in range(7)]
+    proposer = ForecastProposer(grid, baseline, scenario, replay_grid.growth_of("128,8"))
+    for trial in others[:2]:
+        assert proposer.ask(1) == [trial.candidate]
+        proposer.tell(trial)
+    assert [c.int("gamma") for c in proposer.ask(1)] == [3]
+
+
+def test_the_range_is_as_told() -> None:
+    best = json.loads((RESULTS / "h200-serving" / "range" / "best.json").read_text())
+    found = best["memory_utilization"]
+    text = DOCS.read_text()
+    assert [boot["utilization"] for boot in found["evidence"]] == [0.24, 0.25, 0.27, 0.5]
+    assert all(f"({boot['kv_cache_tokens']:,}" in text for boot in found["evidence"])
+    assert f"the least is {found['least']:.2f}" in text
+    assert f"{found['most']:.2f} survives the full load" in text

@@ -4,7 +4,9 @@ vLLM's ``num_speculative_tokens_per_batch_size`` is a list of inclusive ranges `
 gamma]`` of the number of requests in a step; the first range begins at 1, and what lies beyond the
 last keeps its gamma (vLLM 0.32 ``vllm/v1/spec_decode/dynamic/utils.py``).
 ``num_speculative_tokens`` must be given as well and caps it. vLLM passes over a schedule with data
-parallelism (``_maybe_disable_dynamic_sd_for_data_parallel`` in ``vllm/config/vllm.py``).
+parallelism (``_maybe_disable_dynamic_sd_for_data_parallel`` in ``vllm/config/vllm.py``), and gives
+up full CUDA graphs for one unless its second model runner is used
+(``_maybe_override_dynamic_sd_cudagraph_mode`` there): one reason why a schedule is measured.
 """
 
 from __future__ import annotations

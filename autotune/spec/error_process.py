@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from autotune.core import Scalar
 
@@ -45,28 +46,34 @@ class Seen:
     noise: float
 
 
-def posterior(
-    seen: Sequence[Seen], home: Others, others: Others, gamma: int
-) -> tuple[float, float]:
-    """Mean and standard deviation of the error at a setting.
+class ErrorProcess:
+    """The process, given what was seen of it."""
 
-    Args:
-        seen: every setting once, at least one of them without noise or with ``home``'s parameters.
-        home: the parameters that the forecast was made with.
-        others: those of the setting asked for.
-        gamma: its drafted tokens.
-    """
+    def __init__(self, seen: Sequence[Seen], home: Others) -> None:
+        """Condition it.
 
-    def covariance(a: tuple[Others, int], b: tuple[Others, int]) -> float:
+        Args:
+            seen: every setting once, at least one of them.
+            home: the parameters that the forecast was made with.
+        """
+        self._home = home
+        self._known = [(one.others, one.gamma) for one in seen]
+        between = np.array([self._towards(known) for known in self._known])
+        self._measured = between + np.diag([one.noise**2 for one in seen])
+        self._errors = np.array([one.error for one in seen])
+
+    def at(self, others: Others, gamma: int) -> tuple[float, float]:
+        """Mean and standard deviation of the error at a setting."""
+        asked = (others, gamma)
+        towards = self._towards(asked)
+        weights = np.linalg.solve(self._measured, towards)
+        left = self._covariance(asked, asked) - float(weights @ towards)
+        return float(weights @ self._errors), math.sqrt(max(left, 0.0))
+
+    def _towards(self, asked: tuple[Others, int]) -> npt.NDArray[np.float64]:
+        return np.array([self._covariance(asked, one) for one in self._known])
+
+    def _covariance(self, a: tuple[Others, int], b: tuple[Others, int]) -> float:
         walked = SPREAD**2 * min(a[1], b[1])
-        own = UNKNOWN**2 + walked if a[0] == b[0] != home else 0.0
+        own = UNKNOWN**2 + walked if a[0] == b[0] != self._home else 0.0
         return ANYWHERE**2 + walked + own
-
-    asked, known = (others, gamma), [(one.others, one.gamma) for one in seen]
-    between = np.array([[covariance(a, b) for b in known] for a in known])
-    noise = np.diag([one.noise**2 for one in seen])
-    towards = np.array([covariance(asked, one) for one in known])
-    weights = np.linalg.solve(between + noise, towards)
-    mean = float(weights @ [one.error for one in seen])
-    left = covariance(asked, asked) - float(weights @ towards)
-    return mean, math.sqrt(max(left, 0.0))

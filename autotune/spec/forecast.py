@@ -18,7 +18,7 @@ from typing import Any
 
 from autotune.core import Candidate, Outcome, Trial
 from autotune.spec.acceptance import StepTimes, predict, step_seconds, tokens_per_step
-from autotune.spec.error_process import Others, Seen, posterior
+from autotune.spec.error_process import ErrorProcess, Others, Seen
 from autotune.spec.levels import noise_of, rate_of, repeats_of
 from autotune.spec.pareto import Point, point_of
 from autotune.spec.quality import BAR, share_of, without_speculation
@@ -146,9 +146,19 @@ class ForecastProposer:
         self._untried = dict.fromkeys(c for c in grid if c != baseline.candidate)
         self._told: dict[Candidate, Trial] = {baseline.candidate: baseline}
         self._unfit = False
+        self._learn()
 
-    @property
-    def forecast(self) -> Forecast | None:
+    def _learn(self) -> None:
+        """What follows from the trials told."""
+        self.forecast = self._forecast()
+        """From the probe; None while there is none."""
+        seen = self._seen()
+        self._errors = ErrorProcess(seen, others(self._baseline.candidate)) if seen else None
+        told = [(self.predicted(t.candidate), t.measurement.value) for t in self._recommended()]
+        self._likely_best = min((g.us if g else v or 0.0 for g, v in told), default=math.inf)
+        """As :meth:`_best`, every measurement corrected as far as it is noise."""
+
+    def _forecast(self) -> Forecast | None:
         """From the probe: the trial with the largest gamma beside the baseline."""
         home = others(self._baseline.candidate)
         ok = [t for t in self._told.values() if others(t.candidate) == home and _is_ok(t)]
@@ -171,6 +181,7 @@ class ForecastProposer:
         self._untried.pop(trial.candidate, None)
         self._told[trial.candidate] = trial
         self._unfit |= bool(trial.measurement.details.get("nothing_accepted"))
+        self._learn()
 
     def left_out(self) -> dict[Candidate, str]:
         """What was not tried, and why."""
@@ -189,15 +200,10 @@ class ForecastProposer:
     def predicted(self, candidate: Candidate) -> Guess | None:
         """What its time per token is taken to be; None where there is nothing to predict from."""
         found, gamma = self.forecast, candidate.int(GAMMA)
-        if found is None or gamma not in found.tok_s:
+        if found is None or self._errors is None or gamma not in found.tok_s:
             return None
-        error, spread = self._error(candidate)
+        error, spread = self._errors.at(others(candidate), gamma)
         return Guess(found.microseconds(gamma, self._scenario) * math.exp(error), spread)
-
-    def _error(self, candidate: Candidate) -> tuple[float, float]:
-        """Mean and standard deviation of the forecast's error, as a logarithm."""
-        home = others(self._baseline.candidate)
-        return posterior(self._seen(), home, others(candidate), candidate.int(GAMMA))
 
     def _seen(self) -> list[Seen]:
         """The errors of the trials that tell something of their speed."""
@@ -224,7 +230,6 @@ class ForecastProposer:
 
     def _most_promising(self) -> Candidate | None:
         """The one that is expected to improve most; unknown parameters are always tried."""
-        best = self._likely_best()
         candidates: list[tuple[float, float, str, Candidate]] = []
         for candidate in self._untried:
             unfit = self._unfit and candidate.int(GAMMA)
@@ -234,7 +239,7 @@ class ForecastProposer:
             if guess is None:  # nothing to go by: every one is tried, after what is known
                 candidates.append((0.0, math.inf, candidate.key, candidate))
             elif self._is_worth_it(candidate, guess):
-                order = (-guess.improvement(best), guess.us, candidate.key)
+                order = (-guess.improvement(self._likely_best), guess.us, candidate.key)
                 candidates.append((*order, candidate))
         return min(candidates)[3] if candidates else None
 
@@ -242,12 +247,6 @@ class ForecastProposer:
         """The least µs per token of what may be recommended; infinite where nothing may be."""
         values = (t.measurement.value or 0.0 for t in self._recommended())
         return min(values, default=math.inf)
-
-    def _likely_best(self) -> float:
-        """The same, with every measurement corrected by its neighbours as far as it is noise."""
-        told = self._recommended()
-        guesses = [(self.predicted(t.candidate), t.measurement.value or 0.0) for t in told]
-        return min((g.us if g else value for g, value in guesses), default=math.inf)
 
     def _recommended(self) -> list[Trial]:
         return [t for t in self._told.values() if _is_ok(t) and self._may_be_recommended(t)]
@@ -266,14 +265,14 @@ class ForecastProposer:
             return True
         if self._scenario.objective == "pareto":
             return self._may_be_on_front(candidate)
-        return guess.improvement(self._likely_best()) >= WORTH
+        return guess.improvement(self._likely_best) >= WORTH
 
     def _may_be_on_front(self, candidate: Candidate) -> bool:
         """Whether nothing measured is as fast in both as it may be: two standard deviations."""
         found, gamma = self.forecast, candidate.int(GAMMA)
-        if found is None or gamma not in found.tok_s:
+        if found is None or self._errors is None or gamma not in found.tok_s:
             return True
-        error, spread = self._error(candidate)
+        error, spread = self._errors.at(others(candidate), gamma)
         factor = math.exp(error - 2 * spread)
         rates = {c: rate / factor for c, rate in found.tok_s[gamma].items()}
         hoped = point_of(candidate, rates)

@@ -75,8 +75,9 @@ def front_rows(result: Result) -> list[dict[str, Any]]:
 
 
 def _place(point: Point, ordered: list[Point], best: Point | None) -> str:
+    """Its ends, and between them the knee: two points have none."""
     names = ["single end"] * (point is ordered[0]) + ["aggregate end"] * (point is ordered[-1])
-    return ", ".join(names + ["knee"] * (point is best))
+    return ", ".join(names + ["knee"] * (point is best and len(ordered) > 2))
 
 
 def objective_table(result: Result) -> tuple[list[str], list[list[str]]]:

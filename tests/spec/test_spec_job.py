@@ -394,7 +394,7 @@ def test_pareto_confirms_the_ends_of_the_front_and_its_knee(bench: Bench) -> Non
     assert front[-1]["candidate"]["gamma"] < 3
     assert "single end" in front[0]["place"]
     assert "aggregate end" in front[-1]["place"]
-    assert sum("knee" in row["place"] for row in front) == 1
+    assert sum("knee" in row["place"] for row in front) == (len(front) > 2)
     named = [row for row in front if row["place"] and row["candidate"] != {"gamma": 0}]
     assert all(row["booted_again"] for row in named)
     assert len(document["confirmed"]) == 1 + len(named)

@@ -8,6 +8,7 @@ takes 32 ms for every trial that it adds to one, and 0.15 ms in memory.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -68,10 +69,14 @@ def mirror(
     for detail, trials in studies:
         for search in detail.searches:
             found = trials.get(search.id, ())
-            for workload in (w for w in detail.workloads if w.search_id == search.id):
+            workloads = [w for w in detail.workloads if w.search_id == search.id]
+            labels = Counter(workload.label for workload in workloads)
+            for workload in workloads:
                 own = [t for t in found if t.trial.workload_key == workload.key]
                 if own:
-                    names.append(_add(storage, detail, search, workload, own))
+                    # Loads of one concurrency differ in prompts or repeats, which no label says.
+                    load = f" ({workload.key[:8]})" if labels[workload.label] > 1 else ""
+                    names.append(_add(storage, detail, search, workload, own, load))
     lines = (json.dumps(log, separators=(",", ":")) + "\n" for log in memory.logs)
     write_whole(path, "".join(lines).encode())
     return names
@@ -88,10 +93,11 @@ def _add(
     search: SearchRecord,
     workload: WorkloadRecord,
     trials: Sequence[DatedTrial],
+    load: str,
 ) -> str:
     basis = trials[0].trial.measurement.basis.value
     which = f", search {search.id}" if len(detail.searches) > 1 else ""
-    name = f"{detail.study.name} {workload.label}, {basis}{which}"
+    name = f"{detail.study.name} {workload.label}{load}, {basis}{which}"
     study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
     attributes = {
         "kind": detail.study.kind,

@@ -430,7 +430,10 @@ def _trial(row: Row[Any]) -> Trial:
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One text per key whose JSON values differ."""
     texts = []
-    for key in sorted(old.keys() | new.keys()):
+    keys = old.keys() | new.keys()
+    # An empty mapping on one side is told by what it holds on the other.
+    keys = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
+    for key in sorted(keys):
         before, after = (
             canonical_json(values[key]) if key in values else "absent" for values in (old, new)
         )

@@ -70,8 +70,8 @@ class Ended:
 
     @property
     def json(self) -> Any:
-        """The one document on stdout; fails where anything else is printed."""
-        assert (self.code, self.err) == (0, "")
+        """The one document on stdout; fails where anything else is printed there."""
+        assert self.code == 0, self.err
         return json.loads(self.out)
 
 
@@ -206,6 +206,8 @@ def test_a_setup_without_a_name_is_shown_as_it_is() -> None:
     assert _short({"name": "stock", "digest": "1"}) == "stock"
     assert _short({"exponent": 1.1, "counts": []}) == "exponent 1.1"
     assert _short({"exponent": 0.0, "counts": []}) == "–"
+    assert _short(["nosuchprogram"]) == "['nosuchprogram']", "no bracket is cut off"
+    assert _short("0123456789abcdef01") == "0123456789abcdef"
 
 
 def test_show(place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import socket
@@ -46,6 +47,26 @@ def stored(path: Path, trials: list[Trial], name: str = "s") -> Stored:
         search, run = begin(store, name)
         store.add_trials(run, store.workload(search, Size(1)).id, trials)
         return store.get_study(name), {search.id: store.dated_trials(search)}
+
+
+class Load(Size):
+    """Loads of one label, such as the same concurrency with more repeats."""
+
+    @property
+    def label(self) -> str:
+        return "c=1"
+
+
+def test_loads_of_one_label_are_studies_of_their_own(tmp_path: Path) -> None:
+    with Store.open(url(tmp_path / "a.db"), now=lambda: NOW) as store:
+        search, run = begin(store, "s")
+        for m in (1, 2):
+            made = dataclasses.replace(trial(0, {"gamma": m}), workload_key=f"m{m}")
+            store.add_trials(run, store.workload(search, Load(m)).id, [made])
+        both = store.get_study("s"), {search.id: store.dated_trials(search)}
+    names = mirror([both], tmp_path / "mirror")
+    assert names == ["s c=1 (m1), measured", "s c=1 (m2), measured"]
+    assert [len(load(tmp_path / "mirror", name).trials) for name in names] == [1, 1]
 
 
 def load(path: Path, name: str = "s M=1, measured") -> optuna.Study:

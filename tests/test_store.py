@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.cli.common import check_study
+from autotune.cli.common import check_study, tell_of
 from autotune.core import (
     AutotuneError,
     BadInputError,
@@ -213,6 +213,9 @@ def test_another_setup_is_told_while_it_has_nothing(store: Store) -> None:
     assert store.measured_otherwise(study, old) is None
     said = store.measured_otherwise(study, new)
     assert said == "2 trials were made with another cpus (16, now 32), recipe.env ({}, now absent)"
+    filled = {"cpus": 16, "recipe": {"env": {"A": "1"}, "x": 1}}
+    only = '2 trials were made with another recipe.env.A (absent, now "1")'
+    assert store.measured_otherwise(study, filled) == only
     search = store.search(study, new)
     assert store.measured_otherwise(study, new) == said  # begun, but nothing measured yet
     run = store.start_run(search, store.environment({}), "autotune spec")
@@ -225,9 +228,9 @@ def test_a_command_under_another_setup_says_so(
 ) -> None:
     search, run = begin(store)
     store.add_trials(run, store.workload(search, Size(1)).id, [trial(0)])
-    check_study(store, "s", "moe", {"device": "gb10"}, {"seed": 1})
-    assert not capfd.readouterr().err
-    check_study(store, "s", "moe", {"device": "gb10"}, {"seed": 2})
+    for seed in (1, 2):
+        assert not capfd.readouterr().err
+        tell_of("s", check_study(store, "s", "moe", {"device": "gb10"}, {"seed": seed}))
     said = " ".join(capfd.readouterr().err.split())
     assert said == (
         "Study s: 1 trial was made with another seed (1, now 2); they stay, and this command "

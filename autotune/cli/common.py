@@ -56,24 +56,30 @@ def given_flags(context: typer.Context) -> set[str]:
 
 def check_study(
     store: Store, name: str, kind: str, identity: Mapping[str, Any], setup: Mapping[str, Any]
-) -> None:
+) -> str | None:
     """Tell before the plan is shown that the study is of something else, or being tuned.
 
-    A setup other than before is told on stderr: what was measured there cannot be gone on from.
+    Returns:
+        How the setup differs from the one measured under, for :func:`tell_of`.
 
     Raises:
         BadInputError: another shape or pair stands under this name, or another process tunes it.
     """
     if store.find_study(name) is None:
-        return  # nothing to be at odds with, and nothing to leave behind if it is refused yet
+        return None  # nothing to be at odds with, and nothing to leave behind if it is refused yet
     study = store.study(name, kind, identity)
     with store.lock_study(name):
         pass
-    otherwise = store.measured_otherwise(study, setup)
+    return store.measured_otherwise(study, setup)
+
+
+def tell_of(study: str, otherwise: str | None) -> None:
+    """Say that what was measured under another setup cannot be gone on from."""
     if otherwise:
         err.print(
-            f"[yellow]Study {escape(name)}: {escape(otherwise)}; they stay, and this command "
-            "begins anew[/yellow]"
+            f"[yellow]Study {escape(study)}: {escape(otherwise)}; they stay, and this command "
+            "begins anew[/yellow]",
+            soft_wrap=True,
         )
 
 

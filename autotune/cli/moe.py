@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autotune import flags
-from autotune.cli.common import DEFAULT_DB, Db, Json, check_study, print_json, this_command
+from autotune.cli.common import (
+    DEFAULT_DB,
+    Db,
+    Json,
+    check_study,
+    print_json,
+    tell_of,
+    this_command,
+)
 from autotune.environment import visible_gpus
 from autotune.moe.model import model_names
 
@@ -166,11 +174,11 @@ def moe(
         memory_limit_mib=flags.mebibytes(memory_limit),
         retry_failed=retry_failed,
     )
-    _tune(make_plan(request, visible_gpus()), folder, db, quiet=json_)
+    _tune(make_plan(request, visible_gpus()), folder, db, as_json=json_)
 
 
-def _tune(plan: Plan, out: Path, db: str, *, quiet: bool) -> None:
-    """Run the job and show what came of it; with ``quiet`` one JSON document and nothing else."""
+def _tune(plan: Plan, out: Path, db: str, *, as_json: bool) -> None:
+    """Run the job and show what came of it; ``as_json`` prints one document to stdout."""
     from autotune.files import check_writable  # noqa: PLC0415
     from autotune.moe import export  # noqa: PLC0415
     from autotune.moe.earlier import check_keys_stay, stored_keys  # noqa: PLC0415
@@ -183,16 +191,16 @@ def _tune(plan: Plan, out: Path, db: str, *, quiet: bool) -> None:
     place = export.folder_of(out, plan.study, plan.basis)
     check_scratch(plan)
     with Store.open(db) as store:
-        check_study(store, plan.study, "moe", plan.identity(), plan.setup())
+        otherwise = check_study(store, plan.study, "moe", plan.identity(), plan.setup())
         check_writable(place)
         check_keys_stay(plan, {*stored_keys(store, plan), *plan.ms}, place)
-        if not quiet:
-            show_plan(plan)
-        with progress(plan.steps, quiet) as update:
+        tell_of(plan.study, otherwise)
+        show_plan(plan)
+        with progress(plan.steps) as update:
             result = run(plan, store, update)
         files = export.write(result, out)
         files.insert(0, write_page(store, result, out))
-    if quiet:
+    if as_json:
         document = export.provenance(result) | {"files": [str(path) for path in files]}
         print_json(document | {"compiled": result.compiled, "cached": result.cached})
         return

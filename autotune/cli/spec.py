@@ -36,9 +36,10 @@ def spec(
             rich_help_panel=MODELS,
         ),
     ] = None,
-    drafter: Annotated[
-        str | None,
+    drafters: Annotated[
+        list[str] | None,
         typer.Option(
+            "--drafter",
             help="Folder, hub id, or a method without a model: ngram, suffix, mtp; or none.",
             metavar="MODEL",
             rich_help_panel=MODELS,
@@ -259,6 +260,11 @@ def spec(
     from autotune.spec.request import Request, parse_gammas  # noqa: PLC0415
 
     given = given_flags(context)
+    if drafters and len(drafters) > 1:
+        raise BadInputError(
+            f"--drafter: {' and '.join(drafters)}: one at a time; give each a command and a --study"
+        )
+    drafter = drafters[0] if drafters else None
     if launcher != "url" and drafter is None and gamma is not None and parse_gammas(gamma) == (0,):
         drafter = NO_DRAFTER
         given.add("--drafter")
@@ -310,8 +316,8 @@ def spec(
     if launcher == "url":
         if len(targets) > 1:
             raise BadInputError("--launcher url: measures one model; give one --target, or none")
-        spec_runs.measure(request, url or "", header or (), out=folder, db=db, quiet=json_)
+        spec_runs.measure(request, url or "", header or (), out=folder, db=db, as_json=json_)
     elif len(targets) > 1:
-        spec_runs.compare(request, targets, out=folder, db=db, quiet=json_)
+        spec_runs.compare(request, targets, out=folder, db=db, as_json=json_)
     else:
-        spec_runs.tune(request, out=folder, db=db, quiet=json_)
+        spec_runs.tune(request, out=folder, db=db, as_json=json_)

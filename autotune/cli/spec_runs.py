@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from autotune.cli.common import check_study, print_json
+from autotune.cli.common import check_study, print_json, tell_of
 from autotune.consoles import err
 from autotune.environment import secret_headers
 from autotune.files import check_writable
 from autotune.spec import export, terminal
 from autotune.spec.existing import is_exposed
 from autotune.spec.existing_job import (
+    ExistingPlan,
     existing_document,
     make_existing_plan,
     run_existing,
@@ -26,38 +27,34 @@ from autotune.spec.request import Request, make_plan
 from autotune.store import Store
 
 
-def tune(request: Request, *, out: Path, db: str, quiet: bool) -> None:
-    """One target: the best setting and its files; ``quiet`` prints JSON and nothing else."""
+def tune(request: Request, *, out: Path, db: str, as_json: bool) -> None:
+    """One target: the best setting and its files; ``as_json`` prints one document to stdout."""
     plan = make_plan(request)
-    if not quiet:
-        terminal.show_findings([f for f in plan.findings if plan.force or not f.refuses])
+    terminal.show_findings([f for f in plan.findings if plan.force or not f.refuses])
     if not plan.force:
         refusal(plan.findings)
     with Store.open(db) as store:
-        check_study(store, plan.study, "spec", plan.identity(), plan.setup())
-        check_writable(_logs(out, plan))
-        result = _tuned(plan, store, out, quiet=quiet)
+        _check(store, plan, _logs(out, plan))
+        result = _tuned(plan, store, out)
         files = export.write(result, out)
         files.insert(0, write_page(store, plan, out))
-    if quiet:
+    if as_json:
         print_json(export.document(result) | {"files": [str(path) for path in files]})
     else:
         terminal.show_result(result, files)
 
 
-def compare(request: Request, targets: Sequence[str], *, out: Path, db: str, quiet: bool) -> None:
+def compare(request: Request, targets: Sequence[str], *, out: Path, db: str, as_json: bool) -> None:
     """Several targets: the matrix, and every target's own files."""
     entries = prepare(request, targets)
     folder = export.folder_of(out, matrix_study(request))
     check_writable(folder)
-    if not quiet:
-        for entry in entries:
-            terminal.show_entry(entry, force=request.force)
+    for entry in entries:
+        terminal.show_entry(entry, force=request.force)
 
     def tune_one(plan: Plan) -> Result:
-        check_study(store, plan.study, "spec", plan.identity(), plan.setup())
-        check_writable(_logs(out, plan))
-        result = _tuned(plan, store, out, quiet=quiet)
+        _check(store, plan, _logs(out, plan))
+        result = _tuned(plan, store, out)
         export.write(result, out)
         write_page(store, plan, out)
         return result
@@ -69,14 +66,14 @@ def compare(request: Request, targets: Sequence[str], *, out: Path, db: str, qui
     with Store.open(db) as store:
         run_each(entries, tune_one, on_change)
     files = write_matrix(request, entries, folder)
-    if quiet:
+    if as_json:
         print_json(matrix_document(request, entries) | {"files": [str(path) for path in files]})
     else:
         terminal.show_matrix(entries, files)
 
 
 def measure(
-    request: Request, url: str, headers: Sequence[str], *, out: Path, db: str, quiet: bool
+    request: Request, url: str, headers: Sequence[str], *, out: Path, db: str, as_json: bool
 ) -> None:
     """A server that runs already: its one setting."""
     plan = make_existing_plan(request, url, [*secret_headers(), *headers])
@@ -84,25 +81,29 @@ def measure(
     if is_exposed(plan.launcher.root, plan.launcher.headers):
         err.print("[yellow]Warning: headers go unencrypted: http, and another machine[/yellow]")
     with Store.open(db) as store:
-        check_study(store, plan.study, "spec", plan.identity(), plan.setup())
-        check_writable(folder)
-        if not quiet:
-            terminal.show_existing_plan(plan)
+        _check(store, plan, folder)
+        terminal.show_existing_plan(plan)
         result = run_existing(plan, store, folder / "logs")
         files = write_existing(result, folder)
         files.insert(0, write_page(store, plan, out))
-    if quiet:
+    if as_json:
         print_json(existing_document(result) | {"files": [str(path) for path in files]})
     else:
         terminal.show_existing(result, files)
+
+
+def _check(store: Store, plan: Plan | ExistingPlan, folder: Path) -> None:
+    """Whether the study may be tuned and its results written, before anything is shown."""
+    otherwise = check_study(store, plan.study, "spec", plan.identity(), plan.setup())
+    check_writable(folder)
+    tell_of(plan.study, otherwise)
 
 
 def _logs(out: Path, plan: Plan) -> Path:
     return export.folder_of(out, plan.study) / "logs"
 
 
-def _tuned(plan: Plan, store: Store, out: Path, *, quiet: bool) -> Result:
-    if not quiet:
-        terminal.show_plan(plan)
-    with terminal.progress(plan, quiet) as update:
+def _tuned(plan: Plan, store: Store, out: Path) -> Result:
+    terminal.show_plan(plan)
+    with terminal.progress(plan) as update:
         return run(plan, store, _logs(out, plan), update)

@@ -155,4 +155,5 @@ def _short(value: Any) -> str:
     if isinstance(value, dict):
         said = " ".join(f"{name} {part}" for name, part in value.items() if part)
         return str(value.get("name") or said or "–")
-    return str(value)[:16]
+    text = str(value)
+    return text if len(text) <= 16 or not isinstance(value, str) else text[:16]

@@ -60,9 +60,9 @@ FULL_WIDTH = 120
 
 
 @contextmanager
-def progress(total: int, quiet: bool) -> Iterator[Callable[[Step], None]]:
-    """A bar on stderr; with ``quiet`` or without a terminal, nothing."""
-    if quiet or not err.is_terminal:
+def progress(total: int) -> Iterator[Callable[[Step], None]]:
+    """A bar on stderr; without a terminal, nothing."""
+    if not err.is_terminal:
         yield lambda _: None
         return
     columns = (

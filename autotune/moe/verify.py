@@ -344,7 +344,10 @@ def files_in(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(path.rglob("E=*.json"))
+            seen = [file.relative_to(path) for file in path.rglob("E=*.json")]
+            # Not those of a virtual environment or a checkout's innards that happen to lie there.
+            shown = [file for file in seen if not any(part.startswith(".") for part in file.parts)]
+            inside = [path / file for file in sorted(shown)]
             if not inside:
                 raise BadInputError(f"{path}: holds no file E=….json")
             found += inside

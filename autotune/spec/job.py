@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.core import (
+    BadInputError,
     Candidate,
     Measurer,
     NoFeasibleCandidateError,
@@ -240,11 +241,17 @@ def _baseline(plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProg
 
     Raises:
         NoFeasibleCandidateError: it does not work; then nothing can be compared with it.
+        BadInputError: vLLM knows a flag or a value of it to be wrong.
     """
     (progress,) = measure_all([(plan.baseline, plan.scenario)], Phase.BASELINE, measurer, log)
     on_progress(progress)
     measurement = progress.trial.measurement
     if measurement.outcome is not Outcome.OK:
+        if measurement.outcome is Outcome.CONSTRAINT:
+            raise BadInputError(
+                f"vLLM refuses what the server without speculation is given: {measurement.message} "
+                f"(log {measurement.details.get('log')})"
+            )
         again = "; --retry-failed tries again" if measurement.outcome in OF_THE_MOMENT else ""
         raise NoFeasibleCandidateError(
             f"the server without speculation does not work: {measurement.message} "

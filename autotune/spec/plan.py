@@ -160,16 +160,33 @@ class Plan:
         return min(self.finalists, rivals) + 1 + (self.schedule and several) if rivals else 0
 
     @property
-    def boots(self) -> int:
-        """Servers started at most: every candidate, what outputs are compared with, fresh boots."""
+    def searched(self) -> int:
+        """Boots of the search at most: every candidate and the baseline."""
+        return len({self.baseline, *self.grid})
+
+    @property
+    def compared(self) -> int:
+        """Further boots at most that are made for their outputs alone."""
         plain = {Candidate.of({**c.params, GAMMA: 0}) for c in self.grid}
-        compared = set() if self.recipe.synthetic else plain
-        rivals = len(self.rivals)
-        searched = len({self.baseline, *self.grid, *compared})
-        searched += max(0, min(self.finalists, rivals - self.finalists))  # in place of a failed one
-        if self.utilization is not None:  # two bisections
-            searched += 2 * (self.utilization[1] - self.utilization[0]).bit_length()
-        return searched + self.confirm_rounds * self.confirmed
+        return 0 if self.recipe.synthetic else len(plain - {self.baseline, *self.grid})
+
+    @property
+    def replacing(self) -> int:
+        """Fresh boots at most of settings that take the place of failed ones."""
+        return max(0, min(self.finalists, len(self.rivals) - self.finalists))
+
+    @property
+    def bisected(self) -> int:
+        """Boots at most of the two bisections of the memory utilization."""
+        if self.utilization is None:
+            return 0
+        return 2 * (self.utilization[1] - self.utilization[0]).bit_length()
+
+    @property
+    def boots(self) -> int:
+        """Servers started at most."""
+        confirming = self.confirm_rounds * self.confirmed + self.replacing
+        return self.searched + self.compared + self.bisected + confirming
 
     @property
     def estimated_seconds(self) -> float:

@@ -107,7 +107,8 @@ def offer(
     best = {c: _best_at(table, static.int(GAMMA), c) for c in scenario.concurrency}
     if len(set(best.values())) == 1:
         gamma = best[scenario.concurrency[0]]
-        return Schedule(f"gamma={gamma} is the best at every concurrency measured", table)
+        said = f"in the boots of the search gamma={gamma} is the best at every concurrency"
+        return Schedule(said, table)
     ranges = make_ranges(best)
     text = json.dumps([list(entry) for entry in ranges], separators=(",", ":"))
     params = {**static.params, GAMMA: max(best.values()), SCHEDULE: text}

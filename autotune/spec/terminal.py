@@ -65,9 +65,7 @@ def show_plan(plan: Plan) -> None:
             f"       {parameters}: {counted(len(plan.rivals), 'setting')}, and the baseline\n"
             f"       {load}; {requests} timed requests a boot in {scenario.repeats} repeats, up to "
             f"{scenario.max_tokens} tokens each\n"
-            f"       at most {counted(plan.boots, 'boot')}: "
-            f"{len({plan.baseline, *plan.grid})} searched, "
-            f"{plan.confirm_rounds} × {plan.confirmed} to confirm; about {minutes} min of "
+            f"       at most {counted(plan.boots, 'boot')}: {_boots(plan)}; about {minutes} min of "
             f"starting at most, the loads on top\n"
             f"       study {plan.study}; Ctrl-C keeps what is done"
         ),
@@ -75,9 +73,20 @@ def show_plan(plan: Plan) -> None:
     )
 
 
+def _boots(plan: Plan) -> str:
+    """What the boots are for; they add up to ``plan.boots``."""
+    parts = [f"{plan.searched} searched", f"{plan.confirm_rounds} × {plan.confirmed} to confirm"]
+    further = {
+        "for the range of memory": plan.bisected,
+        "for outputs to compare": plan.compared,
+        "in place of what fails": plan.replacing,
+    }
+    return ", ".join(parts + [f"{number} {why}" for why, number in further.items() if number])
+
+
 @contextmanager
-def progress(plan: Plan, quiet: bool) -> Iterator[Callable[[Step], None]]:
-    """A line on stderr after every boot, on a terminal also a sign of life; ``quiet``: nothing."""
+def progress(plan: Plan) -> Iterator[Callable[[Step], None]]:
+    """A line on stderr after every boot, on a terminal also a sign of life."""
     done = 0
     alive = Progress(
         SpinnerColumn(),
@@ -85,14 +94,12 @@ def progress(plan: Plan, quiet: bool) -> Iterator[Callable[[Step], None]]:
         TimeElapsedColumn(),
         console=err,
         transient=True,
-        disable=quiet or not err.is_terminal,
+        disable=not err.is_terminal,
     )
 
     def update(step: Step) -> None:
         nonlocal done
         done += 1
-        if quiet:
-            return
         trial, measurement = step.trial, step.trial.measurement
         if measurement.outcome is Outcome.OK:
             rates = ", ".join(f"{rate:.1f} at {c}" for c, rate in level_rates(trial).items())

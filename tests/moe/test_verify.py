@@ -384,6 +384,22 @@ def test_a_file_that_cannot_be_read_does_not_end_the_rest(
     assert not any(f["code"] == "unreadable" for f in found["E=128"])
 
 
+def test_files_in_hidden_folders_are_nobody_s_to_verify(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    hidden = tmp_path / ".venv" / "configs"
+    hidden.mkdir(parents=True)
+    (hidden / FILE).write_bytes((KEPT / FILE).read_bytes())
+    code, _, err = run(str(tmp_path))
+    assert code == 2
+    assert "holds no file" in err
+    (tmp_path / FILE).write_bytes((KEPT / FILE).read_bytes())
+    assert [done["file"] for done in json.loads(run(str(tmp_path), "--json")[1])] == [
+        str(tmp_path / FILE)
+    ]
+    assert json.loads(run(str(hidden), "--json")[1]), "named itself it is verified"
+
+
 def test_several_files_show_what_matters(
     run: Callable[..., tuple[int, str, str]], write: Write, tmp_path: Path
 ) -> None:

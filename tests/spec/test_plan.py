@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from autotune.spec.memory_search import at_utilization, hungriest
 from autotune.spec.plan import Plan, preflight, refusal
 from autotune.spec.recipe import Recipe
 from autotune.spec.request import make_plan
+from autotune.spec.terminal import show_plan
 from tests.spec.test_spec_job import make_request
 from tests.spec.tiny_models import TinyModels
 
@@ -84,6 +86,29 @@ def test_a_searched_length_is_what_is_checked(tiny_models: TinyModels) -> None:
 def test_in_a_searched_range_the_boots_tell_what_is_free(tiny_models: TinyModels) -> None:
     plan = plan_of(tiny_models.qwen3, gamma="0,2", gpu_memory_utilization="0.4:0.98")
     assert not at_utilization(plan, 98).refused
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"gamma": "0,2"}, "at most 4 boots: 2 searched, 1 × 2 to confirm; about"),
+        ({"gamma": "2,4", "kv_cache_dtype": "auto,fp8"}, "1 for outputs to compare"),
+        ({"gamma": "0-4"}, "2 in place of what fails"),
+        ({"gamma": "0,2", "gpu_memory_utilization": "0.4:0.9"}, "12 for the range of memory"),
+    ],
+)
+def test_the_boots_of_the_plan_add_up(
+    tiny_models: TinyModels, flags: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_plan(plan_of(tiny_models.qwen3, **{"gpu_memory_utilization": "0.85"} | flags))
+    line = next(line for line in capsys.readouterr().err.splitlines() if "at most" in line)
+    boots, rest = re.findall(r"at most (\d+) boots: (.+); about", line)[0]
+    numbers = [
+        int(first) * int(second or 1)
+        for first, second in re.findall(r"(\d+)(?: × (\d+))? [a-z]", rest)
+    ]
+    assert int(boots) == sum(numbers)
+    assert said in line
 
 
 def test_the_hungriest_setting_is_one_that_the_drafter_can_do(tiny_models: TinyModels) -> None:

@@ -91,6 +91,7 @@ CASES: dict[str, tuple[str, str]] = {
         "{p} --gamma 2 --synthetic-acceptance .5,.4 --quality t",
         "--quality: synthetic",
     ),
+    "two drafters": ("{p} --drafter suffix", "ngram and suffix: one at a time"),
     "set without values": ("{p} --set max-num-seqs", "--set max-num-seqs"),
     "set with a bad name": ("{p} --set 'a b=1'", "--set a b=1"),
     "set of gamma": ("{p} --set gamma=1,2", "flag of its own"),

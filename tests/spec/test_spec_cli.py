@@ -35,8 +35,12 @@ def autotune(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def spec(folder: Path, target: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    given = f"--target {target} --drafter ngram --prompts p.jsonl --concurrency 1 --max-tokens 24"
+def spec(
+    folder: Path, target: Path, *args: str, drafter: str = "ngram"
+) -> subprocess.CompletedProcess[str]:
+    given = (
+        f"--target {target} --drafter {drafter} --prompts p.jsonl --concurrency 1 --max-tokens 24"
+    )
     given += " --waves 1 --repeats 6 --confirm-boots 1 --study s"
     return autotune(folder, "spec", *given.split(), "--vllm", FAKE, SMALL, *args)
 
@@ -54,7 +58,8 @@ def test_plan_progress_result_and_a_second_run(folder: Path, tiny_models: TinyMo
 
     again = spec(folder, tiny_models.qwen3, "--gamma", "0,2", "--json")
     document = json.loads(again.stdout)
-    assert again.stderr == ""
+    assert "boot 4 of at most 4: confirm" in again.stderr, "progress does not disturb the document"
+    assert again.stderr.count("(known already)") == 4
     assert (document["boots"], document["fresh_boots"]) == (4, 0)
     assert document["best"]["candidate"] == {"gamma": 2}
     assert document["best"]["speculative_config"]["num_speculative_tokens"] == 2
@@ -65,6 +70,19 @@ def test_plan_progress_result_and_a_second_run(folder: Path, tiny_models: TinyMo
     assert "4 trials" in shown.stdout
     listed = autotune(folder, "studies")
     assert "spec" in listed.stdout
+
+
+def test_a_flag_that_vllm_does_not_know_is_bad_input(folder: Path, tiny_models: TinyModels) -> None:
+    program = folder / "vllm"
+    program.write_text(
+        "#!/bin/sh\necho 'vllm: error: unrecognized arguments: --max-num-sequences 8' >&2\nexit 2\n"
+    )
+    program.chmod(0o755)
+    ran = spec(folder, tiny_models.qwen3, "--vllm", str(program), "--gamma", "0,2")
+    assert ran.returncode == 2
+    assert "vLLM refuses what the server without speculation is given" in ran.stderr
+    assert "unrecognized arguments: --max-num-sequences 8" in ran.stderr.splitlines()[-1]
+    assert "Traceback" not in ran.stderr
 
 
 def test_a_moe_target_gets_the_keys_that_it_decodes(folder: Path, tiny_models: TinyModels) -> None:
@@ -78,12 +96,12 @@ def test_a_moe_target_gets_the_keys_that_it_decodes(folder: Path, tiny_models: T
 
 
 def test_a_refused_pair_needs_force(folder: Path, tiny_models: TinyModels) -> None:
-    args = ("--drafter", "mtp", "--study", "f", "--gamma", "0,2")
-    refused = spec(folder, tiny_models.qwen3, *args)
+    args = ("--study", "f", "--gamma", "0,2")
+    refused = spec(folder, tiny_models.qwen3, *args, drafter="mtp")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1 + refused.stderr.count("note:")
     assert "(--force goes on)" in refused.stderr
-    forced = spec(folder, tiny_models.qwen3, *args, "--force")
+    forced = spec(folder, tiny_models.qwen3, *args, "--force", drafter="mtp")
     assert forced.returncode == 0, forced.stderr
     assert "refuse:" in forced.stderr
 

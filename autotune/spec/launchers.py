@@ -114,18 +114,26 @@ class LocalLauncher:
         program = self.program or (sys.executable, "-m", "vllm.entrypoints.cli.main")
         return [*program, "serve", *serve_args(settings, LOCALHOST, port)]
 
+    def require_program(self) -> None:
+        """Whether there is what would be started.
+
+        Raises:
+            MissingEnvironmentError: the program, or vLLM, is not there.
+        """
+        if self.program:
+            _require(self.program[0])
+        elif importlib.util.find_spec("vllm") is None:
+            raise MissingEnvironmentError(f"vLLM is not installed for {sys.executable}")
+
     def launch(self, settings: ServeSettings, log: Path) -> ProcessHandle:
         """Start a server on a free port of 127.0.0.1.
 
         Raises:
             MissingEnvironmentError: the program, or vLLM, is not there.
         """
+        self.require_program()
         env = {"VLLM_API_KEY": "", **settings.env}  # an exported one would shut us out
-        if self.program:
-            _require(self.program[0])
-        elif importlib.util.find_spec("vllm") is None:
-            raise MissingEnvironmentError(f"vLLM is not installed for {sys.executable}")
-        elif (folder := _metadata_folder(log.parent)) is not None:
+        if not self.program and (folder := _metadata_folder(log.parent)) is not None:
             inherited = env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
             env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), inherited]))
         port = free_port()

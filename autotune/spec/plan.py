@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 import shlex
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -266,14 +265,15 @@ def _check_program(plan: Plan) -> Iterator[Finding]:
     """Anything can be called by ``--vllm``; what is vLLM tells its version.
 
     Raises:
-        MissingEnvironmentError: docker, or its daemon, is not there.
+        MissingEnvironmentError: the program, or docker or its daemon, is not there.
     """
     local = plan.launcher
     if isinstance(local, DockerLauncher):
         local.require_daemon()
-    if not isinstance(local, LocalLauncher) or not local.program:
+    if not isinstance(local, LocalLauncher):
         return
-    if shutil.which(local.program[0]) and local.version() is None:  # else its start says so
+    local.require_program()
+    if local.program and local.version() is None:
         program = shlex.join(local.program)
         yield warn(
             "vllm-version",

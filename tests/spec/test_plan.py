@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from autotune.core import BadInputError
+from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.spec import request as request_module
 from autotune.spec.launchers import DockerLauncher, LocalLauncher
 from autotune.spec.memory import MemoryKind, MemoryReading
@@ -285,4 +285,5 @@ def test_a_program_that_tells_no_version_is_doubted(
     assert "is it vLLM?" in "".join(doubts(f"{silent}"))
     assert not doubts(f"{silent}", "0.98"), "what is refused anyway does not wait for an answer"
     assert not doubts(f"{telling}")
-    assert not doubts(f"{tmp_path}/absent"), "its start says that it is not there"
+    with pytest.raises(MissingEnvironmentError, match="no such program"):
+        doubts(f"{tmp_path}/absent")

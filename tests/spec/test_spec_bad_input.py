@@ -150,6 +150,8 @@ def folder(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) ->
     (root / "broken").mkdir()
     (root / "broken" / "config.json").write_text("{")
     (root / "file.txt").write_text("x")
+    (root / "never").write_text(f"#!/bin/sh\n[ $1 = --version ] || touch {root}/served\necho 1\n")
+    (root / "never").chmod(0o755)
     (root / "void.jsonl").write_text("\n")
     (root / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
     head = "name: s\ntitle: t\nsource: u\nparameters:\n  "
@@ -191,6 +193,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert said.out == ""
     assert not list(tmp_path.rglob("*.json"))
     assert not list(tmp_path.rglob("*.log"))
+    assert not (folder / "served").exists()
 
 
 def test_a_program_that_is_not_there_is_missing(
@@ -200,10 +203,13 @@ def test_a_program_that_is_not_there_is_missing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command = f"spec --target {tiny_models.qwen3} --drafter ngram --vllm {folder}/never --force"
+    command = f"spec --target {tiny_models.qwen3} --drafter ngram --vllm {folder}/absent --force"
     command += f" --db sqlite:///{tmp_path}/a.db --out {tmp_path}/out"
     monkeypatch.setattr("sys.argv", ["autotune", *command.split()])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == MISSING
-    assert "no such program" in capsys.readouterr().err.split("\n")[-2]
+    said = capsys.readouterr().err
+    assert "no such program" in said.split("\n")[-2]
+    assert "Plan" not in said
+    assert not list(tmp_path.iterdir()), "nothing was begun"

@@ -7,12 +7,12 @@ Plain values, so that an export of the MoE half can show what the serving half m
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from autotune.arguments import argument_value
 from autotune.core import BadInputError, Basis, Outcome, Phase, Trial
 from autotune.records import SearchRecord
 from autotune.store import Store
@@ -63,7 +63,7 @@ def _made_up(record: SearchRecord) -> list[str]:
     """What of the servers was not the model's own, for who reads the table."""
     said = ["acceptance synthetic"] if record.setup.get("basis") == Basis.SYNTHETIC.value else []
     recipe = record.setup.get("recipe", {})
-    if re.search(r"--load-format[= ]dummy\b", " ".join(recipe.get("server_args", []))):
+    if argument_value(recipe.get("server_args", []), "--load-format") == "dummy":
         said.append("weights made up")
     routing = recipe.get("env", {}).get(ROUTING)
     if routing:

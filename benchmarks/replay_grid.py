@@ -177,14 +177,14 @@ def with_one_boot(
     result: dict[str, Any],
     scenario: SpecScenario,
     boots: Mapping[int, Sequence[dict[str, Any]]],
+    true: Mapping[int, float],
     growth: Callable[[int], float],
 ) -> str:
-    """The search on one boot of every gamma, against the best by all boots.
+    """The search on one boot of every gamma, against the best of the ``true`` times by all boots.
 
     Beside what it measured best: the better of its best two, which is what it confirms where fresh
     boots tell them apart; and what booting all of them once would choose.
     """
-    true = times_of(trials(result, scenario, boots))
     best = min(true.values())
     numbers, chosen, better, exhaustive = [], [], [], []
     for seed in range(DRAWS):
@@ -262,7 +262,7 @@ def main() -> None:
             said = regrets(order, times, first, len(booted))
             print(f"           {name} with {len(booted)} boots, {SEEDS} seeds: {said}")
         if any(len(rows) > 1 for rows in boots.values()):
-            print(f"           {with_one_boot(result, scenario, boots, growth)}")
+            print(f"           {with_one_boot(result, scenario, boots, times, growth)}")
         forecast = proposer.forecast
     if forecast is None:
         return

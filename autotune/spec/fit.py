@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from autotune.arguments import argument_value, is_given, whole_value
 from autotune.core import BadInputError
 from autotune.spec.finding import Finding, warn
 from autotune.spec.memory import MemoryKind, MemoryReading, Serving, check_memory, memory_need
 from autotune.spec.pairing import Pair
-from autotune.spec.recipe import (
-    KV_DTYPE,
-    UTILIZATION,
-    argument_value,
-    flag_of,
-    is_given,
-    whole_value,
-)
+from autotune.spec.recipe import KV_DTYPE, UTILIZATION, flag_of
 from autotune.spec.server import ServeSettings
 
 _NUMBERS = (

@@ -264,16 +264,16 @@ class ForecastProposer:
         if self._is_new(others(candidate)):
             return True
         if self._scenario.objective == "pareto":
-            return self._may_be_on_front(candidate)
+            return self._may_be_on_front(candidate, guess)
         return guess.improvement(self._likely_best) >= WORTH
 
-    def _may_be_on_front(self, candidate: Candidate) -> bool:
+    def _may_be_on_front(self, candidate: Candidate, guess: Guess) -> bool:
         """Whether nothing measured is as fast in both as it may be: two standard deviations."""
         found, gamma = self.forecast, candidate.int(GAMMA)
-        if found is None or self._errors is None or gamma not in found.tok_s:
+        if found is None:
             return True
-        error, spread = self._errors.at(others(candidate), gamma)
-        factor = math.exp(error - 2 * spread)
+        slower = guess.us / found.microseconds(gamma, self._scenario)
+        factor = slower * math.exp(-2 * guess.spread)
         rates = {c: rate / factor for c, rate in found.tok_s[gamma].items()}
         hoped = point_of(candidate, rates)
         return hoped is None or not any(point.dominates(hoped) for point in self._points())

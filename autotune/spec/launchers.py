@@ -114,7 +114,7 @@ class LocalLauncher:
         program = self.program or (sys.executable, "-m", "vllm.entrypoints.cli.main")
         return [*program, "serve", *serve_args(settings, LOCALHOST, port)]
 
-    def require_program(self) -> None:
+    def require(self) -> None:
         """Whether there is what would be started.
 
         Raises:
@@ -131,7 +131,7 @@ class LocalLauncher:
         Raises:
             MissingEnvironmentError: the program, or vLLM, is not there.
         """
-        self.require_program()
+        self.require()
         env = {"VLLM_API_KEY": "", **settings.env}  # an exported one would shut us out
         if not self.program and (folder := _metadata_folder(log.parent)) is not None:
             inherited = env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
@@ -214,7 +214,7 @@ class DockerLauncher:
             MissingEnvironmentError: docker, or its daemon, is not there.
             BadInputError: a mount that docker cannot express.
         """
-        self.require_daemon()
+        self.require()
         name, port = f"autotune-{secrets.token_hex(6)}", free_port()
         return ProcessHandle(
             self.command(settings, port, name),
@@ -225,7 +225,7 @@ class DockerLauncher:
             contained=True,
         )
 
-    def require_daemon(self) -> None:
+    def require(self) -> None:
         """See that docker can start anything.
 
         Raises:

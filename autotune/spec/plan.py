@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autotune.arguments import argument_value, whole_value
 from autotune.core import BadInputError, Basis, Candidate, Scalar
 from autotune.environment import environment, exported
 from autotune.space import Space
@@ -22,7 +23,7 @@ from autotune.spec.methods import NO_DRAFTER
 from autotune.spec.mounts import Mount
 from autotune.spec.pairing import Pair, check_gamma, check_pair, is_stretched
 from autotune.spec.prompts import Prompt
-from autotune.spec.recipe import GAMMA, Recipe, argument_value, whole_value
+from autotune.spec.recipe import GAMMA, Recipe
 from autotune.spec.scenario import SpecScenario
 from autotune.spec.server import Launcher
 from autotune.spec.tasks import Tasks
@@ -161,13 +162,13 @@ class Plan:
     @property
     def searched(self) -> int:
         """Boots of the search at most: every candidate and the baseline."""
-        return len({self.baseline, *self.grid})
+        return 1 + len(self.rivals)
 
     @property
     def compared(self) -> int:
         """Further boots at most that are made for their outputs alone."""
         plain = {Candidate.of({**c.params, GAMMA: 0}) for c in self.grid}
-        return 0 if self.recipe.synthetic else len(plain - {self.baseline, *self.grid})
+        return 0 if self.recipe.synthetic else len(plain - self.rivals - {self.baseline})
 
     @property
     def replacing(self) -> int:
@@ -267,14 +268,11 @@ def _check_program(plan: Plan) -> Iterator[Finding]:
     Raises:
         MissingEnvironmentError: the program, or docker or its daemon, is not there.
     """
-    local = plan.launcher
-    if isinstance(local, DockerLauncher):
-        local.require_daemon()
-    if not isinstance(local, LocalLauncher):
-        return
-    local.require_program()
-    if local.program and local.version() is None:
-        program = shlex.join(local.program)
+    launcher = plan.launcher
+    if isinstance(launcher, LocalLauncher | DockerLauncher):
+        launcher.require()
+    if isinstance(launcher, LocalLauncher) and launcher.program and launcher.version() is None:
+        program = shlex.join(launcher.program)
         yield warn(
             "vllm-version",
             f"--vllm: `{program} --version` fails, hangs or says nothing; is it vLLM? Trials of "

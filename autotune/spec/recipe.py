@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from autotune.arguments import full_name, is_flag
 from autotune.core import BadInputError, Candidate, Scalar
 from autotune.spec.acceptance import Rates
 from autotune.spec.moe_config import DEFAULT
@@ -36,17 +36,6 @@ _TAKEN = {
     "the flag where you serve for others",
 }
 """Flags of ``vllm serve`` that nobody else may set, and why."""
-_ALIASES = {
-    "-q": "--quantization",
-    "-tp": "--tensor-parallel-size",
-    "-pp": "--pipeline-parallel-size",
-    "-dp": "--data-parallel-size",
-    "-pcp": "--prefill-context-parallel-size",
-    "-sc": "--speculative-config",
-    "--device-memory-utilization": "--gpu-memory-utilization",
-}
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_UNITS |= {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def flag_of(name: str) -> str:
@@ -132,26 +121,9 @@ def _argument(name: str, value: Scalar) -> list[str]:
     return [flag_of(name), str(value)]
 
 
-def _is_flag(arg: str, flag: str) -> bool:
-    """Whether an argument gives ``flag``, as vLLM's parser reads it.
-
-    That takes underscores, short names, ``--flag=value``, ``--flag.key``, and any beginning of a
-    name that no other flag has (vLLM 0.32 ``utils/argparse_utils.py``; its own log proposes
-    ``--kv-cache-memory``).
-    """
-    name = _full_name(arg)
-    return name == flag or (name.startswith("--") and len(name) > 5 and flag.startswith(name))
-
-
-def _full_name(arg: str) -> str:
-    name = re.split(r"[=.]", arg, maxsplit=1)[0]
-    name = name.replace("_", "-") if name.startswith("--") else name
-    return _ALIASES.get(name, name)
-
-
 def taken(arg: str) -> str | None:
     """Why nobody but the tuner may give this flag of ``vllm serve``; None where anybody may."""
-    return next((why for flag, why in _TAKEN.items() if _is_flag(arg, flag)), None)
+    return next((why for flag, why in _TAKEN.items() if is_flag(arg, flag)), None)
 
 
 def check_server_args(args: Sequence[str], parameters: Sequence[str]) -> None:
@@ -162,7 +134,7 @@ def check_server_args(args: Sequence[str], parameters: Sequence[str]) -> None:
     """
     searched = {flag_of(name): name for name in parameters}
     for arg in args:
-        name = _full_name(arg)
+        name = full_name(arg)
         why = taken(arg)
         if why is not None:
             raise BadInputError(f"--server-arg {name}: {why}")
@@ -170,38 +142,6 @@ def check_server_args(args: Sequence[str], parameters: Sequence[str]) -> None:
             raise BadInputError(
                 f"--server-arg {name}: is searched as {searched[name]}; give it once"
             )
-
-
-def is_given(args: Sequence[str], flag: str) -> bool:
-    """Whether ``flag`` is among the arguments."""
-    return any(_is_flag(arg, flag) for arg in args)
-
-
-def argument_value(args: Sequence[str], flag: str) -> str | None:
-    """The last value of ``flag``, given as ``--flag value`` or ``--flag=value``; None without."""
-    found = None
-    for index, arg in enumerate(args):
-        if not _is_flag(arg, flag):
-            continue
-        _, equals, value = arg.partition("=")
-        if equals:
-            found = value
-        elif index + 1 < len(args):
-            found = args[index + 1]
-    return found
-
-
-def whole_value(args: Sequence[str], flag: str) -> int | None:
-    """A flag's whole number as vLLM reads it: 4k is 4000, 4K is 4096, 25.6k is 25600.
-
-    None where the flag is not given, or is no number, such as the length ``auto``.
-    """
-    text = argument_value(args, flag) or ""
-    found = re.fullmatch(r"(\d{1,18})(\.\d{1,9}(?=[kmgt]))?([kmgtKMGT]?)", text.strip(), re.ASCII)
-    if found is None:
-        return None
-    number = float(found[1] + found[2]) if found[2] else int(found[1])
-    return int(number * _UNITS[found[3]])
 
 
 def without_schedule(candidate: Candidate) -> Candidate:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autotune import flags
+from autotune.arguments import argument_value
 from autotune.core import BadInputError, Scalar
 from autotune.environment import environment, visible_gpus
 from autotune.files import at_home
@@ -31,7 +32,6 @@ from autotune.spec.recipe import (
     MOE_CONFIG,
     UTILIZATION,
     Recipe,
-    argument_value,
     check_server_args,
     flag_of,
     taken,

@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 
+from autotune.arguments import argument_value
 from autotune.core import Candidate, Outcome, Trial
 from autotune.spec.confirm import Confirmed, repeats_by
 from autotune.spec.forecast import level_rates, others
 from autotune.spec.quality import BAR, share_of
-from autotune.spec.recipe import GAMMA, SCHEDULE, argument_value
+from autotune.spec.recipe import GAMMA, SCHEDULE
 from autotune.spec.scenario import SpecScenario
 from autotune.stats import Ratio, paired_ratio
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from autotune.arguments import argument_value, is_given, whole_value
 from autotune.spec.finding import Finding
 from autotune.spec.fit import check_fit
 from autotune.spec.pairing import Pair
-from autotune.spec.recipe import argument_value, is_given, whole_value
 from autotune.spec.server import ServeSettings
 from tests.spec.test_memory import GIB, model, reading
 

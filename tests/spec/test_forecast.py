@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.arguments import argument_value
 from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
 from autotune.spec.acceptance import tokens_per_step
 from autotune.spec.error_process import SPREAD, UNKNOWN, ErrorProcess, Seen
 from autotune.spec.forecast import ForecastProposer, Guess, forecast
 from autotune.spec.levels import noise_of
 from autotune.spec.quality import identical_share, without_speculation
-from autotune.spec.recipe import Recipe, argument_value
+from autotune.spec.recipe import Recipe
 from autotune.spec.scenario import SpecScenario
 
 REACHED = [0.8, 0.6, 0.3, 0.1]

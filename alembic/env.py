@@ -12,8 +12,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from alembic import context
-from autotune.database import VERSION_TABLE, database_path, migration_connection
-from autotune.models import Base, UtcDateTime
+from autotune.store.database import VERSION_TABLE, database_path, migration_connection
+from autotune.store.tables import Base, UtcDateTime
 
 
 def number_revision(

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from autotune.core import Candidate, Phase
-from autotune.replay import Landscape
-from autotune.store import Store
+from autotune.measure.replay import Landscape
+from autotune.store.store import Store
 from benchmarks.strategies import LANDSCAPE, recorded
 
 Times = dict[int, dict[Candidate, float]]

@@ -38,17 +38,17 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from autotune.environment import environment
-from autotune.spec.client import Load, Stream, decode_stream, run_load
-from autotune.spec.launchers import LocalLauncher
-from autotune.spec.prompts import CATEGORIES, Prompt, load_prompts
-from autotune.spec.server import start
-from autotune.spec.timing import LoadResult
+from autotune.machine.environment import environment
+from autotune.serving.measure.client import Load, Stream, decode_stream, run_load
+from autotune.serving.measure.prompts import CATEGORIES, Prompt, load_prompts
+from autotune.serving.measure.timing import LoadResult
+from autotune.serving.server.launchers import LocalLauncher
+from autotune.serving.server.server import start
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.spec.real_server import CACHE_ARGS, START_S, cpu_settings
-from tests.spec.sse_server import DONE, chat, serving, usage
-from tests.spec.tiny_models import make_tokenizer
+from tests.serving.real_server import CACHE_ARGS, START_S, cpu_settings
+from tests.serving.sse_server import DONE, chat, serving, usage
+from tests.serving.tiny_models import make_tokenizer
 
 BOUND = 0.03
 TOKENS = 32

@@ -21,13 +21,13 @@ import torch
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.fused_moe import fused_moe
 
-from autotune.environment import environment
-from autotune.files import write_whole
-from autotune.moe.kernel import _Graph
-from autotune.moe.model import load_config, shape_from_config
-from autotune.moe.problem import Problem
-from autotune.moe.routing import parse_routing
-from autotune.stats import paired_ratio
+from autotune.decide.stats import paired_ratio
+from autotune.export.files import write_whole
+from autotune.kernels.measure.problem import Problem
+from autotune.kernels.measure.process import _Graph
+from autotune.kernels.moe.from_model import load_config, shape_from_config
+from autotune.kernels.moe.routing import parse_routing
+from autotune.machine.environment import environment
 
 MS = (1, 4, 8, 16, 40, 85, 170, 340, 680, 3000)
 ROUNDS, REPLAYS = 15, 5

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.spec.real_server import CACHE_ARGS, CPU_ARGS, CPU_ENV
-from tests.spec.tiny_models import make_deep_pair
+from tests.serving.real_server import CACHE_ARGS, CPU_ARGS, CPU_ENV
+from tests.serving.tiny_models import make_deep_pair
 
 LAYERS = 32
 

@@ -23,8 +23,8 @@ import torch
 from vllm import LLM, SamplingParams
 from vllm.model_executor.models.gemma4 import Gemma4Router
 
-from autotune.spec.acceptance import distinct_experts
-from autotune.words import counted
+from autotune.serving.forecast.acceptance import distinct_experts
+from autotune.util.words import counted
 from benchmarks.gpu_grid import random_words, text_config, write_model
 
 SEQUENCES, PROMPT, OUTPUT = 8, 60, 12

@@ -24,7 +24,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from autotune.variables import FOLDER, ROUTING
+from autotune.engine.variables import FOLDER, ROUTING
 
 VOCABULARY = 262144
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")

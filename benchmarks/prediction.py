@@ -20,15 +20,15 @@ import numpy as np
 import pandas as pd
 
 from autotune.core import Candidate
-from autotune.devices import Device, get_device
-from autotune.environment import environment
-from autotune.moe import feasibility
-from autotune.moe.config_file import FIELDS
-from autotune.moe.measurer import estimated_resources, tile_of
-from autotune.moe.model import explicit_shape, load_config, shape_from_config
-from autotune.moe.predict import MODEL_VERSION, predict
-from autotune.moe.shape import MoeShape, MoeWorkload
-from autotune.replay import Landscape
+from autotune.kernels.config_file import FIELDS
+from autotune.kernels.moe import constraints as feasibility
+from autotune.kernels.moe.from_model import explicit_shape, load_config, shape_from_config
+from autotune.kernels.moe.shape import MoeShape, MoeWorkload
+from autotune.kernels.predict.cost_model import MODEL_VERSION, predict
+from autotune.kernels.predict.measurer import estimated_resources, tile_of
+from autotune.machine.devices import Device, get_device
+from autotune.machine.environment import environment
+from autotune.measure.replay import Landscape
 
 RESULTS = Path(__file__).parent / "results"
 BOUND_RHO, BOUND_TOP10 = 0.8, 0.03
@@ -109,7 +109,7 @@ def _judge_key(
         return predict(workload, tile, (resources, resources), device).us
 
     pairs = [(predicted(candidate), candidate.key, value) for candidate, value in rows]
-    pairs.sort()  # as autotune.moe.job.rank orders them
+    pairs.sort()  # as autotune.kernels.job.rank orders them
     measured = [value for *_, value in pairs]
     ranks = pd.DataFrame([(p, value) for p, _, value in pairs]).rank()
     default = next(

@@ -23,12 +23,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from autotune.environment import environment
-from autotune.files import write_whole
-from autotune.spec.client import Load, run_load
-from autotune.spec.launchers import LocalLauncher
-from autotune.spec.prompts import load_prompts
-from autotune.spec.server import Server, start
+from autotune.export.files import write_whole
+from autotune.machine.environment import environment
+from autotune.serving.measure.client import Load, run_load
+from autotune.serving.measure.prompts import load_prompts
+from autotune.serving.server.launchers import LocalLauncher
+from autotune.serving.server.server import Server, start
 from benchmarks.record_grid import START_S, settings_of
 
 

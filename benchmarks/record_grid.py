@@ -25,14 +25,14 @@ from queue import Empty, SimpleQueue
 from threading import Lock
 from typing import Any
 
-from autotune.environment import environment
-from autotune.files import write_whole
-from autotune.spec.launchers import LocalLauncher
-from autotune.spec.load import LoadOptions, UnservedError, measure_server
-from autotune.spec.prompts import load_prompts, prompts_key
-from autotune.spec.recipe import Recipe
-from autotune.spec.scenario import SpecScenario
-from autotune.spec.server import Server, ServerFailedError, ServeSettings, start
+from autotune.export.files import write_whole
+from autotune.machine.environment import environment
+from autotune.serving.measure.load import LoadOptions, UnservedError, measure_server
+from autotune.serving.measure.prompts import load_prompts, prompts_key
+from autotune.serving.recipe import Recipe
+from autotune.serving.scenario import SpecScenario
+from autotune.serving.server.launchers import LocalLauncher
+from autotune.serving.server.server import Server, ServerFailedError, ServeSettings, start
 
 START_S = 420.0
 LOOKED_UP = re.compile(r"Using (?:default MoE config|configuration from)[^\n]*")

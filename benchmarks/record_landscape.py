@@ -18,18 +18,18 @@ from typing import Annotated
 
 import typer
 
-from autotune import flags
 from autotune.core import Candidate, Job
-from autotune.devices import present_gpus, resolve_device
-from autotune.environment import environment, usable_cpus, visible_gpus
-from autotune.moe.compile import Specialisation, compile_pool, kernel_info, specialise
-from autotune.moe.config_file import FIELDS
-from autotune.moe.feasibility import distinct
-from autotune.moe.gpu import GpuMeasurer, GpuOptions, compiler_in
-from autotune.moe.model import explicit_shape, load_config, shape_from_config
-from autotune.moe.plan import checks
-from autotune.moe.shape import MoeShape, MoeWorkload
-from autotune.space import load_space
+from autotune.kernels.compile.job import Specialisation, compile_pool, kernel_info, specialise
+from autotune.kernels.config_file import FIELDS
+from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions, compiler_in
+from autotune.kernels.moe.constraints import distinct
+from autotune.kernels.moe.from_model import explicit_shape, load_config, shape_from_config
+from autotune.kernels.moe.shape import MoeShape, MoeWorkload
+from autotune.kernels.plan import checks
+from autotune.machine.devices import present_gpus, resolve_device
+from autotune.machine.environment import environment, usable_cpus, visible_gpus
+from autotune.space.space import load_space
+from autotune.util import flags
 
 
 def main(

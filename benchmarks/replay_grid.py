@@ -27,11 +27,11 @@ from typing import Any
 import optuna
 
 from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
-from autotune.spec.acceptance import distinct_experts
-from autotune.spec.forecast import ForecastProposer
-from autotune.spec.recipe import GAMMA
-from autotune.spec.scenario import STATIC_OBJECTIVES, SpecScenario
-from autotune.stats import Ratio, paired_ratio
+from autotune.decide.stats import Ratio, paired_ratio
+from autotune.serving.forecast.acceptance import distinct_experts
+from autotune.serving.forecast.forecast import ForecastProposer
+from autotune.serving.recipe import GAMMA
+from autotune.serving.scenario import STATIC_OBJECTIVES, SpecScenario
 
 SEEDS = 20
 DRAWS = 200

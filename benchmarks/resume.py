@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 from autotune.core import Basis, Measurement, Outcome, Phase, Trial
-from autotune.environment import environment
-from autotune.moe.model import load_config, shape_from_config
-from autotune.moe.plan import STANDARD_LADDER
-from autotune.moe.shape import MoeWorkload
-from autotune.propose import OptunaProposer
-from autotune.space import load_space
-from autotune.store import Store
+from autotune.kernels.moe.from_model import load_config, shape_from_config
+from autotune.kernels.moe.shape import MoeWorkload
+from autotune.kernels.plan import STANDARD_LADDER
+from autotune.machine.environment import environment
+from autotune.propose.proposers import OptunaProposer
+from autotune.space.space import load_space
+from autotune.store.store import Store
 
 TRIALS = 20_000
 BOUND_S = 5.0

@@ -24,7 +24,7 @@ from statistics import mean
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
 
-from autotune.environment import environment
+from autotune.machine.environment import environment
 
 KEYS, COLD_KEYS = 18, 3
 E, N, K, TOPK = 128, 704, 2816, 8

@@ -20,17 +20,18 @@ from unittest.mock import patch
 
 import optuna
 
-from autotune import propose
 from autotune.core import Candidate, Phase, Proposer, Trial, Workload, digest
-from autotune.devices import get_device
-from autotune.environment import environment
-from autotune.moe import feasibility, job
-from autotune.moe.compile import KernelInfo
-from autotune.moe.plan import Plan
-from autotune.moe.shape import MoeShape, MoeWorkload, Scheme
-from autotune.propose import OptunaProposer, OrderedProposer
-from autotune.replay import Landscape
-from autotune.space import load_space
+from autotune.kernels import job
+from autotune.kernels.compile.job import KernelInfo
+from autotune.kernels.moe import constraints as feasibility
+from autotune.kernels.moe.shape import MoeShape, MoeWorkload, Scheme
+from autotune.kernels.plan import Plan
+from autotune.machine.devices import get_device
+from autotune.machine.environment import environment
+from autotune.measure.replay import Landscape
+from autotune.propose import proposers as propose
+from autotune.propose.proposers import OptunaProposer, OrderedProposer
+from autotune.space.space import load_space
 from autotune.tune import Limits, Search, search_all
 
 LANDSCAPE = Path(__file__).parent / "results/landscape-h200-e128-n704-channel.csv.gz"

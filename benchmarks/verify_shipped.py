@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from autotune.moe.kernel_source import kernel_info
-from autotune.moe.verify import Judge, Verified, files_in, grouped
-from autotune.moe.verify_all import Options, verify_all
+from autotune.kernels.check.verify import Judge, Verified, files_in, grouped
+from autotune.kernels.check.verify_all import Options, verify_all
+from autotune.kernels.compile.kernel_source import kernel_info
 
 COMPILED = ("NVIDIA_GB10", "NVIDIA_RTX_PRO_6000_Blackwell")
 

@@ -1,4 +1,4 @@
-"""A stand-in for ``autotune.moe.kernel`` in the real measuring process: no GPU, real failures.
+"""A stand-in for ``kernels/measure/process.py`` in a real measuring process: no GPU, real failures.
 
 GROUP_SIZE_M says what a candidate does; the time of the others is a formula.
 """
@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from autotune.core import Outcome
-from autotune.moe.requests import (
+from autotune.kernels.measure.requests import (
     EXIT_DEVICE_ERROR,
     EXIT_RECYCLE,
     Comparison,

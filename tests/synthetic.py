@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from autotune.core import Basis, Candidate, Measurement, Outcome, digest
-from autotune.devices import get_device
-from autotune.moe.plan import checks
-from autotune.moe.shape import MoeShape, Scheme
-from autotune.space import Space, load_space
+from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.kernels.plan import checks
+from autotune.machine.devices import get_device
+from autotune.space.space import Space, load_space
 
 SHAPE = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
 FAILURES = (Outcome.COMPILE_ERROR, Outcome.CRASH, Outcome.TIMEOUT, Outcome.OUT_OF_RESOURCES)

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from autotune.database import VERSION_TABLE
-from autotune.devices import get_device, present_gpus
-from autotune.moe.model import load_config, shape_from_config
-from autotune.moe.plan import default_study
-from autotune.resources import data_root
-from autotune.store import Store
+from autotune.kernels.moe.from_model import load_config, shape_from_config
+from autotune.kernels.plan import default_study
+from autotune.machine.devices import get_device, present_gpus
+from autotune.store.database import VERSION_TABLE
+from autotune.store.store import Store
+from autotune.util.resources import data_root
 
 pytestmark = pytest.mark.vllm
 
@@ -392,8 +392,8 @@ def command(place: Path, monkeypatch: pytest.MonkeyPatch, in_process: Command) -
     def no_compiling(*_: object) -> None:
         raise AssertionError("it came as far as compiling")
 
-    monkeypatch.setattr("autotune.moe.job.compile_pool", no_compiling)
-    monkeypatch.setattr("autotune.moe.doctor.compile_pool", no_compiling)
+    monkeypatch.setattr("autotune.kernels.job.compile_pool", no_compiling)
+    monkeypatch.setattr("autotune.kernels.check.doctor.compile_pool", no_compiling)
     return in_process
 
 
@@ -491,8 +491,8 @@ def test_a_database_that_is_not_ours(
 
 def test_a_study_that_another_process_tunes(place: Path, command: Command) -> None:
     code = (
-        "import sys; from pathlib import Path; from autotune.studylock import hold;"
-        "from autotune.store import utc_now\n"
+        "import sys; from pathlib import Path; from autotune.store.study_lock import hold;"
+        "from autotune.store.store import utc_now\n"
         "with hold(Path(sys.argv[1]), sys.argv[2], utc_now()): print('held', flush=True); input()"
     )
     database = Path("outputs/autotune.db").absolute()
@@ -632,7 +632,7 @@ def test_interrupted(place: Path, command: Command, monkeypatch: pytest.MonkeyPa
     def interrupt(*_: object) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("autotune.devices.load_devices", interrupt)
+    monkeypatch.setattr("autotune.machine.devices.load_devices", interrupt)
     check(command(*G.split()), 130, "interrupted", "the same command goes on")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from autotune import __version__
-from autotune.moe.config_file import FIELDS, parse
+from autotune.kernels.config_file import FIELDS, parse
 
 pytestmark = pytest.mark.vllm
 
@@ -250,7 +250,7 @@ def test_doctor(tmp_path: Path) -> None:
 
 
 def test_no_studies_yet(tmp_path: Path) -> None:
-    from autotune.store import Store
+    from autotune.store.store import Store
 
     with Store.open(f"sqlite:///{tmp_path}/outputs/autotune.db"):
         pass

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from autotune.core import BadInputError, Basis, Candidate, Measurement, Outcome, Phase, Trial
-from autotune.propose import SAMPLERS, OptunaProposer, OrderedProposer
-from autotune.replay import Landscape
+from autotune.measure.replay import Landscape
+from autotune.propose.proposers import SAMPLERS, OptunaProposer, OrderedProposer
 from tests.contracts import MeasurerContract, ProposerContract
 from tests.synthetic import Tokens, feasible, space, synthetic, write_csv
 

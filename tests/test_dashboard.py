@@ -22,9 +22,9 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Scalar, Trial
-from autotune.mirror import mirror, open_mirror
-from autotune.records import DatedTrial, StudyDetail
-from autotune.store import Store
+from autotune.report.optuna_mirror import mirror, open_mirror
+from autotune.store.records import DatedTrial, StudyDetail
+from autotune.store.store import Store
 from tests.browser import chromium
 from tests.test_store import Size, begin, url
 

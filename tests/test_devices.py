@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 
 from autotune.core import BadInputError, MissingEnvironmentError
-from autotune.devices import detect_gpus, get_device, load_devices, present_gpus, resolve_device
-from autotune.resources import data_root
+from autotune.machine.devices import (
+    detect_gpus,
+    get_device,
+    load_devices,
+    present_gpus,
+    resolve_device,
+)
+from autotune.util.resources import data_root
 
 DEVICES = load_devices()
 FOLDER = data_root() / "search_spaces" / "devices"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from autotune.devices import GpuInfo
-from autotune.environment import others_on
+from autotune.machine.devices import GpuInfo
+from autotune.machine.environment import others_on
 
 GPUS = (
     GpuInfo(0, "NVIDIA GB10", "GPU-a", "580.1", "[N/A]", "12.1"),

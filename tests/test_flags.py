@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune import flags
 from autotune.core import BadInputError
-from autotune.moe.plan import STANDARD_LADDER
+from autotune.kernels.plan import STANDARD_LADDER
+from autotune.util import flags
 
 drafted = st.lists(st.integers(0, 64), min_size=1, max_size=5, unique=True)
 sequences = st.lists(st.integers(1, 16_131), min_size=1, max_size=5, unique=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from autotune.core import MissingEnvironmentError
-from autotune.gpulock import hold_gpus
+from autotune.machine.gpu_lock import hold_gpus
 
 HOLD = """
 import sys
 from pathlib import Path
-from autotune.gpulock import hold_gpus
+from autotune.machine.gpu_lock import hold_gpus
 with hold_gpus([0, 1], Path(sys.argv[1])):
     print("held", flush=True)
     input()

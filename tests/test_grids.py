@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from autotune.core import Candidate, Phase, Trial
-from autotune.spec.forecast import ForecastProposer
-from autotune.spec.levels import rate_of
-from autotune.store import Store
+from autotune.serving.forecast.forecast import ForecastProposer
+from autotune.serving.measure.levels import rate_of
+from autotune.store.store import Store
 from benchmarks import replay_grid
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"

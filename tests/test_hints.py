@@ -22,9 +22,9 @@ from autotune.core import (
     Trial,
     Workload,
 )
-from autotune.propose import OptunaProposer, OrderedProposer
+from autotune.propose.proposers import OptunaProposer, OrderedProposer
 from autotune.stopwatch import Stopwatch, TimedLog, TimedProposer
-from autotune.store import Store
+from autotune.store.store import Store
 from autotune.tune import BATCH, HINTS, LATE, Limits, Progress, Search, search_all
 from tests.synthetic import Tokens, feasible, space, synthetic
 

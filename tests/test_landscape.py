@@ -7,8 +7,8 @@ import statistics
 import pytest
 
 from autotune.core import Basis
-from autotune.moe.plan import EFFORTS
-from autotune.replay import Landscape
+from autotune.kernels.plan import EFFORTS
+from autotune.measure.replay import Landscape
 from benchmarks.strategies import LANDSCAPE, ranked, recorded, regrets
 
 SEEDS = 20

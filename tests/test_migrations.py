@@ -16,17 +16,17 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from autotune.core import Outcome
-from autotune.database import (
+from autotune.store.database import (
     APPLICATION_ID,
     VERSION_TABLE,
     WRITING,
     known_revisions,
     make_engine,
 )
-from autotune.models import Base
-from autotune.records import RunStatus
-from autotune.resources import data_root
-from autotune.store import Store
+from autotune.store.records import RunStatus
+from autotune.store.store import Store
+from autotune.store.tables import Base
+from autotune.util.resources import data_root
 
 DATA = Path(__file__).parent / "data"
 KEPT = sorted(DATA.glob("db-*.sqlite"))

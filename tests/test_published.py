@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from autotune.core import BadInputError, Scalar
-from autotune.published import cell
-from autotune.space import load_space
+from autotune.space.published import cell
+from autotune.space.space import load_space
 
 HEAD = """\
 name: s

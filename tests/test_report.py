@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from autotune.moe.page import moe_page
-from autotune.moe.stored import load
-from autotune.page.files import write_html
-from autotune.page.model import Page
-from autotune.store import Store
+from autotune.kernels.report.page import moe_page
+from autotune.kernels.stored import load
+from autotune.report.files import write_html
+from autotune.report.page import Page
+from autotune.store.store import Store
 from tests.browser import Browser, chromium
-from tests.moe.test_page import RESULTS, h200, predicted, trial
-from tests.spec.test_page import LEFT, TRIALS, page_of, put
+from tests.kernels.test_page import RESULTS, h200, predicted, trial
+from tests.serving.test_page import LEFT, TRIALS, page_of, put
 from tests.test_store import begin
 
 BINARY = Path(sys.executable).with_name("autotune")
@@ -286,8 +286,8 @@ def test_nothing_from_outside_acts(browser: Browser, tmp_path: Path) -> None:
 def _hostile_page(store: Store, setup: dict[str, Any], trials: list[Any]) -> Page:
     from dataclasses import replace
 
-    from autotune.moe.shape import MoeWorkload
-    from tests.moe.test_page import SETUP, SHAPE
+    from autotune.kernels.moe.shape import MoeWorkload
+    from tests.kernels.test_page import SETUP, SHAPE
 
     study = store.study(HOSTILE, "moe", {"device": "gb10", "shape": SHAPE.as_json()})
     search = store.search(study, SETUP | setup)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
-from autotune.moe.shape import MoeWorkload
-from autotune.retry import LatestLog
-from autotune.runlog import recorded
-from autotune.store import Store
-from tests.moe.test_gpu import SHAPE, candidate
+from autotune.kernels.moe.shape import MoeWorkload
+from autotune.store.retry import LatestLog
+from autotune.store.run_log import recorded
+from autotune.store.store import Store
+from tests.kernels.test_gpu import SHAPE, candidate
 
 WORKLOAD = MoeWorkload(SHAPE, 8)
 A, B = candidate(stages=2), candidate(stages=3)

@@ -20,7 +20,7 @@ from autotune.core import (
     Phase,
     Trial,
 )
-from autotune.selection import select, select_confirmed
+from autotune.decide.selection import select, select_confirmed
 from tests.synthetic import Tokens
 
 WORKLOAD = Tokens(8)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from autotune.core import BadInputError, Basis, Candidate, Measurement, Outcome, Phase, Trial
-from autotune.serving import with_and_without
-from autotune.spec.recipe import Recipe
-from autotune.spec.scenario import SpecScenario
-from autotune.store import Store
-from autotune.variables import FOLDER, ROUTING
+from autotune.engine.variables import FOLDER, ROUTING
+from autotune.kernels.export.serving_evidence import with_and_without
+from autotune.serving.recipe import Recipe
+from autotune.serving.scenario import SpecScenario
+from autotune.store.store import Store
 
 NAME = "E=128,N=704,device_name=NVIDIA_H200,dtype=fp8_w8a8.json"
 SCENARIO = SpecScenario("target", "ngram", "chat", "0", (1, 8), 128, True, True, 2, 2, "geomean")

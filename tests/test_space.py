@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from autotune.core import BadInputError, Candidate, NoFeasibleCandidateError, Scalar
-from autotune.devices import get_device
-from autotune.moe.feasibility import CONSTRAINTS
-from autotune.moe.plan import checks
-from autotune.moe.shape import MoeShape, Scheme
-from autotune.space import Space, load_space, space_names
+from autotune.kernels.moe.constraints import CONSTRAINTS
+from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.kernels.plan import checks
+from autotune.machine.devices import get_device
+from autotune.space.space import Space, load_space, space_names
 from tests.synthetic import SHAPE
 
 # The grid of vLLM's benchmark_moe.py, typed in here a second time.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from autotune.stats import LEAST_PAIRS, geometric_mean, mad, median_interval, paired_ratio
+from autotune.decide.stats import LEAST_PAIRS, geometric_mean, mad, median_interval, paired_ratio
 
 numbers = st.floats(-1e6, 1e6)
 positive = st.floats(1e-3, 1e6)

@@ -32,8 +32,8 @@ from autotune.core import (
     Phase,
     Trial,
 )
-from autotune.records import RunRecord, RunStatus, SearchRecord
-from autotune.store import Store
+from autotune.store.records import RunRecord, RunStatus, SearchRecord
+from autotune.store.store import Store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -283,7 +283,7 @@ PRELUDE = """
 import sys
 from pathlib import Path
 from autotune.core import *
-from autotune.store import Store
+from autotune.store.store import Store
 from tests.test_store import Size, begin, trial
 path, name = sys.argv[1:3]
 """

@@ -21,11 +21,11 @@ from autotune.core import (
     Trial,
     Workload,
 )
-from autotune.propose import OptunaProposer
-from autotune.records import RunRecord, SearchRecord
-from autotune.replay import Landscape
-from autotune.selection import select
-from autotune.store import Store
+from autotune.decide.selection import select
+from autotune.measure.replay import Landscape
+from autotune.propose.proposers import OptunaProposer
+from autotune.store.records import RunRecord, SearchRecord
+from autotune.store.store import Store
 from autotune.tune import BATCH, Limits, Progress, Search, TrialLog, measure_all, search_all
 from tests.synthetic import Tokens, feasible, space, synthetic, write_csv
 

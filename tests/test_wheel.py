@@ -36,8 +36,9 @@ def test_wheel_carries_what_the_program_reads(unpacked: Path) -> None:
 
 def test_program_runs_from_the_wheel_alone(unpacked: Path, tmp_path: Path) -> None:
     code = (
-        "import autotune, sys; from autotune.store import Store; from autotune.devices import "
-        "get_device; from autotune.space import load_space; get_device('gb10'); "
+        "import autotune, sys; from autotune.store.store import Store; "
+        "from autotune.machine.devices import get_device; "
+        "from autotune.space.space import load_space; get_device('gb10'); "
         "assert load_space('stock', 'moe').size == 1920; "
         "Store.open('sqlite:///fresh.db').close(); print(autotune.__file__)"
     )

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from autotune import worker
 from autotune.core import MissingEnvironmentError
-from autotune.worker import TaskResult, TaskStatus, WorkerPool
+from autotune.measure import pool as worker
+from autotune.measure.pool import TaskResult, TaskStatus, WorkerPool
 
 
 def double(number: int) -> int:
@@ -356,7 +356,7 @@ def test_a_worker_that_died_idle_is_replaced_for_the_background() -> None:
 
 PARENT = """
     import sys
-    from autotune.worker import WorkerPool
+    from autotune.measure.pool import WorkerPool
     from tests.test_worker import hang
     if __name__ == "__main__":
         try:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from autotune.core import BadInputError
-from autotune.yamlfile import load_yaml
+from autotune.util.yamlfile import load_yaml
 
 
 class Part(BaseModel):

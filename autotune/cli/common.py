@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from autotune.consoles import err
+from autotune.cli.consoles import err
 from autotune.core import BadInputError
 
 if TYPE_CHECKING:
-    from autotune.devices import Device
-    from autotune.store import Store
+    from autotune.machine.devices import Device
+    from autotune.store.store import Store
 
 DEFAULT_DB = "sqlite:///outputs/autotune.db"
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
@@ -89,7 +89,7 @@ def tuned_for(store: Store, study: str, ref: str) -> Device:
     Raises:
         BadInputError: no such device, or the study is of another one.
     """
-    from autotune.devices import get_device  # noqa: PLC0415 - slow import
+    from autotune.machine.devices import get_device  # noqa: PLC0415 - slow import
 
     device = get_device(ref)
     name = store.get_study(study).study.identity.get("device")

@@ -10,16 +10,16 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from autotune import flags
 from autotune.cli.common import DEFAULT_DB, Db, Json, print_json
-from autotune.consoles import err, out
+from autotune.cli.consoles import err, out
 from autotune.core import BadInputError, MissingEnvironmentError
-from autotune.devices import no_gpu, present_gpus, resolve_device
-from autotune.environment import usable_cpus, visible_gpus
-from autotune.words import counted
+from autotune.machine.devices import no_gpu, present_gpus, resolve_device
+from autotune.machine.environment import usable_cpus, visible_gpus
+from autotune.util import flags
+from autotune.util.words import counted
 
 if TYPE_CHECKING:
-    from autotune.moe.compare import File, Row, Source
+    from autotune.kernels.decide.compare import File, Row, Source
 
 
 def compare(
@@ -45,7 +45,7 @@ def compare(
     flags.within(seed, "--seed", 0, 2**32 - 1)
     if landscape is not None and study is not None:
         raise BadInputError("--landscape and --study exclude each other")
-    from autotune.moe.compare import (  # noqa: PLC0415 - slow imports
+    from autotune.kernels.decide.compare import (  # noqa: PLC0415 - slow imports
         File,
         Recorded,
         compared,
@@ -53,8 +53,8 @@ def compare(
         keys_of,
         of_study,
     )
-    from autotune.replay import Landscape  # noqa: PLC0415
-    from autotune.store import Store  # noqa: PLC0415
+    from autotune.measure.replay import Landscape  # noqa: PLC0415
+    from autotune.store.store import Store  # noqa: PLC0415
 
     files = File.read(first), File.read(second)
     ms = flags.batch_sizes(batch_sizes, tuple(keys_of(*files)))
@@ -91,9 +91,9 @@ def compare(
 def _measuring(
     first: File, second: File, model: str | None, workers: int | None, seed: int
 ) -> Source:
-    from autotune.moe.compare import Measured, shape_of  # noqa: PLC0415
-    from autotune.moe.measurable import cannot_measure  # noqa: PLC0415
-    from autotune.moe.model import load_config, shape_from_config  # noqa: PLC0415
+    from autotune.kernels.decide.compare import Measured, shape_of  # noqa: PLC0415
+    from autotune.kernels.measure.available import cannot_measure  # noqa: PLC0415
+    from autotune.kernels.moe.from_model import load_config, shape_from_config  # noqa: PLC0415
 
     visible = visible_gpus()
     if why := no_gpu(visible) or cannot_measure():
@@ -132,7 +132,7 @@ def _show(rows: list[Row], basis: str) -> None:
 
 
 def _config(row: dict[str, object]) -> str:
-    from autotune.moe.config_file import FIELDS  # noqa: PLC0415
+    from autotune.kernels.config_file import FIELDS  # noqa: PLC0415
 
     return "/".join(str(row[name]) for name in FIELDS)
 

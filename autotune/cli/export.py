@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from autotune import flags
 from autotune.cli.common import DEFAULT_DB, Db, Json, print_json, tuned_for
-from autotune.consoles import err
+from autotune.cli.consoles import err
 from autotune.core import BadInputError
+from autotune.util import flags
 
 if TYPE_CHECKING:
-    from autotune.moe.publish import Exported
-    from autotune.moe.stored import Tuned
-    from autotune.store import Store
+    from autotune.kernels.export.publish import Exported
+    from autotune.kernels.stored import Tuned
+    from autotune.store.store import Store
 
 TARGETS = ("folder", "vllm", "sglang")
 
@@ -83,9 +83,9 @@ def export(
     gain = flags.fraction(min_gain, "--min-gain")
     for flag, text in (("--model-name", model_name), ("--cuda", cuda)):
         flags.one_line(text, flag)
-    from autotune.checkout import Checkout, person  # noqa: PLC0415 - keeps `--help` fast
-    from autotune.moe import publish  # noqa: PLC0415
-    from autotune.store import Store  # noqa: PLC0415
+    from autotune.export.checkout import Checkout, person  # noqa: PLC0415 - keeps `--help` fast
+    from autotune.kernels.export import publish  # noqa: PLC0415
+    from autotune.store.store import Store  # noqa: PLC0415
 
     who = None if signoff is None else person(signoff, "--signoff")
     with Store.open(db, create=False) as store:
@@ -141,9 +141,10 @@ def _found(
     *,
     allow_predicted: bool,
 ) -> _Found:
-    from autotune.moe import publish, stored  # noqa: PLC0415
-    from autotune.moe.earlier import left_out  # noqa: PLC0415
-    from autotune.serving import with_and_without  # noqa: PLC0415
+    from autotune.kernels import stored  # noqa: PLC0415
+    from autotune.kernels.export import publish  # noqa: PLC0415
+    from autotune.kernels.export.earlier import left_out  # noqa: PLC0415
+    from autotune.kernels.export.serving_evidence import with_and_without  # noqa: PLC0415
 
     known = None if device is None else tuned_for(store, study, device)
     tuned = stored.load(store, study, gain, device=known)

@@ -8,10 +8,10 @@ import typer
 from rich.table import Table
 
 from autotune.cli.common import Json, print_json
-from autotune.consoles import out
+from autotune.cli.consoles import out
 from autotune.core import ExitCode
-from autotune.devices import detect_gpus, load_devices, resolve_device
-from autotune.environment import visible_gpus
+from autotune.machine.devices import detect_gpus, load_devices, resolve_device
+from autotune.machine.environment import visible_gpus
 
 
 def devices(json_: Json = False) -> None:
@@ -50,7 +50,7 @@ def doctor(
     json_: Json = False,
 ) -> None:
     """Check that everything needed is here, and that fp8 runs on fp8 tensor cores."""
-    from autotune.moe.doctor import diagnose  # noqa: PLC0415
+    from autotune.kernels.check.doctor import diagnose  # noqa: PLC0415
 
     visible = visible_gpus()
     findings = diagnose(resolve_device(device, visible), visible)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune import flags
 from autotune.cli.common import (
     DEFAULT_DB,
     Db,
@@ -17,11 +16,12 @@ from autotune.cli.common import (
     tell_of,
     this_command,
 )
-from autotune.environment import visible_gpus
-from autotune.moe.model import model_names
+from autotune.kernels.moe.from_model import model_names
+from autotune.machine.environment import visible_gpus
+from autotune.util import flags
 
 if TYPE_CHECKING:
-    from autotune.moe.plan import Plan
+    from autotune.kernels.plan import Plan
 
 PRESETS = ", ".join(model_names())
 LAYER = "The layer"
@@ -138,13 +138,13 @@ def moe(
     json_: Json = False,
 ) -> None:
     """Tune the fused-MoE kernel and write the JSON file that vLLM looks for."""
-    from autotune.moe.plan import (  # noqa: PLC0415 - keeps `--help` fast
+    from autotune.kernels.plan import (  # noqa: PLC0415 - keeps `--help` fast
         EFFORTS,
         STANDARD_LADDER,
         Request,
         make_plan,
     )
-    from autotune.propose import SAMPLERS  # noqa: PLC0415
+    from autotune.propose.proposers import SAMPLERS  # noqa: PLC0415
 
     flags.one_of(effort, "--effort", EFFORTS)
     flags.one_of(sampler, "--sampler", SAMPLERS)
@@ -179,14 +179,14 @@ def moe(
 
 def _tune(plan: Plan, out: Path, db: str, *, as_json: bool) -> None:
     """Run the job and show what came of it; ``as_json`` prints one document to stdout."""
-    from autotune.files import check_writable  # noqa: PLC0415
-    from autotune.moe import export  # noqa: PLC0415
-    from autotune.moe.earlier import check_keys_stay, stored_keys  # noqa: PLC0415
-    from autotune.moe.estimate import check_scratch  # noqa: PLC0415
-    from autotune.moe.job import run  # noqa: PLC0415
-    from autotune.moe.page import write_page  # noqa: PLC0415
-    from autotune.moe.terminal import progress, show_plan, show_result  # noqa: PLC0415
-    from autotune.store import Store  # noqa: PLC0415
+    from autotune.cli.moe_terminal import progress, show_plan, show_result  # noqa: PLC0415
+    from autotune.export.files import check_writable  # noqa: PLC0415
+    from autotune.kernels.estimate import check_scratch  # noqa: PLC0415
+    from autotune.kernels.export import write as export  # noqa: PLC0415
+    from autotune.kernels.export.earlier import check_keys_stay, stored_keys  # noqa: PLC0415
+    from autotune.kernels.job import run  # noqa: PLC0415
+    from autotune.kernels.report.page import write_page  # noqa: PLC0415
+    from autotune.store.store import Store  # noqa: PLC0415
 
     place = export.folder_of(out, plan.study, plan.basis)
     check_scratch(plan)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autotune import flags
 from autotune.cli.common import DEFAULT_DB, Db, Json, print_json, tuned_for
-from autotune.consoles import err
+from autotune.cli.consoles import err
 from autotune.core import BadInputError
+from autotune.util import flags
 
 if TYPE_CHECKING:
-    from autotune.page.model import Page
-    from autotune.store import Store
+    from autotune.report.page import Page
+    from autotune.store.store import Store
 
 
 def report(
@@ -34,8 +34,8 @@ def report(
     json_: Json = False,
 ) -> None:
     """Write a study as it is now into one report.html, and report.md where no job left it."""
-    from autotune.page.files import write_html, write_markdown  # noqa: PLC0415
-    from autotune.store import Store  # noqa: PLC0415
+    from autotune.report.files import write_html, write_markdown  # noqa: PLC0415
+    from autotune.store.store import Store  # noqa: PLC0415
 
     gain = None if min_gain is None else flags.fraction(min_gain, "--min-gain")
     with Store.open(db, create=False) as store:
@@ -65,9 +65,9 @@ def report(
 def _moe(
     store: Store, study: str, out: Path, device: str | None, min_gain: float | None
 ) -> tuple[Page, Path, bool]:
-    from autotune.moe.export import folder_of  # noqa: PLC0415
-    from autotune.moe.page import moe_page  # noqa: PLC0415
-    from autotune.moe.stored import load  # noqa: PLC0415
+    from autotune.kernels.export.write import folder_of  # noqa: PLC0415
+    from autotune.kernels.report.page import moe_page  # noqa: PLC0415
+    from autotune.kernels.stored import load  # noqa: PLC0415
 
     known = None if device is None else tuned_for(store, study, device)
     tuned = load(store, study, 0.01 if min_gain is None else min_gain, device=known)
@@ -85,9 +85,9 @@ def _moe(
 
 
 def _spec(store: Store, study: str, out: Path) -> tuple[Page, Path, bool]:
-    from autotune.spec.export import folder_of  # noqa: PLC0415
-    from autotune.spec.page import known_boots, left_by_job, spec_page  # noqa: PLC0415
-    from autotune.spec.stored import load_served  # noqa: PLC0415
+    from autotune.serving.export.write import folder_of  # noqa: PLC0415
+    from autotune.serving.report.page import known_boots, left_by_job, spec_page  # noqa: PLC0415
+    from autotune.serving.stored import load_served  # noqa: PLC0415
 
     served, place = load_served(store, study), folder_of(out, study)
     left = left_by_job(served, place)
@@ -111,9 +111,9 @@ def dashboard(
     json_: Json = False,
 ) -> None:
     """Show studies in optuna-dashboard, as they are now; Ctrl-C ends it."""
-    from autotune.dashboard import check_installed, dashboard_server  # noqa: PLC0415
-    from autotune.mirror import mirror  # noqa: PLC0415
-    from autotune.store import Store  # noqa: PLC0415
+    from autotune.report.dashboard import check_installed, dashboard_server  # noqa: PLC0415
+    from autotune.report.optuna_mirror import mirror  # noqa: PLC0415
+    from autotune.store.store import Store  # noqa: PLC0415
 
     flags.within(port, "--port", 0, 65535)
     check_installed()

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from autotune import flags
 from autotune.cli.common import (
     DEFAULT_DB,
     Db,
@@ -16,6 +15,7 @@ from autotune.cli.common import (
     this_command,
 )
 from autotune.core import BadInputError
+from autotune.util import flags
 
 MODELS = "What is served"
 SEARCH = "What is tried"
@@ -255,9 +255,9 @@ def spec(
 ) -> None:
     """Tune speculative decoding and serving flags on real vLLM servers."""
     from autotune.cli import spec_runs  # noqa: PLC0415 - keeps `--help` fast
-    from autotune.spec.launching import check_flags  # noqa: PLC0415
-    from autotune.spec.methods import NO_DRAFTER  # noqa: PLC0415
-    from autotune.spec.request import Request, parse_gammas  # noqa: PLC0415
+    from autotune.serving.pair.methods import NO_DRAFTER  # noqa: PLC0415
+    from autotune.serving.request import Request, parse_gammas  # noqa: PLC0415
+    from autotune.serving.server.launching import check_flags  # noqa: PLC0415
 
     given = given_flags(context)
     if drafters and len(drafters) > 1:

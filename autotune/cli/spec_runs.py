@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from autotune.cli import spec_terminal as terminal
 from autotune.cli.common import check_study, print_json, tell_of
-from autotune.consoles import err
-from autotune.environment import secret_headers
-from autotune.files import check_writable
-from autotune.spec import export, terminal
-from autotune.spec.existing import is_exposed
-from autotune.spec.existing_job import (
+from autotune.cli.consoles import err
+from autotune.export.files import check_writable
+from autotune.machine.environment import secret_headers
+from autotune.serving.export import write as export
+from autotune.serving.job import Result, run
+from autotune.serving.matrix.matrix import Entry, matrix_study, prepare, run_each
+from autotune.serving.matrix.report import matrix_document, write_matrix
+from autotune.serving.plan import Plan, refusal
+from autotune.serving.report.page import write_page
+from autotune.serving.request import Request, make_plan
+from autotune.serving.running.job import (
     ExistingPlan,
     existing_document,
     make_existing_plan,
     run_existing,
     write_existing,
 )
-from autotune.spec.job import Result, run
-from autotune.spec.matrix import Entry, matrix_study, prepare, run_each
-from autotune.spec.matrix_report import matrix_document, write_matrix
-from autotune.spec.page import write_page
-from autotune.spec.plan import Plan, refusal
-from autotune.spec.request import Request, make_plan
-from autotune.store import Store
+from autotune.serving.running.server import is_exposed
+from autotune.store.store import Store
 
 
 def tune(request: Request, *, out: Path, db: str, as_json: bool) -> None:

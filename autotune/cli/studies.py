@@ -10,17 +10,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from autotune.cli.common import DEFAULT_DB, Db, Json, print_json
-from autotune.consoles import out
+from autotune.cli.consoles import out
 from autotune.core import BadInputError, Outcome
-from autotune.words import counted
+from autotune.util.words import counted
 
 if TYPE_CHECKING:
-    from autotune.spec.stored import Served
+    from autotune.serving.stored import Served
 
 
 def studies(db: Db = DEFAULT_DB, json_: Json = False) -> None:
     """List the studies of a database."""
-    from autotune.store import Store  # noqa: PLC0415
+    from autotune.store.store import Store  # noqa: PLC0415
 
     with Store.open(db, create=False) as store:
         found = store.list_studies()
@@ -57,9 +57,9 @@ def show(
     json_: Json = False,
 ) -> None:
     """Show a study: what it is about, its searches, the best trials so far."""
-    from autotune.overview import best_rows, served_rows  # noqa: PLC0415
-    from autotune.spec.stored import load_served  # noqa: PLC0415
-    from autotune.store import Store  # noqa: PLC0415
+    from autotune.cli.overview import best_rows, served_rows  # noqa: PLC0415
+    from autotune.serving.stored import load_served  # noqa: PLC0415
+    from autotune.store.store import Store  # noqa: PLC0415
 
     with Store.open(db, create=False) as store:
         detail = store.get_study(study)
@@ -98,7 +98,7 @@ def show(
 
 def _show_best(rows: list[dict[str, Any]]) -> None:
     """The best candidate of every batch size."""
-    from autotune.moe.config_file import FIELDS  # noqa: PLC0415
+    from autotune.kernels.config_file import FIELDS  # noqa: PLC0415
 
     heading = "BM/BN/BK/G/warps/stages"
     shown = Table("search", "workload", "basis", "best µs", "default µs", heading, box=None)
@@ -118,7 +118,7 @@ def _show_best(rows: list[dict[str, Any]]) -> None:
 
 def _show_settings(served: Served, rows: list[dict[str, Any]]) -> None:
     """Every setting of the load measured last."""
-    from autotune.spec.markdown import described, number  # noqa: PLC0415
+    from autotune.serving.report.markdown import described, number  # noqa: PLC0415
 
     scenario = served.scenario
     out.print(

@@ -10,15 +10,15 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress
 
-from autotune import flags
 from autotune.cli.common import Json, print_json
-from autotune.consoles import err, out
+from autotune.cli.consoles import err, out
 from autotune.core import BadInputError, ExitCode
-from autotune.devices import get_device
-from autotune.environment import usable_cpus
+from autotune.machine.devices import get_device
+from autotune.machine.environment import usable_cpus
+from autotune.util import flags
 
 if TYPE_CHECKING:
-    from autotune.moe.verify import Verified
+    from autotune.kernels.check.verify import Verified
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
 
@@ -47,10 +47,10 @@ def verify(
     """Check fused-MoE configuration files: schema, values, what the device can hold, gaps."""
     flags.within(workers, "--workers", 1, 1024)
     judged_by = None if device is None else get_device(device)
-    from autotune.moe.model import load_config, shape_from_config  # noqa: PLC0415 - slow imports
-    from autotune.moe.verify import Judge, files_in  # noqa: PLC0415
-    from autotune.moe.verify_all import Options, verify_all  # noqa: PLC0415
-    from autotune.replay import Landscape  # noqa: PLC0415
+    from autotune.kernels.check.verify import Judge, files_in  # noqa: PLC0415
+    from autotune.kernels.check.verify_all import Options, verify_all  # noqa: PLC0415
+    from autotune.kernels.moe.from_model import load_config, shape_from_config  # noqa: PLC0415 - slow imports
+    from autotune.measure.replay import Landscape  # noqa: PLC0415
 
     if landscape is not None and not landscape.is_file():
         raise BadInputError(f"--landscape {landscape}: no such file")
@@ -76,7 +76,7 @@ def verify(
 
 
 def _show(done: list[Verified], notes: bool) -> None:
-    from autotune.moe.verify import grouped  # noqa: PLC0415
+    from autotune.kernels.check.verify import grouped  # noqa: PLC0415
 
     for one in done:
         found = [f for f in grouped(one.findings) if notes or f.level != "note"]

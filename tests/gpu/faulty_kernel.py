@@ -9,9 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
-from autotune.moe import kernel
-from autotune.moe.kernel import compare, device_facts, ready, time_candidate
-from autotune.moe.requests import GpuSetup
+from autotune.kernels.measure import process as kernel
+from autotune.kernels.measure.process import compare, device_facts, ready, time_candidate
+from autotune.kernels.measure.requests import GpuSetup
 from tests.fake_kernel import HANGS, LOSES_DEVICE, NOT_A_NUMBER, OUT_OF_MEMORY, SEGFAULTS, WRONG
 
 __all__ = ["compare", "device_facts", "ready", "set_up", "time_candidate"]

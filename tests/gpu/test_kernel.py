@@ -10,14 +10,14 @@ from contextlib import contextmanager
 import pytest
 
 from autotune.core import Candidate, Outcome
-from autotune.devices import detect_gpus, resolve_device
-from autotune.environment import usable_cpus
-from autotune.moe.compile import compile_pool, kernel_info
-from autotune.moe.defaults import default_rows
-from autotune.moe.gpu import GpuMeasurer, GpuOptions, compiler_in
-from autotune.moe.plan import checks
-from autotune.moe.shape import MoeShape, MoeWorkload, Scheme
-from autotune.space import load_space
+from autotune.kernels.compile.job import compile_pool, kernel_info
+from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions, compiler_in
+from autotune.kernels.moe.defaults import default_rows
+from autotune.kernels.moe.shape import MoeShape, MoeWorkload, Scheme
+from autotune.kernels.plan import checks
+from autotune.machine.devices import detect_gpus, resolve_device
+from autotune.machine.environment import usable_cpus
+from autotune.space.space import load_space
 from tests import fake_kernel
 
 pytestmark = [
@@ -37,7 +37,9 @@ SHAPES = {
 
 
 @contextmanager
-def measurer(shape: MoeShape, kernel: str = "autotune.moe.kernel") -> Iterator[GpuMeasurer]:
+def measurer(
+    shape: MoeShape, kernel: str = "autotune.kernels.measure.process"
+) -> Iterator[GpuMeasurer]:
     device = resolve_device("auto")
     options = GpuOptions(
         gpus=(0,),

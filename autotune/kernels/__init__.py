@@ -1,0 +1,1 @@
+"""Kind 1, ``autotune moe``: Triton kernels of vLLM, compiled, predicted, measured and exported."""

@@ -1,0 +1,381 @@
+"""What can be said of a fused-MoE configuration file without running it, ours or not.
+
+An *error* is what vLLM cannot read, what the kernel refuses, or a row that is lost. A *warning* is
+legal and costs something. A *note* is worth knowing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from autotune.core import BadInputError, Basis, Candidate
+from autotune.kernels.config_file import FIELDS
+from autotune.kernels.moe.constraints import CONSTRAINTS, DeviceLimits
+from autotune.kernels.moe.file_name import Named, assumed_sizes, parse_name
+from autotune.kernels.moe.shape import MoeShape
+from autotune.machine.devices import Device
+from autotune.util.flags import MOST_TOKENS
+
+Level = Literal["error", "warning", "note"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+_NEEDED = FIELDS[:4]
+_OTHER_KERNELS = ("tile_m", "tile_n", "tile_k")
+_HIP_FIELDS = ("waves_per_eu", "matrix_instr_nonkdim", "kpack")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing said of a file; ``keys`` are the batch sizes that it is said of."""
+
+    level: Level
+    code: str
+    text: str
+    keys: tuple[int, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self) | {"keys": list(self.keys)}
+
+
+@dataclass
+class Verified:
+    """A file and what was found.
+
+    Attributes:
+        path: of the file.
+        sha256: of its bytes.
+        named: its name taken apart.
+        device: that it is judged by, for people; empty where none is known.
+        limits: of that device.
+        shape: of the layer, with assumed hidden size and top-k; None for other kernels.
+        rows: what vLLM reads, where it can be read.
+        findings: in the order found.
+    """
+
+    path: Path
+    sha256: str = ""
+    named: Named | None = None
+    device: str = ""
+    limits: Device | DeviceLimits | None = None
+    shape: MoeShape | None = None
+    rows: dict[int, Candidate] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def say(self, level: Level, code: str, text: str, keys: Iterable[int] = ()) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(level, code, text, tuple(keys)))
+
+    def worst(self) -> Level | None:
+        """The gravest level found."""
+        found = {finding.level for finding in self.findings}
+        return next((level for level in LEVELS if level in found), None)
+
+    @property
+    def tuned_for(self) -> Device | None:
+        """The device's whole description; None where only its limits are known, or nothing."""
+        return self.limits if isinstance(self.limits, Device) else None
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "file": str(self.path),
+            "sha256": self.sha256,
+            "device": self.device,
+            "keys": list(self.rows),
+            "worst": self.worst(),
+            "findings": [finding.as_json() for finding in self.findings],
+        }
+
+
+@dataclass(frozen=True)
+class Judge:
+    """By what files are judged.
+
+    Attributes:
+        device: given by the user, instead of the name's.
+        sizes: hidden size and top-k, which no name holds; None to assume them.
+    """
+
+    device: Device | None = None
+    sizes: tuple[int, int] | None = None
+
+
+def verify(path: Path, judge: Judge) -> Verified:
+    """Judge one file by its bytes, its name and arithmetic."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        done = Verified(path)
+        done.say("error", "unreadable", f"cannot be read: {error.strerror}")
+        return done
+    done = Verified(path, hashlib.sha256(data).hexdigest())
+    _name(done, judge)
+    document = _document(done, data)
+    if document is None:
+        return done
+    _form(done, data, document)
+    _provenance(done)
+    if done.named is not None and done.named.backend is not None:
+        done.say(
+            "note",
+            "other-kernel",
+            f"read by vLLM's {done.named.backend} backend; its rows are not judged",
+        )
+        return done
+    _rows(done, document)
+    _order(done)
+    _values(done)
+    return done
+
+
+def _name(done: Verified, judge: Judge) -> None:
+    done.named = parse_name(done.path.name)
+    done.limits = judge.device
+    done.device = judge.device.name if judge.device else ""
+    if done.named is None:
+        done.say(
+            "warning",
+            "name",
+            "not a name that vLLM looks for (E=…,N=…,device_name=…[,dtype=…][,block_shape=[n,k]]"
+            ".json); judged by its content alone",
+        )
+        return
+    named = done.named
+    if not named.asked_for:
+        what = f"dtype={named.dtype}" if not named.rest else f",{named.rest}"
+        done.say(
+            "warning",
+            "never-read",
+            f"vLLM never asks for a name with {what}, so that this file is never read",
+        )
+    if done.limits is None:
+        done.limits = named.limits()
+        done.device = named.device
+    if done.limits is None:
+        known = {"amd": "an AMD GPU", "intel": "an Intel GPU"}.get(named.vendor, "unknown here")
+        done.say(
+            "note",
+            "device",
+            f"{named.device} is {known}: its shared memory and registers are not judged; give "
+            "--device",
+        )
+    try:
+        done.shape = named.shape(*(judge.sizes or assumed_sizes(named)))
+    except BadInputError as error:
+        done.say("warning", "shape", f"the sizes in the name do not go together: {error}")
+
+
+def _document(done: Verified, data: bytes) -> dict[str, Any] | None:
+    """The JSON object; keys that appear twice, or are the same number, are said."""
+    twice: list[str] = []
+
+    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice.extend(sorted({name for name in names if names.count(name) > 1}))
+        return dict(pairs)
+
+    try:
+        document = json.loads(data, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        done.say("error", "json", f"not JSON: {error}")
+        return None
+    for name in twice:
+        done.say("error", "duplicate", f"{name!r} is there twice; JSON readers keep the last")
+    if not isinstance(document, dict):
+        done.say("error", "schema", f"a JSON object is expected, not {type(document).__name__}")
+        return None
+    return document
+
+
+def _form(done: Verified, data: bytes, document: Mapping[str, Any]) -> None:
+    version = document.get("triton_version")
+    if version is None:
+        done.say("note", "triton", "does not say which Triton it was tuned with")
+    elif not isinstance(version, str):
+        done.say("warning", "triton", f"triton_version is {version!r}, not a text")
+    elif "PREDICTED" in version:
+        done.say(
+            "warning", "predicted", "says of itself that its rows were PREDICTED, not measured"
+        )
+    elif next(iter(document)) != "triton_version":
+        done.say("note", "form", "triton_version does not come first")
+    if data != (json.dumps(document, indent=4) + "\n").encode():
+        done.say("note", "form", "not in the form of new files: indent 4, newline at the end")
+
+
+def _provenance(done: Verified) -> None:
+    """What `autotune moe` left beside its file, which alone is as one that was measured."""
+    try:
+        left = json.loads((done.path.parent / "provenance.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return
+    if isinstance(left, dict) and left.get("basis") == Basis.PREDICTED.value:
+        done.say(
+            "warning",
+            "predicted",
+            "the provenance.json beside it says that its rows were PREDICTED, not measured",
+        )
+
+
+def _rows(done: Verified, document: Mapping[str, Any]) -> None:
+    """The rows that are whole, into ``done.rows``."""
+    for key, row in document.items():
+        if key == "triton_version":
+            continue
+        try:
+            m = int(key)
+        except ValueError:
+            done.say("error", "schema", f"key {key!r} is no number of tokens; vLLM fails on it")
+            continue
+        if m < 1:
+            done.say("error", "schema", f"key {key!r} is below 1")
+        elif m > MOST_TOKENS:
+            said = f"key {key[:20]!r} is more tokens than any batch has ({MOST_TOKENS} at most)"
+            done.say("error", "schema", said)
+        elif m in done.rows:
+            done.say("error", "duplicate", f"{m} is there twice, once as {key!r}", [m])
+        elif not isinstance(row, dict):
+            done.say("error", "schema", "the row is not a JSON object", [m])
+        elif _fields(done, m, row):
+            done.rows[m] = Candidate.of(row)
+    if not done.rows:
+        done.say("error", "schema", "no usable row")
+
+
+def _fields(done: Verified, m: int, row: Mapping[str, Any]) -> bool:
+    """Whether a row can be judged."""
+    missing = [name for name in _NEEDED if name not in row]
+    if missing:
+        if any(name in row for name in _OTHER_KERNELS):
+            done.say("error", "field", "rows of another kernel (tile_m, tile_n, tile_k)", [m])
+        else:
+            done.say("error", "field", f"{missing[0]} is missing; the launch fails", [m])
+        return False
+    for name in FIELDS[4:]:
+        if name not in row:
+            done.say("warning", "field", f"{name} is missing; Triton takes its own", [m])
+    vendor = done.named.vendor if done.named else "unknown"
+    for name, value in row.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if name in FIELDS and not whole:
+            done.say("error", "field", f"{name} is {value!r}, not a whole number", [m])
+            return False
+        if not whole and not isinstance(value, str):
+            done.say("error", "field", f"{name} is {value!r}", [m])
+            return False
+        if name in _HIP_FIELDS and vendor == "nvidia":
+            done.say("error", "field", f"{name} is an option of AMD's compiler alone", [m])
+        elif name not in (*FIELDS, *_HIP_FIELDS) and vendor == "nvidia":
+            done.say("note", "field", f"{name} is none of the six that vLLM's tuner writes", [m])
+    return True
+
+
+def _order(done: Verified) -> None:
+    keys = list(done.rows)
+    if keys != sorted(keys):
+        done.say(
+            "warning",
+            "order",
+            "the keys do not ascend; the nearest is found all the same, but of two as near the "
+            "first in the file is taken",
+        )
+
+
+def _values(done: Verified) -> None:
+    """Legal values, and what the device can hold."""
+    shape = done.shape or _any_shape()
+    weight_only = done.named is not None and done.named.weight_only
+    checks: dict[str, tuple[Level, str]] = {
+        "powers_of_two": ("error", "value"),
+        "launchable": ("error", "value"),
+    }
+    if done.shape is not None and not weight_only:
+        checks["block_k_deep_enough"] = ("error", "value")
+        checks["block_k_not_clamped"] = ("note", "clamped")
+    limits = done.limits
+    if limits is not None and done.shape is not None:
+        checks["fits_shared_memory"] = ("error", "shared-memory")
+        checks["accumulators_fit"] = ("warning", "registers")
+    for m, row in done.rows.items():
+        params = {"num_warps": 4, "num_stages": 3} | {
+            name: value for name, value in row.params.items() if name in FIELDS
+        }
+        for name, (level, code) in checks.items():
+            said = CONSTRAINTS[name](params, shape, limits or _Unlimited())
+            if said is not None:
+                done.say(level, code, said, [m])
+                break  # the rest follows from it, or says less
+
+
+@dataclass(frozen=True)
+class _Unlimited:
+    """No device: nothing is asked of it."""
+
+    arch: int = 0
+    shared_memory_per_block: int = 2**62
+
+
+def _any_shape() -> MoeShape:
+    named = parse_name("E=8,N=128,device_name=any.json")
+    shape = named.shape(128, 1) if named else None
+    assert shape is not None  # noqa: S101 - a constant
+    return shape
+
+
+def grouped(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings of the same text as one, with all their keys."""
+    kept: dict[tuple[Level, str, str], list[int]] = {}
+    for finding in findings:
+        kept.setdefault((finding.level, finding.code, finding.text), []).extend(finding.keys)
+    return [Finding(*what, tuple(keys)) for what, keys in kept.items()]
+
+
+def files_in(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and the configuration files in the folders named.
+
+    Raises:
+        BadInputError: nothing is there.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            seen = [file.relative_to(path) for file in path.rglob("E=*.json")]
+            # Not those of a virtual environment or a checkout's innards that happen to lie there.
+            shown = [file for file in seen if not any(part.startswith(".") for part in file.parts)]
+            inside = [path / file for file in sorted(shown)]
+            if not inside:
+                raise BadInputError(f"{path}: holds no file E=….json")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise BadInputError(f"{path}: no such file or folder")
+    return list(dict.fromkeys(found))
+
+
+def alike(verified: Sequence[Verified]) -> None:
+    """Say of files with the same rows that they have them."""
+    by_rows: dict[tuple[tuple[int, Candidate], ...], list[Verified]] = {}
+    for done in verified:
+        if done.rows:
+            by_rows.setdefault(tuple(sorted(done.rows.items(), key=lambda r: r[0])), []).append(
+                done
+            )
+    for group in by_rows.values():
+        for done in group[1:]:
+            done.say("note", "same-rows", f"the same rows as {group[0].path.name}")
+
+
+def shipped(done: Verified, configs: Path) -> None:
+    """Say whether the installed vLLM ships a file of this name."""
+    theirs = configs / done.path.name
+    if not theirs.is_file() or theirs.resolve() == done.path.resolve():
+        return
+    same = hashlib.sha256(theirs.read_bytes()).hexdigest() == done.sha256
+    how = "the same file" if same else "another file of this name"
+    done.say("note", "shipped", f"the installed vLLM ships {how}")

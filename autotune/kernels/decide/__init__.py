@@ -1,0 +1,1 @@
+"""After the search: confirmation side by side, comparison of files, the nearest-key look-up."""

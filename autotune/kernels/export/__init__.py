@@ -1,0 +1,1 @@
+"""A study's file for vLLM, SGLang or a folder, with its evidence."""

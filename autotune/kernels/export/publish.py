@@ -1,0 +1,361 @@
+"""From a stored study to the three places where its file can go, and what speaks against it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.core import BadInputError, Basis
+from autotune.export.checkout import Checkout
+from autotune.export.files import check_writable, write_whole
+from autotune.kernels.config_file import render
+from autotune.kernels.export import existing, sglang, upstream
+from autotune.kernels.export.existing import Comparison, New
+from autotune.kernels.export.upstream import CONFIGS, KERNEL_FILE, TEMPLATE_FILE, Change, Neighbour
+from autotune.kernels.export.write import PREDICTED_NOTE, few_keys
+from autotune.kernels.moe.shape import Scheme
+from autotune.kernels.stored import Tuned
+from autotune.store.store import Store
+
+PREDICTED_MARK = "PREDICTED by autotune, not measured"
+TRITON_OF_TORCH = {"2.8.0": "3.4.0", "2.9.0": "3.5.0", "2.9.1": "3.5.1", "2.10.0": "3.6.0"} | {
+    "2.11.0": "3.6.0",
+    "2.13.0": "3.8.0",
+}
+"""What these releases of torch require, by their wheels for CUDA; 2.11.0 and 2.13.0 seen here."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export left: its files, a branch where there is one, and what to do with them."""
+
+    target: str
+    basis: str
+    files: tuple[str, ...]
+    say: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    branch: str | None = None
+    commit: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+def check(tuned: Tuned, *, allow_predicted: bool) -> None:
+    """Refuse what must not leave.
+
+    Raises:
+        BadInputError: with the reason.
+    """
+    if tuned.basis is not Basis.MEASURED and not allow_predicted:
+        raise BadInputError(
+            f"study {tuned.study!r} is PREDICTED, nothing in it was measured; run `autotune moe "
+            "--device auto` on the GPU, or pass --allow-predicted and everything written says so"
+        )
+    if tuned.unconfirmed:
+        keys = ", ".join(map(str, tuned.unconfirmed))
+        raise BadInputError(
+            f"study {tuned.study!r}: M={keys} never met vLLM's default side by side; run the same "
+            "`autotune moe` command again, it goes on from there"
+        )
+
+
+def rendered(tuned: Tuned) -> bytes:
+    """The file for vLLM; a predicted one says so where the reader does not look."""
+    version = str(tuned.setup["triton"])
+    if tuned.basis is not Basis.MEASURED:
+        version += f" ({PREDICTED_MARK})"
+    return render(tuned.configs, version)
+
+
+def to_folder(tuned: Tuned, dest: Path) -> Exported:
+    """The file for ``VLLM_TUNED_CONFIG_FOLDER``.
+
+    Raises:
+        BadInputError: the folder cannot be written.
+        MissingEnvironmentError: no space is left.
+    """
+    path = dest.absolute() / tuned.file_name
+    write_whole(path, rendered(tuned), "--dest")
+    say = (
+        f"VLLM_TUNED_CONFIG_FOLDER={shlex.quote(str(path.parent))} vllm serve …",
+        f"it is picked up when vLLM logs: Using configuration from {path} for MoE layer.",
+    )
+    return Exported("folder", tuned.basis.value, (str(path),), say, _warnings(tuned))
+
+
+def _warnings(tuned: Tuned) -> tuple[str, ...]:
+    said = [] if tuned.basis is Basis.MEASURED else [PREDICTED_NOTE]
+    if few := few_keys(len(tuned.rows)):
+        said.append(few)
+    return tuple(said)
+
+
+def to_sglang(tuned: Tuned, dest: Path) -> Exported:
+    """SGLang's file in its folder for the Triton version, and a text that says what it is.
+
+    Raises:
+        BadInputError: the folder cannot be written.
+        MissingEnvironmentError: no space is left.
+    """
+    name = sglang.file_name(tuned.shape, str(tuned.setup.get("gpu") or tuned.device.gpu_names[0]))
+    folder = dest.absolute() / "configs" / sglang.version_folder(str(tuned.setup["triton"]))
+    about = dest.absolute() / "README.md"
+    write_whole(about, _about_sglang(tuned, folder / name).encode(), "--dest")
+    write_whole(folder / name, sglang.render(tuned.configs), "--dest")
+    say = (
+        f"SGLANG_MOE_CONFIG_DIR={shlex.quote(str(dest.absolute()))} python -m sglang.launch_server "
+        "…",
+        f"upstream it belongs to {sglang.FOLDER_IN_REPO}/{folder.name}",
+        "no _down file: both GEMMs were timed together, with the same row",
+    )
+    warnings = (*_warnings(tuned), "timed with vLLM's kernel, not with SGLang's: measure it there")
+    return Exported("sglang", tuned.basis.value, (str(folder / name), str(about)), say, warnings)
+
+
+def _about_sglang(tuned: Tuned, path: Path) -> str:
+    scheme = " (per channel)" if tuned.shape.scheme is Scheme.CHANNEL else ""
+    said = (
+        PREDICTED_NOTE
+        if tuned.basis is not Basis.MEASURED
+        else f"Measured on {tuned.setup.get('gpu')} with the kernel of vLLM {tuned.setup['vllm']}: "
+        f"{tuned.overall:.3f}× vLLM's defaults in the geometric mean over {len(tuned.rows)} keys. "
+        "SGLang's kernel is another one, with other defaults: measure before relying on it."
+    )
+    return (
+        f"# {tuned.study} for SGLang\n\n`{path.name}` for Triton {tuned.setup['triton']}, "
+        f"{upstream.what(tuned)}{scheme}.\n\n{said}\n"
+    )
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """What the user says of a change for vLLM.
+
+    Attributes:
+        dest: folder for PULL_REQUEST.md.
+        branch: to make; None for a name from the file's.
+        person: who signs off; None for the checkout's user.
+        model: for people; None to find it by the shape.
+        min_gain: with which the rows were chosen.
+        compared: the document of `autotune compare --json`, of the file there and this one.
+        serve: a serving test, as plain values.
+        serve_log: the log of a server that picked the file up.
+        cuda: version, where it is known.
+        ai: the answer to the question about AI assistance.
+        uuids: of the GPUs that measured, where the study has them.
+    """
+
+    dest: Path
+    branch: str | None = None
+    person: str | None = None
+    model: str | None = None
+    min_gain: float = 0.01
+    compared: Path | None = None
+    serve: Mapping[str, Any] | None = None
+    serve_log: Path | None = None
+    cuda: str | None = None
+    ai: str | None = None
+    uuids: tuple[str, ...] = ()
+
+
+def to_vllm(tuned: Tuned, checkout: Checkout, options: VllmOptions) -> Exported:
+    """A branch of the checkout with one signed-off commit of one file, and PULL_REQUEST.md.
+
+    Raises:
+        BadInputError: no vLLM there, its Triton is newer, its file is as good, or git refuses.
+        MissingEnvironmentError: git is missing, or space on the disk.
+    """
+    if not checkout.names(CONFIGS):
+        raise BadInputError(f"{checkout.flag} {checkout.path}: has no {CONFIGS}; is it vLLM's?")
+    data = rendered(tuned)
+    pin = triton_pin(checkout)
+    _check_triton(str(tuned.setup["triton"]), pin, checkout)
+    new = New(f"{CONFIGS}/{tuned.file_name}", data, tuned.device, tuned.shape)
+    replaces = existing.check(new, checkout, options.compared, options.min_gain)
+    person = options.person or checkout.person()
+    branch = options.branch or _branch(tuned)
+    checkout.check_branch(branch)
+    change = _change(tuned, checkout, options, pin, replaces)
+    text, words = options.dest / "PULL_REQUEST.md", upstream.pull_request(change).encode()
+    check_writable(options.dest, "--dest")
+    message = upstream.commit_message(change, person)
+    commit = checkout.commit_file(branch, new.name, data, message, person)
+    write_whole(text, words, "--dest")
+    shown = shlex.quote(str(checkout.path))
+    return Exported(
+        "vllm",
+        tuned.basis.value,
+        (str(text),),
+        (
+            f"branch {branch}, commit {commit[:12]} on {change.base}, signed off by {person}",
+            f"look at it: git -C {shown} show {branch}",
+            f"nothing was pushed; answer what PULL_REQUEST.md marks TO DO: {text}",
+        ),
+        (*_warnings(tuned), *_doubts(change, checkout)),
+        branch,
+        commit,
+    )
+
+
+def _change(
+    tuned: Tuned,
+    checkout: Checkout,
+    options: VllmOptions,
+    pin: tuple[str, str] | None,
+    replaces: Comparison | None,
+) -> Change:
+    template = checkout.read(TEMPLATE_FILE)
+    return Change(
+        tuned=tuned,
+        model=options.model or upstream.model_name(tuned),
+        min_gain=options.min_gain,
+        base=f"{checkout.describe()} ({checkout.base[:12]})",
+        same_kernel=_sha256(checkout.read(KERNEL_FILE)) == tuned.setup["kernel_sha256"],
+        pin=pin,
+        neighbours=_neighbours(tuned, checkout),
+        replaces=replaces,
+        serve=options.serve,
+        pickup=_pickup(tuned, options.serve_log),
+        cuda=options.cuda or _cuda(tuned),
+        ai=options.ai,
+        uuids=options.uuids or _uuids_of_the_kind(tuned),
+        template=template.decode(errors="replace") if template else None,
+    )
+
+
+def _doubts(change: Change, checkout: Checkout) -> list[str]:
+    """What a reviewer would ask."""
+    doubts = []
+    if not change.same_kernel:
+        doubts.append(
+            f"the checkout's fused_moe.py is not the one of vLLM {change.tuned.setup['vllm']} that "
+            "was tuned; reviewers ask for tuning on newest main"
+        )
+    if change.pin is None:
+        doubts.append("no Triton version found in the checkout's requirements; compare it yourself")
+    if checkout.dirty():
+        doubts.append("the checkout has changes of its own; they stay, and are not in the commit")
+    if checkout.branch not in {None, "main", "master"}:
+        doubts.append(
+            f"the branch starts from {checkout.branch}, not from main: --base origin/main"
+        )
+    return doubts
+
+
+def _branch(tuned: Tuned) -> str:
+    stem = tuned.file_name.removesuffix(".json").replace("device_name=", "")
+    return "moe-config-" + re.sub(r"[^a-z0-9_]+", "-", stem.lower()).strip("-")
+
+
+def _sha256(data: bytes | None) -> str | None:
+    return None if data is None else hashlib.sha256(data).hexdigest()
+
+
+def uuids_of_trials(store: Store, tuned: Tuned) -> tuple[str, ...]:
+    """The GPUs that made the study's trials; none where these do not say, or only an index."""
+    searches = store.get_study(tuned.study).searches
+    (search,) = (one for one in searches if one.setup == tuned.setup)
+    found = (trial.measurement.details.get("gpu") for trial in store.trials(search))
+    return tuple(dict.fromkeys(uuid for uuid in found if uuid and not uuid.isdecimal()))
+
+
+def _uuids_of_the_kind(tuned: Tuned) -> tuple[str, ...]:
+    """All GPUs of the tuned name that the machine had, one or more of which measured."""
+    if tuned.basis is not Basis.MEASURED:
+        return ()
+    name = str(tuned.setup.get("gpu"))
+    gpus = (gpu for one in tuned.environments for gpu in one["gpus"])
+    return tuple(dict.fromkeys(gpu["uuid"] for gpu in gpus if gpu["name"] == name))
+
+
+def _cuda(tuned: Tuned) -> str | None:
+    return next((c for one in reversed(tuned.environments) if (c := one.get("cuda"))), None)
+
+
+def triton_pin(checkout: Checkout) -> tuple[str, str] | None:
+    """The Triton version that a vLLM checkout asks for, and where it says so.
+
+    A line ``triton==…`` among its requirements, else the one that its torch requires.
+    """
+    folders = ("requirements", "requirements/test")
+    files = [f"{f}/{name}" for f in folders for name in checkout.names(f) if _for_cuda(name)]
+    texts = {name: (checkout.read(name) or b"").decode(errors="replace") for name in files}
+    for name, text in texts.items():
+        found = re.search(r"(?m)^triton\s*==\s*([\d.]+)", text)
+        if found:
+            return found[1], name
+    for name, text in texts.items():
+        found = re.search(r"(?m)^torch\s*==\s*([\d.]+)", text)
+        if found and found[1] in TRITON_OF_TORCH:
+            return TRITON_OF_TORCH[found[1]], f"{name}, torch {found[1]}"
+    return None
+
+
+def _for_cuda(name: str) -> bool:
+    other = ("rocm", "xpu", "cpu", "tpu", "hpu", "neuron")
+    return name.endswith((".txt", ".in")) and not any(word in name for word in other)
+
+
+def _check_triton(tuned_with: str, pin: tuple[str, str] | None, checkout: Checkout) -> None:
+    if pin is not None and _release(tuned_with) < _release(pin[0]):
+        raise BadInputError(
+            f"{checkout.flag} {checkout.path}: wants Triton {pin[0]} ({pin[1]}), and the study was "
+            f"tuned with {tuned_with}, which is older; tune again with that vLLM"
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
+
+
+def _neighbours(tuned: Tuned, checkout: Checkout) -> tuple[Neighbour, ...]:
+    """Files of the same E and N, and what they differ in."""
+    start = f"E={tuned.shape.experts},N={tuned.shape.intermediate},"
+    names = checkout.names(CONFIGS)
+    near = [name for name in names if name.startswith(start) and name != tuned.file_name]
+    own = _parts(tuned.file_name)
+    found = []
+    for name in near[:20]:
+        parts = _parts(name)
+        differs = [
+            f"{key.replace('_name', '').replace('_', ' ')} ({parts.get(key, 'none')})"
+            for key in sorted(parts.keys() | own.keys())
+            if parts.get(key) != own.get(key)
+        ]
+        subject = checkout.last_subject(f"{CONFIGS}/{name}").replace("|", "/")
+        found.append(Neighbour(name, subject, ", ".join(differs)))
+    return tuple(found)
+
+
+def _parts(name: str) -> dict[str, str]:
+    return dict(re.findall(r"(\w+)=(\[[^]]*\]|[^,]*)", name.removesuffix(".json")))
+
+
+def _pickup(tuned: Tuned, log: Path | None) -> str | None:
+    """The line of a server's log that proves the pick-up.
+
+    Raises:
+        BadInputError: the log cannot be read, or has none for this file.
+    """
+    if log is None:
+        return None
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise BadInputError(f"--serve-log {log}: cannot be read: {error.strerror}") from None
+    wanted = re.compile(rf"Using configuration from \S*{re.escape(tuned.file_name)}\b.*")
+    for line in lines:
+        found = wanted.search(line)
+        if found:
+            return found[0].strip()
+    raise BadInputError(
+        f"--serve-log {log}: has no line «Using configuration from …/{tuned.file_name}»"
+    )

@@ -1,0 +1,427 @@
+"""The job behind ``autotune moe``: a plan that is checked first, then the loop over every M."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autotune.core import (
+    Cache,
+    Candidate,
+    Measurer,
+    MissingEnvironmentError,
+    NoFeasibleCandidateError,
+    Outcome,
+    Phase,
+    Proposer,
+    Selection,
+    Trial,
+    digest,
+)
+from autotune.decide.selection import select
+from autotune.kernels.compile.job import (
+    CompileJob,
+    compile_many,
+    compile_pool,
+    fp16_fallback,
+    specialise,
+)
+from autotune.kernels.config_file import look_up, shipped
+from autotune.kernels.decide.confirm import (
+    Between,
+    Checked,
+    OnProgress,
+    check_between,
+    confirm,
+    held_out,
+    select_stored,
+)
+from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions, compiler_in
+from autotune.kernels.moe.defaults import default_rows
+from autotune.kernels.moe.shape import MoeWorkload
+from autotune.kernels.plan import FINALISTS, Plan
+from autotune.kernels.predict.cost_model import predict
+from autotune.kernels.predict.measurer import PredictingMeasurer, estimated_resources, tile_of
+from autotune.kernels.stored import latest_baseline
+from autotune.machine.environment import environment, others_on
+from autotune.measure.pool import WorkerPool
+from autotune.propose.proposers import OptunaProposer, OrderedProposer
+from autotune.stopwatch import Stopwatch, TimedLog, TimedProposer
+from autotune.store.retry import OF_THE_MOMENT, LatestLog
+from autotune.store.run_log import recorded
+from autotune.store.store import Store
+from autotune.tune import Limits, Search, TrialLog, measure_all, search_all
+
+PRIOR_SEEDS = 24
+"""Candidates that the cost model puts first before compiling, proposed before the sampler."""
+
+
+@dataclass(frozen=True)
+class MeasuredFacts:
+    """What only a measured job knows.
+
+    Attributes:
+        facts: versions, GPU and ceilings as the measuring process saw them; what else used the GPU
+            at the start (``others``); whether fp8 is multiplied as fp16 (``fp16_fallback``).
+        spent: where the time went, in seconds, and the memory of the measuring processes, in MiB.
+        between: the file between its keys.
+    """
+
+    facts: dict[str, Any]
+    spent: dict[str, Any]
+    between: list[Between]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished job hands to the exporters and to the terminal."""
+
+    plan: Plan
+    setup: dict[str, Any]
+    environment: dict[str, Any]
+    selections: dict[int, Selection]
+    counts: dict[str, int]
+    trials: int
+    fresh: int
+    """Trials made by this command; the others were in the database."""
+    compiled: int
+    cached: int
+    seconds: float
+    out_of_budget: tuple[int, ...]
+    failed: dict[int, str]
+    """Batch sizes without a row, and why."""
+    measured: MeasuredFacts | None = None
+
+    @property
+    def fp16_fallback(self) -> bool:
+        """Whether fp8 operands go through fp16 tensor-core instructions.
+
+        Of a prediction: in a chosen kernel. Measured kernels were not taken apart: in a probe.
+        """
+        if self.measured is not None:
+            return bool(self.measured.facts["fp16_fallback"])
+        trials = [s.winner for s in self.selections.values()]
+        return any(t.measurement.details.get("fp16_fallback") for t in trials)
+
+    @property
+    def noticed(self) -> list[str]:
+        """What went on beside the numbers that a user must know of."""
+        others = self.measured.facts["others"] if self.measured is not None else []
+        said = [f"when measuring began, {one}: times may be too long" for one in others]
+        return said + [
+            f"not in the file: {why}; --retry-failed tries again what failed for the moment"
+            for why in self.failed.values()
+        ]
+
+
+class _CountingCache:
+    """Passes a cache through and counts what was found and what had to be compiled."""
+
+    def __init__(self, store: Store) -> None:
+        self._cache = store.cache()
+        self.found: set[str] = set()
+        self.stored: set[str] = set()
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        value = self._cache.get(key)
+        if value is not None and key not in self.stored:
+            self.found.add(key)
+        return value
+
+    def put(self, key: str, value: Any) -> None:
+        self._cache.put(key, value)
+        self.stored.add(key)
+
+
+def first_candidates(
+    plan: Plan, m: int, default: Candidate, ranked: Sequence[Candidate]
+) -> list[Candidate]:
+    """What to try before the sampler: shipped rows for this shape, defaults, the prior's best."""
+    configs = plan.kernel.path.parent / "configs"
+    rows = [look_up(table, m) for _, table in shipped(configs, plan.shape)]
+    return list(dict.fromkeys([default, *rows, *ranked[:PRIOR_SEEDS]]))
+
+
+def rank(plan: Plan, m: int) -> list[Candidate]:
+    """The feasible candidates by the cost model with estimated resources, best first."""
+    workload = MoeWorkload(plan.shape, m)
+
+    def predicted(candidate: Candidate) -> float:
+        resources = estimated_resources(candidate, plan.shape, plan.device)
+        tile = tile_of(candidate, plan.shape)
+        return predict(workload, tile, (resources, resources), plan.device).us
+
+    return sorted(plan.feasible_at(m), key=lambda c: (predicted(c), c.key))
+
+
+def run(plan: Plan, store: Store, on_progress: OnProgress) -> Result:
+    """Search every M of the plan; all that is learnt goes to the store.
+
+    Raises:
+        NoFeasibleCandidateError: if nothing works at any M.
+        BadInputError: if another process tunes this study, or it was made for something else.
+        MissingEnvironmentError: if what the work needs is not there.
+    """
+    began = time.monotonic()
+    study = store.study(plan.study, "moe", plan.identity())
+    with store.lock_study(plan.study):
+        record = store.search(study, plan.setup())
+        with recorded(store, record, plan.command) as stored:
+            # Without the default nothing can be confirmed, and measuring it costs little.
+            always = frozenset({Phase.BASELINE} if plan.measured else ())
+            log = LatestLog(stored, retry_failed=plan.retry_failed, always=always)
+            # Keys tuned by earlier commands stay in the file: fewer keys are a worse file.
+            ms = [w.spec["m"] for w in store.workloads(record)]
+            earlier = _earlier(plan, store.trials(record), ms)
+            if plan.measured:
+                found = _measured(plan, earlier, store.cache(), log, on_progress)
+            else:
+                found = _predicted(plan, earlier, store, log, on_progress)
+            if not found.selections:
+                raise NoFeasibleCandidateError("; ".join(found.failed.values()))
+            trials = store.trials(record)
+    counts = {o.value: sum(t.measurement.outcome is o for t in trials) for o in Outcome}
+    seconds = time.monotonic() - began
+    return Result(
+        plan=plan,
+        setup=plan.setup(),
+        environment=environment(),
+        selections=found.selections,
+        counts={name: n for name, n in counts.items() if n},
+        trials=len(trials),
+        fresh=stored.appended,
+        compiled=found.compiled,
+        cached=found.cached,
+        seconds=seconds,
+        out_of_budget=found.out_of_budget,
+        failed=found.failed,
+        measured=found.measured,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    selections: dict[int, Selection]
+    failed: dict[int, str]
+    out_of_budget: tuple[int, ...]
+    compiled: int
+    cached: int
+    measured: MeasuredFacts | None = None
+
+
+def _predicted(
+    plan: Plan,
+    earlier: Mapping[int, Selection],
+    store: Store,
+    log: TrialLog,
+    on_progress: OnProgress,
+) -> _Found:
+    with compile_pool(plan.workers, plan.kernel) as pool:
+        cache = _CountingCache(store)
+        measurer = PredictingMeasurer(plan.device, plan.kernel, cache, pool)
+        defaults = default_rows(pool, plan.kernel, plan.shape, plan.ms)
+        proposers = _proposers(plan, defaults)
+        baselines = _baselines(plan, defaults, measurer, log, on_progress)
+        searches = _searches(plan, proposers, measurer, log, on_progress)
+    selections, failed = dict(earlier), dict[int, str]()
+    for m, search in searches.items():
+        trials = log.load(search.workload, Phase.SEARCH)  # of earlier commands with more effort too
+        try:
+            selections[m] = select(search.workload, baselines.get(m), trials, plan.min_gain)
+        except NoFeasibleCandidateError as error:
+            failed[m] = str(error)
+    late = tuple(m for m, s in searches.items() if s.out_of_time)
+    return _Found(selections, failed, late, len(cache.stored), len(cache.found))
+
+
+def _measured(
+    plan: Plan,
+    earlier: Mapping[int, Selection],
+    cache: Cache,
+    log: TrialLog,
+    on_progress: OnProgress,
+) -> _Found:
+    watch = Stopwatch()
+    timed = TimedLog(log, watch)
+    others = others_on(plan.gpus)
+    with (
+        compile_pool(plan.workers, plan.kernel) as pool,
+        GpuMeasurer(plan.shape, _options(plan), compiler_in(pool, plan.kernel)) as measurer,
+    ):
+        with watch.running("start"):
+            keys = [*{*earlier, *plan.ms}]
+            defaults = default_rows(pool, plan.kernel, plan.shape, [*{*keys, *held_out(keys)}])
+            # Ranking takes a second or two, in which the measuring processes are starting.
+            proposers = _proposers(plan, defaults)
+            widened = _widens_fp8(plan, pool, cache)
+            _check_any_works(_baselines(plan, defaults, measurer, timed, on_progress))
+            facts = measurer.facts() | {"fp16_fallback": widened, "others": others}
+        measurer.prepare_comparisons()
+        with watch.running("search"):
+            timed_proposers = {m: TimedProposer(p, watch) for m, p in proposers.items()}
+            searches = _searches(plan, timed_proposers, measurer, timed, on_progress)
+        finalists = {
+            m: _finalists(timed.load(search.workload, Phase.SEARCH), defaults[m])
+            for m, search in searches.items()
+        }
+        with watch.running("confirm"):
+            confirmed = confirm(
+                plan.shape,
+                finalists,
+                measurer,
+                timed,
+                min_gain=plan.min_gain,
+                seed=plan.seed,
+                on_progress=on_progress,
+            )
+        with watch.running("between"):
+            selections = {**earlier, **confirmed.selections}
+            checked = _check_between(plan, selections, defaults, pool, measurer, timed, on_progress)
+    spent = {f"{name}_s": seconds for name, seconds in watch.seconds.items()}
+    late = tuple(m for m, s in searches.items() if s.out_of_time)
+    measured = MeasuredFacts(facts, spent | asdict(measurer.spent), checked.between)
+    failed = {m: why for m, why in confirmed.failed.items() if m not in checked.selections}
+    return _Found(checked.selections, failed, late, 0, 0, measured)
+
+
+def _options(plan: Plan) -> GpuOptions:
+    return GpuOptions(
+        gpus=tuple(gpu.index for gpu in plan.gpus),
+        arch=plan.device.arch,
+        l2_bytes=plan.device.l2_bytes,
+        routing=plan.routing,
+        seed=plan.seed,
+        memory_limit_mib=plan.memory_limit_mib,
+        uuids={gpu.index: gpu.uuid for gpu in plan.gpus},
+    )
+
+
+def _widens_fp8(plan: Plan, pool: WorkerPool, cache: Cache) -> bool:
+    """Whether this Triton multiplies fp8 as fp16 on the device: one kernel, compiled and read.
+
+    Of 64 rows and columns: on sm_90 smaller tiles do so with every Triton.
+    """
+    shape = plan.shape
+    if shape.dtype != "fp8_w8a8":
+        return False
+    probe = CompileJob(shape, plan.device.arch, 64, 64, 128, 4, 3, 1, specialise(shape, 64))
+    return fp16_fallback(next(compile_many(pool, [probe], plan.kernel, cache)), shape)
+
+
+def _check_any_works(baselines: Mapping[int, Trial]) -> None:
+    """End at once where vLLM's default fails everywhere: so would hours of candidates.
+
+    Raises:
+        MissingEnvironmentError: with what the last one said.
+    """
+    failed = [t for t in baselines.values() if t.measurement.outcome in OF_THE_MOMENT]
+    if len(failed) == len(baselines):
+        raise MissingEnvironmentError(
+            "vLLM's default fails at every batch size, so nothing can be measured here: "
+            f"{failed[-1].measurement.message}"
+        )
+
+
+def _check_between(
+    plan: Plan,
+    selections: Mapping[int, Selection],
+    defaults: Mapping[int, Candidate],
+    pool: WorkerPool,
+    measurer: GpuMeasurer,
+    log: TrialLog,
+    on_progress: OnProgress,
+) -> Checked:
+    """Check the file between its keys, which are others where a batch size failed."""
+    if not selections:
+        return Checked({}, [])
+    unknown = [m for m in held_out(list(selections)) if m not in defaults]
+    more = default_rows(pool, plan.kernel, plan.shape, unknown) if unknown else {}
+    return check_between(
+        plan.shape,
+        selections,
+        {**defaults, **more},
+        measurer,
+        log,
+        seed=plan.seed,
+        on_progress=on_progress,
+    )
+
+
+def _earlier(plan: Plan, trials: Sequence[Trial], ms: Sequence[int]) -> dict[int, Selection]:
+    """Selections for the keys of this search that this command did not ask for."""
+    selections = {}
+    for m in set(ms) - set(plan.ms):
+        workload = MoeWorkload(plan.shape, m)
+        own = [t for t in trials if t.workload_key == workload.key]
+        baseline = latest_baseline(own)
+        searched = [t for t in own if t.phase is Phase.SEARCH]
+        if not any(t.measurement.outcome is Outcome.OK for t in searched):
+            continue  # a key between the others, or one that was not searched yet
+        if not plan.measured:
+            selections[m] = select(workload, baseline, searched, plan.min_gain)
+        elif baseline is not None:
+            chosen = select_stored(workload, baseline.candidate, own, plan.min_gain)
+            if chosen is not None:
+                selections[m] = chosen
+    return selections
+
+
+def _baselines(
+    plan: Plan,
+    defaults: Mapping[int, Candidate],
+    measurer: Measurer,
+    log: TrialLog,
+    on_progress: OnProgress,
+) -> dict[int, Trial]:
+    """VLLM's default at every M."""
+    jobs = [(defaults[m], MoeWorkload(plan.shape, m)) for m in plan.ms]
+    baselines = {}
+    for m, progress in zip(plan.ms, measure_all(jobs, Phase.BASELINE, measurer, log), strict=True):
+        baselines[m] = progress.trial
+        on_progress(progress)
+    return baselines
+
+
+def _searches(
+    plan: Plan,
+    proposers: Mapping[int, Proposer],
+    measurer: Measurer,
+    log: TrialLog,
+    on_progress: OnProgress,
+) -> dict[int, Search]:
+    """Search every M, side by side."""
+    deadline = math.inf if plan.budget_s is None else time.monotonic() + plan.budget_s
+    limits = Limits(plan.trials_per_m, deadline)
+    searches = {
+        m: Search(MoeWorkload(plan.shape, m), proposer, limits) for m, proposer in proposers.items()
+    }
+    for progress in search_all(list(searches.values()), measurer, log):
+        on_progress(progress)
+    return searches
+
+
+def _proposers(plan: Plan, defaults: Mapping[int, Candidate]) -> dict[int, Proposer]:
+    return {m: _proposer(plan, m, defaults[m]) for m in plan.ms}
+
+
+def _proposer(plan: Plan, m: int, default: Candidate) -> Proposer:
+    ranked = rank(plan, m)
+    if plan.effort == "exhaustive":
+        return OrderedProposer(ranked)
+    return OptunaProposer(
+        plan.space,
+        ranked,
+        sampler=plan.sampler,
+        seed=int(digest([plan.seed, MoeWorkload(plan.shape, m).key]), 16) % 2**32,
+        first=first_candidates(plan, m, default, ranked),
+    )
+
+
+def _finalists(searched: Sequence[Trial], default: Candidate) -> list[Candidate]:
+    """The default and the best that were ever searched, with as many again in reserve."""
+    ok = [t for t in searched if t.measurement.value is not None and t.candidate != default]
+    ok.sort(key=lambda t: (t.measurement.value or 0.0, t.sequence))
+    return [default, *[t.candidate for t in ok[: 2 * FINALISTS]]]

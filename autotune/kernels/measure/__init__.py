@@ -1,0 +1,1 @@
+"""The measured mode: compilers feed one measuring process for each GPU."""

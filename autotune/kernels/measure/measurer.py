@@ -1,0 +1,459 @@
+"""The measurer of the measured mode: compile processes feed one measuring process per GPU.
+
+Compile processes fill a Triton cache from which the measuring processes load, so that a GPU does
+not wait for a compiler once started. The parent holds no CUDA context: whatever a candidate does
+to the device dies with the process that ran it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from statistics import median, median_low
+from typing import Any, Self
+
+from autotune.core import (
+    Basis,
+    Candidate,
+    Job,
+    Measurement,
+    MissingEnvironmentError,
+    Outcome,
+    digest,
+)
+from autotune.kernels.compile.job import Compiled, CompileJob, KernelInfo, compile_many
+from autotune.kernels.measure.requests import (
+    EXIT_DEVICE_ERROR,
+    EXIT_HUNG,
+    EXIT_RECYCLE,
+    Comparison,
+    GpuSetup,
+    Timing,
+    last_words,
+)
+from autotune.kernels.moe.routing import Routing
+from autotune.kernels.moe.shape import MoeShape, MoeWorkload
+from autotune.kernels.predict.measurer import COMPILE_TIMEOUT_S, compile_jobs
+from autotune.machine.gpu_lock import hold_gpus, lock_folder
+from autotune.measure.pool import TaskResult, TaskStatus, WorkerPool
+
+KERNEL = "autotune.kernels.measure.process"
+"""The module that measuring processes run; tests put a fake one in its place."""
+SET_UP_LIMIT_S = 300.0
+"""For importing vLLM and drawing the weights, on top of a request's own limit."""
+LAST_RESORT_S = 1200.0
+"""For a request on top of that. A measuring process ends itself when a step of one hangs; this is
+for one that cannot."""
+ROUNDS = 9
+"""Of a comparison: the second smallest and second largest ratio then enclose 95 %."""
+
+
+class _Memory(dict[str, dict[str, Any]]):
+    """A compile cache for the life of a command: what it names lies in the Triton cache."""
+
+    def put(self, key: str, value: Mapping[str, Any]) -> None:
+        self[key] = dict(value)
+
+
+Compiler = Callable[[Iterable[CompileJob], str], Iterator[Compiled]]
+"""Compiles jobs, in order, into the Triton cache whose folder is given."""
+
+
+def compiler_in(pool: WorkerPool, kernel: KernelInfo) -> Compiler:
+    """A compiler that works in a pool of compile processes."""
+    known = _Memory()
+
+    def compiler(jobs: Iterable[CompileJob], folder: str) -> Iterator[Compiled]:
+        return compile_many(
+            pool,
+            jobs,
+            kernel,
+            known,
+            timeout_s=COMPILE_TIMEOUT_S,
+            disassemble=False,
+            keep=folder,
+        )
+
+    return compiler
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """How to measure.
+
+    Attributes:
+        gpus: indices of the GPUs to use, one process each.
+        arch: their compute capability, such as 90.
+        l2_bytes: of one.
+        routing: of the tokens.
+        seed: of weights, inputs and routings.
+        memory_limit_mib: a measuring process above it is replaced; None is no limit.
+        kernel: module with ``set_up``, ``time_candidate``, ``compare``, ``device_facts``.
+        uuids: of the GPUs, by index, as far as they are known.
+        locks: the folder of what keeps two commands off one GPU.
+    """
+
+    gpus: tuple[int, ...]
+    arch: int
+    l2_bytes: int
+    routing: Routing = field(default_factory=Routing)
+    seed: int = 0
+    memory_limit_mib: int | None = None
+    kernel: str = KERNEL
+    uuids: Mapping[int, str] = field(default_factory=dict)
+    locks: Path = field(default_factory=lock_folder)
+
+
+@dataclass
+class Spent:
+    """Where the time went, in seconds, and how often workers had to be replaced."""
+
+    compile_cpu: float = 0.0
+    """Wall time of the compile processes together, each kernel once."""
+    measuring: float = 0.0
+    """Of the search's measuring processes at candidates: loading, capturing, replaying."""
+    replaced: int = 0
+    compiled_late: int = 0
+    """Kernels that the measuring process compiled itself: the shared cache had missed them."""
+    peak_rss_mib: int = 0
+    peak_device_mib: int = 0
+    first_rss_mib: int = 0
+    first_device_mib: int = 0
+
+    def memory(self, seen: Mapping[str, int]) -> None:
+        """Take in what a measuring process says of its memory."""
+        self.first_rss_mib = self.first_rss_mib or seen["rss_mib"]
+        self.first_device_mib = self.first_device_mib or seen["device_mib"]
+        self.peak_rss_mib = max(self.peak_rss_mib, seen["rss_mib"])
+        self.peak_device_mib = max(self.peak_device_mib, seen["device_mib"])
+
+
+class GpuMeasurer:
+    """Times candidates on this machine's GPUs; implements :class:`autotune.core.Measurer`."""
+
+    def __init__(self, shape: MoeShape, options: GpuOptions, compiler: Compiler) -> None:
+        """Take what measuring needs; processes start on entering the context.
+
+        Args:
+            shape: of every workload that will be given.
+            options: how to measure.
+            compiler: from :func:`compiler_in`.
+        """
+        self._shape, self._options, self._compiler = shape, options, compiler
+        self._worker = partial(partial, _call, options.kernel)
+        self._stack = ExitStack()
+        self._best: dict[str, float] = {}
+        self._requests = 0
+        self.spent = Spent()
+        self._compiled: set[CompileJob] = set()
+
+    @property
+    def basis(self) -> Basis:
+        """Always measured."""
+        return Basis.MEASURED
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(hold_gpus(self._options.gpus, self._options.locks))
+        self.folder = tempfile.mkdtemp(prefix="autotune-gpu-")
+        self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self._triton_cache = str(Path(self.folder) / "triton")
+        Path(self._triton_cache).mkdir()
+        self._gpus = self._stack.enter_context(self._measuring("search"))
+        self._comparing = self._stack.enter_context(self._measuring("compare"))
+        # Importing vLLM takes half a minute: compilation goes on meanwhile.
+        self._facts = self._gpus.start(self._worker("device_facts"), 0, SET_UP_LIMIT_S)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _measuring(self, purpose: str) -> WorkerPool:
+        """Measuring processes of their own, one per GPU."""
+        folder = Path(self.folder) / purpose
+        folder.mkdir(exist_ok=True)
+        options = self._options
+        setup = GpuSetup(
+            shape=self._shape,
+            routing=options.routing,
+            seed=options.seed,
+            l2_bytes=options.l2_bytes,
+            gpus=options.gpus,
+            triton_cache=self._triton_cache,
+            folder=str(folder),
+            memory_limit_mib=options.memory_limit_mib,
+        )
+        return WorkerPool(len(options.gpus), self._worker("set_up"), (setup,))
+
+    def facts(self) -> dict[str, Any]:
+        """Versions, GPU and measured ceilings, as the measuring process saw them at its start.
+
+        Raises:
+            MissingEnvironmentError: if nothing can be measured here.
+        """
+        result = self._facts()
+        if result.value is None:
+            raise MissingEnvironmentError(f"nothing can be measured here: {_said(result)}")
+        return dict(result.value)
+
+    def prepare_comparisons(self) -> None:
+        """Start the processes of :meth:`compare` in the background; importing vLLM takes long."""
+        for _ in self._options.gpus:
+            self._comparing.start(self._worker("ready"), None, SET_UP_LIMIT_S)
+
+    def know_best(self, workload: MoeWorkload, us: float) -> None:
+        """Tell a time that the candidates of ``workload`` race against."""
+        self._best[workload.key] = min(us, self._best.get(workload.key, us))
+
+    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
+        """Yield a measurement per job, in order; compilation runs ahead."""
+        order: deque[tuple[MoeWorkload, Measurement | None]] = deque()
+        requests: deque[Timing] = deque()
+
+        def launches() -> Iterator[Timing]:
+            for candidate, workload, gemms in self._compile_ahead(jobs):
+                failed = _failure(gemms)
+                order.append((workload, failed))
+                if failed is None:
+                    request = self._timing(candidate, workload)
+                    requests.append(request)
+                    yield request
+
+        with closing(self._sent(self._gpus, "time_candidate", launches())) as results:
+            for result in results:
+                yield from self._failed_before(order)
+                workload, _ = order.popleft()
+                request = requests.popleft()
+                answer = self._again(self._gpus, "time_candidate", request, result)
+                measurement = self._measurement(answer, request)
+                if measurement.value is not None:
+                    self.know_best(workload, measurement.value)
+                yield measurement
+                yield from self._failed_before(order)
+        yield from self._failed_before(order)
+
+    @staticmethod
+    def _failed_before(
+        order: deque[tuple[MoeWorkload, Measurement | None]],
+    ) -> Iterator[Measurement]:
+        while order and (failed := order[0][1]) is not None:
+            order.popleft()
+            yield failed
+
+    def _compile_ahead(
+        self, jobs: Iterable[Job]
+    ) -> Iterator[tuple[Candidate, MoeWorkload, tuple[Compiled, Compiled]]]:
+        given: deque[tuple[Candidate, MoeWorkload, tuple[CompileJob, CompileJob]]] = deque()
+
+        def gemms() -> Iterator[CompileJob]:
+            for candidate, workload in jobs:
+                if not isinstance(workload, MoeWorkload) or workload.shape != self._shape:
+                    raise TypeError(f"not a workload of this measurer: {workload!r}")
+                group = candidate.int("GROUP_SIZE_M")
+                both = compile_jobs(candidate, workload, self._options.arch, group)
+                given.append((candidate, workload, both))
+                yield from both
+
+        results = self._compiler(gemms(), self._triton_cache)
+        for first in results:
+            second = next(results)
+            candidate, workload, both = given.popleft()
+            for job, compiled in zip(both, (first, second), strict=True):
+                if job not in self._compiled:  # batch sizes share kernels
+                    self._compiled.add(job)
+                    self.spent.compile_cpu += compiled.seconds
+            yield candidate, workload, (first, second)
+
+    def _timing(self, candidate: Candidate, workload: MoeWorkload) -> Timing:
+        self._requests += 1
+        return Timing(
+            key=f"{self._requests}-{candidate.key}",
+            m=workload.m,
+            params=candidate.ints,
+            best_us=self._best.get(workload.key),
+        )
+
+    def _sent(
+        self, pool: WorkerPool, function: str, requests: Iterable[Any]
+    ) -> Generator[TaskResult[dict[str, Any]], None, None]:
+        """The answers of measuring processes, in order."""
+        return pool.map_ordered(self._worker(function), requests, SET_UP_LIMIT_S + LAST_RESORT_S)
+
+    def _again(
+        self, pool: WorkerPool, function: str, request: Any, result: TaskResult[dict[str, Any]]
+    ) -> TaskResult[dict[str, Any]]:
+        """The result, or that of another try where the process had only made room."""
+        while result.exit_code == EXIT_RECYCLE:
+            self.spent.replaced += 1
+            # Requests that were queued before may fill the new process first.
+            (result,) = self._sent(pool, function, [request])
+        return result
+
+    def _measurement(self, result: TaskResult[dict[str, Any]], request: Timing) -> Measurement:
+        value = self._value(result, request.key)
+        if isinstance(value, Measurement):
+            return value
+        samples = tuple(value["samples"])
+        self.spent.measuring += value["gpu_seconds"]
+        self.spent.compiled_late += value["compiled_here"]
+        return Measurement(
+            Outcome.OK,
+            Basis.MEASURED,
+            # Of five the median; of the two of a slow candidate the one that was disturbed less.
+            value=median_low(samples),
+            samples=samples,
+            details={"raced": value["raced"], "gpu": self._gpu(value)},
+            seconds=value["gpu_seconds"],
+        )
+
+    def _gpu(self, value: Mapping[str, Any]) -> str:
+        """The GPU that a result comes from: its UUID, or its index where that is not known."""
+        return self._options.uuids.get(value["gpu"], str(value["gpu"]))
+
+    def _value(self, result: TaskResult[dict[str, Any]], key: str) -> dict[str, Any] | Measurement:
+        """What a measuring process returned, or the failed measurement that it means."""
+        if result.value is None:
+            outcome, message = self._fate(result, key)
+            return Measurement(outcome, Basis.MEASURED, message=message, seconds=result.seconds)
+        self.spent.memory(result.value["memory"])
+        outcome = Outcome(result.value["outcome"])
+        if outcome is not Outcome.OK:
+            message = result.value["message"]
+            return Measurement(outcome, Basis.MEASURED, message=message, seconds=result.seconds)
+        return result.value
+
+    def _fate(self, result: TaskResult[Any], key: str) -> tuple[Outcome, str]:
+        """What became of a request whose process gave no answer."""
+        if result.message.startswith(MissingEnvironmentError.__name__):
+            raise MissingEnvironmentError(result.message.partition(": ")[2])
+        if result.status is TaskStatus.ERROR:
+            raise MissingEnvironmentError(f"the measuring process failed: {result.message}")
+        self.spent.replaced += 1
+        if result.exit_code == EXIT_DEVICE_ERROR:
+            for folder in Path(self.folder).iterdir():
+                words = last_words(str(folder), key)
+                if words.is_file():
+                    return Outcome.RUNTIME_ERROR, words.read_text()
+            return Outcome.RUNTIME_ERROR, "the device was lost"
+        if result.exit_code == EXIT_HUNG or result.status is TaskStatus.TIMEOUT:
+            return Outcome.TIMEOUT, "the kernel did not end in time"
+        return Outcome.CRASH, result.message
+
+    def compare(
+        self, groups: Iterable[tuple[MoeWorkload, Sequence[Candidate], int]], *, check: bool
+    ) -> Iterator[dict[Candidate, Measurement]]:
+        """Measure groups of candidates side by side, in processes that no search has run in.
+
+        Each measurement's details name the comparison (``compared``) and its ``seed``.
+
+        A group that fails as a whole is measured again candidate by candidate, so that the one at
+        fault can be told.
+
+        Args:
+            groups: workload, its candidates, and a seed of the routings.
+            check: compare outputs with the reference too.
+        """
+        given: deque[tuple[Comparison, list[Candidate], dict[Candidate, Measurement]]] = deque()
+
+        def comparisons() -> Iterator[Comparison]:
+            for workload, candidates, seed in groups:
+                jobs = [(candidate, workload) for candidate in dict.fromkeys(candidates)]
+                built = {c: _failure(gemms) for c, _, gemms in self._compile_ahead(jobs)}
+                fine = [c for c, failed in built.items() if failed is None]
+                key = digest([workload.key, seed, [c.key for c in fine], check])
+                request = Comparison(
+                    key, workload.m, tuple(c.ints for c in fine), ROUNDS, seed, check
+                )
+                given.append((request, fine, {c: f for c, f in built.items() if f}))
+                yield request
+
+        with closing(self._sent(self._comparing, "compare", comparisons())) as results:
+            for result in results:
+                request, candidates, failed = given.popleft()
+                answer = self._again(self._comparing, "compare", request, result)
+                found = failed | self._compared(request, candidates, answer)
+                named = {"compared": request.key, "seed": request.seed}
+                yield {c: replace(m, details={**m.details, **named}) for c, m in found.items()}
+
+    def _compared(
+        self,
+        request: Comparison,
+        candidates: Sequence[Candidate],
+        result: TaskResult[dict[str, Any]],
+    ) -> dict[Candidate, Measurement]:
+        value = self._value(result, request.key)
+        if isinstance(value, Measurement):
+            if len(candidates) == 1:
+                return {candidates[0]: value}
+            return self._one_by_one(request, candidates)
+        measurements = {}
+        details = {"clocks": value["clocks"], "gpu": self._gpu(value)}
+        for candidate, samples, error in zip(
+            candidates, value["samples"], value["errors"], strict=True
+        ):
+            own = details | {"error": error}
+            if error is not None and not error <= value["tolerance"]:
+                measurements[candidate] = Measurement(
+                    Outcome.WRONG_RESULT,
+                    Basis.MEASURED,
+                    samples=tuple(samples),
+                    message=f"relative error {error:.3g} is over {value['tolerance']:g}",
+                    details={**own, "error": str(error)},
+                )
+                continue
+            measurements[candidate] = Measurement(
+                Outcome.OK, Basis.MEASURED, median(samples), tuple(samples), details=own
+            )
+        return measurements
+
+    def _one_by_one(
+        self, request: Comparison, candidates: Sequence[Candidate]
+    ) -> dict[Candidate, Measurement]:
+        """Find the candidate at fault, then compare the rest."""
+        found: dict[Candidate, Measurement] = {}
+        for candidate in candidates:
+            key = f"{request.key}-{candidate.key}"
+            alone = replace(request, key=key, params=(candidate.ints,), rounds=1)
+            found |= self._compared(alone, [candidate], self._one(alone))
+        fine = [c for c in candidates if found[c].outcome is Outcome.OK]
+        if len(fine) == len(candidates):  # none alone: what they did together is all that is known
+            return {
+                c: Measurement(Outcome.RUNTIME_ERROR, Basis.MEASURED, message="failed together")
+                for c in candidates
+            }
+        if not fine:
+            return found
+        rest = replace(request, key=f"{request.key}-rest", params=tuple(c.ints for c in fine))
+        return found | self._compared(rest, fine, self._one(rest))
+
+    def _one(self, request: Comparison) -> TaskResult[dict[str, Any]]:
+        (result,) = self._sent(self._comparing, "compare", [request])
+        return self._again(self._comparing, "compare", request, result)
+
+
+def _call(module: str, function: str, request: Any) -> Any:
+    """In a measuring process. By name, so that the parent never imports torch."""
+    return getattr(importlib.import_module(module), function)(request)
+
+
+def _failure(gemms: Sequence[Compiled]) -> Measurement | None:
+    """The measurement of a candidate that did not compile."""
+    for number, gemm in enumerate(gemms, start=1):
+        if gemm.outcome is not Outcome.OK:
+            return Measurement(
+                gemm.outcome,
+                Basis.MEASURED,
+                message=f"GEMM {number}: {gemm.message}",
+                seconds=sum(g.seconds for g in gemms),
+            )
+    return None
+
+
+def _said(result: TaskResult[Any]) -> str:
+    return result.message.partition(": ")[2] or result.message

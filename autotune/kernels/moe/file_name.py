@@ -1,0 +1,187 @@
+"""What the name of a fused-MoE configuration file says: the shape, the device, the data type.
+
+Source: vLLM fused_moe.py (``get_config_file_name``), config.py (``_get_config_dtype_str``) and
+fused_flydsl_moe.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+
+from autotune.core import BadInputError
+from autotune.kernels.moe.from_model import load_config, model_names, shape_from_config
+from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.machine.devices import Device, get_device
+
+_NAME = re.compile(
+    r"E=(?P<experts>[1-9]\d*),N=(?P<intermediate>[1-9]\d*),device_name=(?P<device>[^,]+)"
+    r"(?:,dtype=(?P<dtype>[^,]+))?"
+    r"(?:,block_shape=\[(?P<n>[1-9]\d*), ?(?P<k>[1-9]\d*)\])?"
+    r"(?:,backend=(?P<backend>[^,]+))?"
+    r"(?P<rest>(?:,[^,]*)*)\.json"
+)
+ASKED_FOR = ("fp8_w8a8", "fp8_w8a16", "int8_w8a16", "int4_w4a16", "float32")
+"""The data types that vLLM asks for; bf16, fp16 and int8_w8a8 have none in the name."""
+_WEIGHTS = {
+    None: "bf16",
+    "bf16": "bf16",
+    "fp8_w8a8": "fp8",
+    "float8": "fp8",
+    "int8_w8a8": "int8",
+    "int8_w8a16": "int8",
+    "fp8_w8a16": "fp8",
+}
+_ARCH = {
+    **dict.fromkeys(("A100", "A800", "A30"), 80),
+    **dict.fromkeys(("A10", "A40", "A6000", "3090"), 86),
+    **dict.fromkeys(("L4", "L20", "L40", "L40S", "4090", "6000_Ada"), 89),
+    **dict.fromkeys(("H100", "H200", "H20", "H800", "GH200"), 90),
+    **dict.fromkeys(("B200", "GB200"), 100),
+    **dict.fromkeys(("B300", "GB300"), 103),
+    **dict.fromkeys(("PRO_6000_Blackwell", "5090"), 120),
+    "GB10": 121,
+}
+_SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
+"""Per block. CUDA C++ Programming Guide, technical specifications per compute capability."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a device gives one block; enough for :mod:`autotune.kernels.moe.constraints`."""
+
+    arch: int
+    shared_memory_per_block: int
+
+
+@dataclass(frozen=True)
+class Named:
+    """A name taken apart.
+
+    Attributes:
+        experts: E.
+        intermediate: N.
+        device: as vLLM writes it.
+        dtype: what stands after ``dtype=``; None for nothing.
+        block_shape: (n, k).
+        backend: another kernel than the Triton one; None for that.
+        rest: what vLLM never puts into a name.
+    """
+
+    experts: int
+    intermediate: int
+    device: str
+    dtype: str | None
+    block_shape: tuple[int, int] | None
+    backend: str | None
+    rest: str
+
+    @property
+    def vendor(self) -> str:
+        """``nvidia``, ``amd``, ``intel`` or ``unknown``."""
+        start = self.device.casefold()
+        for vendor, words in (("nvidia", ("nvidia",)), ("amd", ("amd", "radeon"))):
+            if start.startswith(words):
+                return vendor
+        return "intel" if start.startswith("intel") else "unknown"
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether vLLM ever looks for such a name."""
+        if self.rest:
+            return False
+        return self.backend is not None or self.dtype is None or self.dtype in ASKED_FOR
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether activations are 16-bit while weights are not."""
+        return (self.dtype or "").endswith("a16")
+
+    def known_device(self) -> Device | None:
+        """The device's own file in ``search_spaces/devices``, if there is one."""
+        return _device(self.device)
+
+    def limits(self) -> Device | Limits | None:
+        """What the device can hold; None where nobody here knows it."""
+        return self.known_device() or self._by_family()
+
+    def _by_family(self) -> Limits | None:
+        if self.vendor != "nvidia":
+            return None
+        for family, arch in _ARCH.items():
+            if re.search(rf"(?:^|[_-]){family}(?:[_-]|$)", self.device):
+                return Limits(arch, _SHARED_KIB[arch] * 1024)
+        return None
+
+    def shape(self, hidden: int, topk: int) -> MoeShape | None:
+        """The layer; None for data types of other kernels than ``fused_moe_kernel``.
+
+        With 16-bit activations it is the layer of 8-bit ones, which needs less shared memory.
+
+        Args:
+            hidden: K, which no name holds.
+            topk: experts per token, likewise.
+
+        Raises:
+            BadInputError: sizes that do not go together.
+        """
+        weights = _WEIGHTS.get(self.dtype)
+        if weights is None or self.backend is not None:
+            return None
+        scheme = Scheme.NONE if weights == "bf16" else Scheme.CHANNEL
+        if self.block_shape is not None:
+            scheme = Scheme.BLOCK
+        return MoeShape(
+            experts=self.experts,
+            intermediate=self.intermediate,
+            hidden=hidden,
+            topk=min(topk, self.experts),
+            dtype="fp8_w8a8" if weights == "fp8" else None,
+            weight_dtype=weights,
+            scheme=scheme,
+            block_shape=self.block_shape,
+            global_experts=self.experts,
+        )
+
+
+def assumed_sizes(named: Named) -> tuple[int, int]:
+    """Hidden size and top-k, which no name holds: of a preset with these E and N, else usual ones.
+
+    N may be a part of the preset's, as tensor parallelism divides it.
+    """
+    for experts, intermediate, hidden, topk in _presets():
+        if experts == named.experts and intermediate % named.intermediate == 0:
+            return hidden, topk
+    return 4096, 2 if named.experts <= 16 else 8
+
+
+@functools.cache
+def _presets() -> tuple[tuple[int, int, int, int], ...]:
+    shapes = [shape_from_config(load_config(name)) for name in model_names()]
+    return tuple((s.experts, s.intermediate, s.hidden, s.topk) for s in shapes)
+
+
+@functools.cache
+def _device(name: str) -> Device | None:
+    try:
+        return get_device(name)
+    except BadInputError:
+        return None
+
+
+def parse_name(name: str) -> Named | None:
+    """Take a file's name apart; None if it is no such name."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    block = (int(found["n"]), int(found["k"])) if found["n"] else None
+    return Named(
+        experts=int(found["experts"]),
+        intermediate=int(found["intermediate"]),
+        device=found["device"],
+        dtype=found["dtype"],
+        block_shape=block,
+        backend=found["backend"],
+        rest=found["rest"].strip(","),
+    )

@@ -1,0 +1,1 @@
+"""The predicted mode: a cost model over compiled kernels. Nothing here is measured."""

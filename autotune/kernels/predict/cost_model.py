@@ -1,0 +1,418 @@
+"""A small physical cost model of one ``fused_experts`` call. Every number here is PREDICTED.
+
+docs/prediction.md derives the formulas and says how far to trust them. Times are in µs, sizes in
+bytes, rates per clock and SM unless a name says otherwise. The constants below are published
+figures, or assumed; the five of which it says so were read off one landscape measured on an H200.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from autotune.core import BadInputError
+from autotune.kernels.moe.routing import Routing as ExpertRouting
+from autotune.kernels.moe.shape import MoeWorkload, is_naive
+from autotune.machine.devices import Device
+
+MODEL_VERSION = "4"
+"""Raised whenever a prediction can change: old predictions are then not mixed with new ones."""
+
+MEMORY_LATENCY_CYCLES = 1000
+"""A global load while the memory is busy. Idle it takes 480-680 on Hopper (arXiv 2402.13499, tab.
+IV); 1000 was read off the H200 landscape, on which 800 to 1200 rank alike."""
+DEPENDENT_LOADS = 3
+"""What a block waits for one after the other before its first product: the number of padded rows,
+its token ids and expert, its first tiles (vLLM's ``fused_moe_kernel``)."""
+L2_BYTES_PER_SM_CLOCK = 32
+"""L2 to SM. Assumed half of the 64 B/clk port: A100 and H100 sustain 30-45 (arXiv 2402.13499)."""
+SHARED_BYTES_PER_SM_CLOCK = 128
+"""32 banks of 4 bytes (CUDA C++ programming guide, compute capabilities)."""
+MMA_LATENCY_CYCLES = 33
+"""One dependent mma.sync or wgmma step; 32-34 on Ampere to Hopper (arXiv 2402.13499, tab. VII)."""
+STEP_CYCLES = 60
+"""Assumed: barrier, ldmatrix latency and loop control of one K step that nothing hides."""
+WARP_INSTRUCTIONS_PER_SM_CLOCK = 4
+"""One per sub-partition (CUDA C++ programming guide, compute capabilities)."""
+CONVERSIONS_PER_SM_CLOCK = 64
+"""Type conversions from 8-bit types (same guide, throughput table); one gives two fp16 here."""
+COPY_BYTES = 16
+"""What one thread copies with one cp.async; also where the row is padding and zeros are written."""
+INSTRUCTIONS_PER_COPY = 8
+"""Assumed: 64-bit pointer, mask and predicate of one cp.async. 0 to 12 rank the landscape alike."""
+SHORT_ROW_BYTES = 128
+"""A line of the L2."""
+SHORT_ROW_BANDWIDTH = 0.7
+"""Share of the memory bandwidth that weights read in shorter pieces of rows reach (BLOCK_SIZE_K 64
+of one byte). Read off the H200 landscape."""
+SCATTER = 0.005
+"""Weight traffic costs so much more per doubling of a group of row tiles beyond those of one
+expert: neighbouring blocks then read other experts' memory. Read off the H200 landscape."""
+TAIL = 0.5
+"""Assumed: on average the first SM runs out of blocks half a block's time before the last."""
+OVERLAP = 2.5
+"""How well an SM's units work at once: 1 adds up their times, infinity takes the longest. Read off
+the H200 landscape, on which 2 to 4 rank alike."""
+LAUNCH_US = 3.0
+"""Start and drain of one small kernel inside a CUDA graph. Read off the H200 landscape at M=1."""
+
+MMA_K_BYTES = 32
+"""All mma shapes used here contract 32 bytes of K: k32 of fp8 and int8, k16 of bf16."""
+WGMMA_ROWS = 64
+"""Rows of one wgmma, issued by a group of four warps."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled GEMM takes of an SM (from the cubin, or estimated before compiling)."""
+
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    mma: str
+    """Key of ``Device.tensor_flops_per_sm_per_clock``, such as ``qmma_fp8``."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A candidate's launch parameters; ``block_k`` after the launcher's clamp."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    group_m: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What uniform routing makes of M tokens, in expectation."""
+
+    active_experts: float
+    row_blocks: float
+    """Tiles of BLOCK_SIZE_M rows that hold at least one token."""
+
+
+@dataclass(frozen=True)
+class GemmPrediction:
+    """Predicted time of one GEMM and what it is made of (µs)."""
+
+    us: float
+    limit: str
+    """The largest term."""
+    terms: dict[str, float]
+    ctas: float
+    ctas_per_sm: int
+    waves: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted time of the whole call (µs): both GEMMs and the ``other`` kernels around them."""
+
+    us: float
+    gemms: tuple[GemmPrediction, GemmPrediction]
+    other_us: float
+
+    @property
+    def limit(self) -> str:
+        """What limits the GEMM that takes longer."""
+        return max(self.gemms, key=lambda gemm: gemm.us).limit
+
+    def as_json(self) -> dict[str, Any]:
+        """For the database and for reports."""
+        return {
+            "limit": self.limit,
+            "other_us": round(self.other_us, 3),
+            "gemms": [
+                {
+                    "us": round(g.us, 3),
+                    "limit": g.limit,
+                    "ctas": round(g.ctas, 1),
+                    "ctas_per_sm": g.ctas_per_sm,
+                    "waves": round(g.waves, 3),
+                    "terms_us": {name: round(value, 3) for name, value in g.terms.items()},
+                }
+                for g in self.gemms
+            ],
+        }
+
+
+@lru_cache(maxsize=4096)
+def expected_routing(m: int, topk: int, experts: int, local: int, block_m: int) -> Routing:
+    """Active experts and row tiles when ``m`` tokens pick ``topk`` of ``experts`` uniformly.
+
+    Tokens per expert follow Bin(m, topk/experts); a row tile is ceil(tokens / block_m).
+
+    Args:
+        m: tokens.
+        topk: experts per token.
+        experts: experts that the router chooses from.
+        local: of these, the experts held here (fewer under expert parallelism).
+        block_m: rows per tile.
+    """
+    p = topk / experts
+    if p >= 1.0:
+        return Routing(local, local * math.ceil(m / block_m))
+    k = np.arange(1, m + 1)
+    steps = np.log((m - k + 1) / k) + math.log(p / (1 - p))
+    log_pmf = m * math.log1p(-p) + np.concatenate(([0.0], np.cumsum(steps)))
+    pmf = np.exp(log_pmf)
+    blocks = float(np.dot(pmf, np.ceil(np.arange(m + 1) / block_m)))
+    return Routing(local * (1 - (1 - p) ** m), local * blocks)
+
+
+def routing(workload: MoeWorkload, block_m: int) -> Routing:
+    """Expected routing of a workload, with one tile per pair on the naive path."""
+    shape = workload.shape
+    expected = expected_routing(
+        workload.m, shape.topk, shape.global_experts, shape.experts, block_m
+    )
+    if is_naive(shape, workload.m):
+        return Routing(expected.active_experts, workload.m * shape.topk)
+    return expected
+
+
+def ctas_per_sm(resources: Resources, tile: Tile, device: Device) -> int:
+    """Thread blocks that fit on one SM at once, by registers, shared memory, threads and slots."""
+    per_warp = math.ceil(resources.registers * 32 / 256) * 256
+    by_registers = device.registers_per_sm // (per_warp * tile.num_warps)
+    taken = resources.shared_bytes + device.shared_memory_reserved_per_block
+    by_shared = device.shared_memory_per_sm // taken
+    by_threads = device.max_threads_per_sm // (32 * tile.num_warps)
+    return max(1, min(by_registers, by_shared, by_threads, device.max_blocks_per_sm))
+
+
+def warps_per_tile(tile: Tile) -> tuple[int, int]:
+    """How Triton lays the warps of a block over (rows, columns) for mma.sync.
+
+    Source: Triton lib/Dialect/TritonGPU/Transforms/AcceleratedMatmul.cpp, ``warpsPerTileV2``.
+    """
+    rows = columns = 1
+    while rows * columns < tile.num_warps:
+        if tile.block_m / 16 / rows >= tile.block_n / 16 / columns and rows < tile.block_m // 16:
+            rows *= 2
+        else:
+            columns *= 2
+    return rows, columns
+
+
+@dataclass(frozen=True)
+class _Gemm:
+    """One of the two GEMMs in numbers: columns, contraction, bytes per element and per output."""
+
+    columns: int
+    contraction: int
+    element: float
+    rows_read: float
+    pairs: float
+    scaled_by_block: bool
+    """Whether the products of each K step are scaled before they are added up."""
+
+
+def _gemms(workload: MoeWorkload) -> tuple[_Gemm, _Gemm]:
+    shape = workload.shape
+    pairs = workload.m * shape.topk * shape.experts / shape.global_experts
+    weight = {"fp8": 1.0, "int8": 1.0}.get(shape.weight_dtype, 2.0)
+    up = shape.intermediate * (2 if shape.gated else 1)
+    scaled = shape.block_shape is not None
+    return (
+        _Gemm(up, shape.hidden, weight, workload.m, pairs, scaled),
+        _Gemm(shape.hidden, shape.intermediate, weight, pairs, pairs, scaled),
+    )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call cannot do without: ``flops``, and ``bytes`` with each weight in use read once."""
+
+    flops: float
+    bytes: float
+
+
+def least_work(workload: MoeWorkload, routed: ExpertRouting | None = None) -> Work:
+    """The least that the two GEMMs of a call compute and move, in expectation.
+
+    Args:
+        workload: shape and M.
+        routed: how often each expert is chosen, uniformly by default; under expert parallelism a
+            rank has its share.
+    """
+    shape = workload.shape
+    routed = routed or ExpertRouting()
+    chosen = routed.active_experts(workload.m, shape.topk, shape.global_experts)
+    active = chosen * shape.experts / shape.global_experts
+    gemms = _gemms(workload)
+    return Work(
+        flops=sum(2 * g.pairs * g.columns * g.contraction for g in gemms),
+        bytes=sum(
+            active * g.columns * g.contraction * g.element
+            + g.rows_read * g.contraction * g.element
+            + g.pairs * g.columns * 2
+            for g in gemms
+        ),
+    )
+
+
+def _dram_bytes(gemm: _Gemm, route: Routing, tile: Tile, device: Device) -> float:
+    """Weights of the active experts once, activations read, bf16 output written.
+
+    An expert whose weights overflow half of L2 is read again for every group of row tiles. Weights
+    that are read in an unfavourable order count as so many more bytes.
+    """
+    weights = gemm.columns * gemm.contraction * gemm.element
+    blocks_per_expert = max(1.0, route.row_blocks / max(route.active_experts, 1e-9))
+    rereads = 1.0
+    if weights > device.l2_bytes / 2:
+        rereads = max(1.0, blocks_per_expert / tile.group_m)
+    order = 1 + SCATTER * math.log2(max(1.0, tile.group_m / blocks_per_expert))
+    if tile.block_k * gemm.element < SHORT_ROW_BYTES:
+        order /= SHORT_ROW_BANDWIDTH
+    activations = gemm.rows_read * gemm.contraction * gemm.element
+    read = route.active_experts * weights * rereads * order + activations
+    return read + gemm.pairs * gemm.columns * 2
+
+
+def _tensor_rate(mma: str, device: Device) -> float:
+    rate = device.tensor_flops_per_sm_per_clock.get(mma)
+    if rate is None:
+        raise BadInputError(
+            f"device {device.name}: tensor_flops_per_sm_per_clock has no {mma}, which the compiled "
+            "kernel uses; add it to the device's file"
+        )
+    return rate
+
+
+def _is_asynchronous(mma: str) -> bool:
+    """Whether products are wgmma or tcgen05, which read their operands from shared memory."""
+    return mma.startswith("utc") or mma[1:].startswith("gmma")
+
+
+def _products(gemm: _Gemm, tile: Tile, res: Resources, device: Device) -> tuple[float, float, int]:
+    """Of one K step: cycles of the tensor cores, shared-memory bytes read, 8-bit conversions."""
+    chunk = tile.block_k * gemm.element
+    rate = _tensor_rate(res.mma, device)
+    if _is_asynchronous(res.mma):
+        # With its operands swapped, a tile of few rows is computed transposed.
+        rows, columns = tile.block_m, tile.block_n
+        if rows < WGMMA_ROWS <= columns:
+            rows, columns = columns, rows
+        instructions = math.ceil(rows / WGMMA_ROWS)
+        across = max(1.0, tile.num_warps / 4 / instructions)
+        read = chunk * (rows * across + columns * instructions)
+        return 2 * rows * columns * tile.block_k / rate, read, 0
+    # mma.sync: every warp loads, and where it must converts, the fragments of its rows and columns,
+    # at least one mma's; warps beyond the tile repeat the work of others.
+    warps_m, warps_n = warps_per_tile(tile)
+    rows, columns = max(16, tile.block_m // warps_m), max(8, tile.block_n // warps_n)
+    cycles = 2 * tile.num_warps * rows * columns * tile.block_k / rate
+    fragments = tile.num_warps * (rows + columns) * tile.block_k
+    half_rate = gemm.element < 2 and res.mma.startswith("hmma")
+    return cycles, fragments * gemm.element, fragments // 2 if half_rate else 0
+
+
+def _cta_cycles(
+    gemm: _Gemm, rows: float, tile: Tile, res: Resources, device: Device
+) -> dict[str, float]:
+    """Cycles that one block needs of each unit of its SM, and of its own dependency chain.
+
+    Padding rows are not loaded, but zeros are written for them, and multiplied.
+    """
+    steps = math.ceil(gemm.contraction / tile.block_k)
+    chunk = tile.block_k * gemm.element
+    written = (tile.block_m + tile.block_n) * chunk
+    products, read, conversions = _products(gemm, tile, res, device)
+    shared = (written + read) / SHARED_BYTES_PER_SM_CLOCK
+    issued = written / COPY_BYTES / 32 * INSTRUCTIONS_PER_COPY
+    if gemm.scaled_by_block:  # the product of both scales, and what adds it to the accumulator
+        issued += 2 * tile.block_m * tile.block_n / 32
+    instructions = issued / WARP_INSTRUCTIONS_PER_SM_CLOCK + conversions / CONVERSIONS_PER_SM_CLOCK
+    # Spilled registers are stored and loaded in every step, and overflow the L1.
+    spilled = 2 * res.spill_bytes * 32 * tile.num_warps / L2_BYTES_PER_SM_CLOCK
+    # What one block does in turn; only other blocks of the SM fill the gaps. Each of the four
+    # sub-partitions of an SM has a tensor core and a scheduler: fewer warps leave some idle.
+    idle = max(1.0, 4 / tile.num_warps)
+    multiply = max(products * idle, MMA_LATENCY_CYCLES * chunk / MMA_K_BYTES)
+    if _is_asynchronous(res.mma):
+        compute = max(multiply, instructions * idle)
+    else:
+        compute = multiply + instructions * idle
+    busy = STEP_CYCLES + shared + compute + spilled
+    # A load is issued when the products of num_stages - 1 steps before are done (by the last one's
+    # where num_stages is 2), and is waited for: see docs/prediction.md.
+    step = max(busy, (MEMORY_LATENCY_CYCLES + busy - multiply) / max(1, tile.num_stages - 1))
+    stored = tile.block_m * tile.block_n * 2 / L2_BYTES_PER_SM_CLOCK
+    return {
+        "l2": steps * ((tile.block_n + rows) * chunk / L2_BYTES_PER_SM_CLOCK + spilled),
+        "tensor cores": steps * products,
+        "shared memory": steps * shared,
+        "instructions": steps * instructions,
+        "latency": DEPENDENT_LOADS * MEMORY_LATENCY_CYCLES + steps * step + stored,
+    }
+
+
+def predict_gemm(
+    gemm: _Gemm, route: Routing, tile: Tile, res: Resources, device: Device
+) -> GemmPrediction:
+    """Predicted time of one GEMM: what memory and the units of an SM need, partly overlapped."""
+    ctas = route.row_blocks * math.ceil(gemm.columns / tile.block_n)
+    rows = min(tile.block_m, gemm.pairs / max(route.row_blocks, 1e-9))
+    slots = ctas_per_sm(res, tile, device)
+    waves = ctas / (slots * device.sm_count)
+    cycles = _cta_cycles(gemm, rows, tile, res, device)
+    per_sm = max(1.0, ctas / device.sm_count)
+    terms = {"bytes": _dram_bytes(gemm, route, tile, device) / (device.memory_bandwidth_gbs * 1e3)}
+    for name, value in cycles.items():
+        times = max(1.0, waves + TAIL) if name == "latency" else per_sm
+        terms[name] = times * value / device.boost_clock_mhz
+    return GemmPrediction(
+        us=math.fsum(value**OVERLAP for value in terms.values()) ** (1 / OVERLAP),
+        limit=max(terms, key=lambda name: terms[name]),
+        terms=terms,
+        ctas=ctas,
+        ctas_per_sm=slots,
+        waves=waves,
+    )
+
+
+def other_kernels_us(workload: MoeWorkload, device: Device) -> float:
+    """Quantise, align, activate, quantise, sum: launches and the bytes they move.
+
+    Source: vLLM fused_moe.py, ``fused_experts_impl``. Independent of the candidate.
+    """
+    shape, m = workload.shape, workload.m
+    quantised = shape.weight_dtype in {"fp8", "int8"}
+    launches = 2 + (2 if quantised else 0) + (0 if is_naive(shape, m) else 2) + 2
+    pairs = m * shape.topk
+    up = shape.intermediate * (2 if shape.gated else 1)
+    moved = (
+        pairs * (up * 2 + shape.intermediate * 2) + pairs * shape.hidden * 2 + m * shape.hidden * 2
+    )
+    if quantised:
+        moved += m * shape.hidden * 3 + pairs * shape.intermediate * 3
+    return launches * LAUNCH_US + moved / (device.memory_bandwidth_gbs * 1e3)
+
+
+def predict(
+    workload: MoeWorkload, tile: Tile, compiled: tuple[Resources, Resources], device: Device
+) -> Prediction:
+    """Predict one ``fused_experts`` call.
+
+    Args:
+        workload: shape and M.
+        tile: the candidate.
+        compiled: resources of GEMM 1 (gate and up) and GEMM 2 (down).
+        device: the device to predict for.
+    """
+    route = routing(workload, tile.block_m)
+    first, second = (
+        predict_gemm(gemm, route, tile, res, device)
+        for gemm, res in zip(_gemms(workload), compiled, strict=True)
+    )
+    other = other_kernels_us(workload, device)
+    return Prediction(first.us + second.us + other, (first, second), other)

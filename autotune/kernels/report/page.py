@@ -1,0 +1,318 @@
+"""What the page of a ``moe`` study shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autotune.core import Basis, Phase, Trial
+from autotune.kernels.config_file import FIELDS
+from autotune.kernels.export.write import PREDICTED_NOTE, few_keys, folder_of
+from autotune.kernels.job import Result
+from autotune.kernels.moe.routing import Routing
+from autotune.kernels.predict.roofline import Ceilings, Share, share
+from autotune.kernels.report import plots
+from autotune.kernels.report.measured import NOTE
+from autotune.kernels.stored import Row, Tuned, load
+from autotune.report import parts
+from autotune.report.files import write_html
+from autotune.report.history import best_so_far
+from autotune.report.page import Block, Grid, Page, Section, Table, Text
+from autotune.store.records import DatedTrial, RunStatus, SearchRecord, StudyDetail
+from autotune.store.store import Store
+
+CONFIG = "BM/BN/BK/G/warps/stages"
+BANNER = "PREDICTED, not measured: every time on this page comes from a cost model"
+
+
+def moe_page(
+    store: Store, tuned: Tuned, min_gain: float, facts: Mapping[str, Any] | None = None
+) -> Page:
+    """The page of a study as of now.
+
+    Args:
+        store: with the study.
+        tuned: the study read back.
+        min_gain: a row that gains less is vLLM's default; as for ``tuned``.
+        facts: ceilings that the measuring process read (``measured_on`` of the provenance); without
+            them shares count against the figures of the device's file.
+    """
+    detail = store.get_study(tuned.study)
+    (search,) = (record for record in detail.searches if record.setup == tuned.setup)
+    dated = store.dated_trials(search)
+    source = (
+        Ceilings.measured(facts, tuned.shape)
+        if facts
+        else Ceilings.published(tuned.device, tuned.shape)
+    )
+    return _Sheet(tuned, detail, search, dated, source, min_gain).page()
+
+
+def write_page(store: Store, result: Result, out: Path) -> Path:
+    """The page of a finished job, beside its other files.
+
+    Raises:
+        BadInputError: the folder cannot be written.
+        MissingEnvironmentError: no space is left.
+    """
+    plan = result.plan
+    tuned = load(store, plan.study, plan.min_gain, setup=result.setup, device=plan.device)
+    facts = result.measured.facts if result.measured else None
+    page = moe_page(store, tuned, plan.min_gain, facts)
+    return write_html(page, folder_of(out, plan.study, plan.basis))
+
+
+class _Sheet:
+    """One search of one study, on its way to a page."""
+
+    def __init__(
+        self,
+        tuned: Tuned,
+        detail: StudyDetail,
+        search: SearchRecord,
+        dated: Sequence[DatedTrial],
+        ceilings: Ceilings,
+        min_gain: float,
+    ) -> None:
+        self.tuned, self.detail, self.dated = tuned, detail, dated
+        self.ceilings, self.min_gain = ceilings, min_gain
+        self.search = search
+        self.runs = [run for run in detail.all_runs if run.search_id == search.id]
+        self.ms = {w.key: int(w.spec["m"]) for w in detail.workloads if w.search_id == search.id}
+        self.predicted = tuned.basis is not Basis.MEASURED
+        self.routing = Routing.from_setup(tuned.setup)
+        self.shares: dict[int, Share] = {
+            m: share(tuned.shape, m, row.us, ceilings, self.routing)
+            for m, row in tuned.rows.items()
+        }
+
+    def page(self) -> Page:
+        """All of it."""
+        sections = [
+            self.rows(),
+            *self.between(),
+            self.roofline(),
+            self.landscape(),
+            self.history(),
+            Section("Failures", parts.failures((d.trial for d in self.dated), self.where)),
+            parts.environment(self.tuned.environments, self.tuned.setup),
+            parts.commands(self.runs),
+        ]
+        return Page(
+            title=self.tuned.study,
+            banner=BANNER if self.predicted else None,
+            result=self.result(),
+            facts=self.facts(),
+            warnings=self.warnings(),
+            sections=[section for section in sections if section.blocks],
+        )
+
+    def where(self, trial: Trial) -> str:
+        """Such as ``M=64``."""
+        return f"M={self.ms[trial.workload_key]}"
+
+    def result(self) -> str:
+        """How many rows differ from vLLM's default, and what they gain."""
+        rows = self.tuned.rows
+        if not rows:
+            return "No row has met vLLM's default side by side yet; the same command goes on"
+        changed = sum(not row.pinned for row in rows.values())
+        said = f"{changed} of {len(rows)} rows differ from vLLM's default; "
+        said += f"{self.tuned.overall:.3f}× in the geometric mean over all keys"
+        alone = [str(m) for m, row in rows.items() if row.default_us is None]
+        if alone:
+            said += f", where M={', '.join(alone)} count as 1 because the default has no time there"
+        return f"Predicted: {said}" if self.predicted else said
+
+    def facts(self) -> list[tuple[str, str]]:
+        """The shortest description."""
+        tuned, shape, setup = self.tuned, self.tuned.shape, self.tuned.setup
+        routed = [] if self.routing.uniform else [("Routing", self.routing.label)]
+        return [
+            ("Times", PREDICTED_NOTE if self.predicted else NOTE),
+            ("Device", f"{tuned.device.title} (sm_{tuned.device.arch})"),
+            (
+                "Layer",
+                f"E={shape.experts}, N={shape.intermediate}, K={shape.hidden}, "
+                f"topk={shape.topk}, {shape.weight_dtype} ({shape.scheme.value})",
+            ),
+            ("File", tuned.file_name),
+            (
+                "Kernel",
+                f"vLLM {setup['vllm']}, fused_moe.py sha256 {setup['kernel_sha256'][:16]}, "
+                f"Triton {setup['triton']}",
+            ),
+            (
+                "Search",
+                f"space {setup['space']['name']}, sampler {setup['sampler']}, seed "
+                f"{setup['seed']}, {tuned.trials} trials",
+            ),
+            *routed,
+        ]
+
+    def warnings(self) -> list[str]:
+        """What must be known beside the numbers."""
+        said = []
+        if self.tuned.unconfirmed:
+            late = ", ".join(f"M={m}" for m in self.tuned.unconfirmed)
+            said.append(
+                f"{late}: searched, but not compared side by side with the default yet, so not in "
+                "the table; the same command goes on"
+            )
+        if self.tuned.rows and (few := few_keys(len(self.tuned.rows))):
+            said.append(few)
+        last = max(self.runs, key=lambda run: run.id, default=None)
+        if last is not None and last.status not in {RunStatus.DONE, RunStatus.RUNNING}:
+            said.append(
+                f"the last command did not reach its end ({last.status.value}), so batch sizes may "
+                "be missing; the same command goes on"
+            )
+        others = [s for s in self.detail.searches if s.id != self.search.id]
+        if others:
+            kinds = ", ".join(sorted({str(s.setup.get("basis")) for s in others}))
+            said.append(
+                f"the study has {len(others)} more searches ({kinds}), under other versions, seeds "
+                "or spaces; this page shows the latest one, measured before predicted"
+            )
+        return said
+
+    def rows(self) -> Section:
+        """The table, and its plot."""
+        if not self.tuned.rows:
+            return Section("Speed-up", [])
+        table = self.predicted_table() if self.predicted else self.measured_table()
+        rule = (
+            f"A row stays vLLM's own default unless the prediction gains {self.min_gain:.1%}."
+            if self.predicted
+            else "A row replaces the default where the whole 95 % interval of its speed-up is "
+            f"above 1 and the median gains {self.min_gain:.1%}."
+        )
+        return Section("Speed-up", [Text(rule), plots.speedups(self.tuned), table])
+
+    def measured_table(self) -> Table:
+        """One line per key."""
+        heads = ("M", CONFIG, "µs", "default µs", "speed-up", "95 % interval", "of bandwidth",
+                 "of tensor rate", "relative error")  # fmt: skip
+        return Table(heads, [self.measured_row(row) for row in self.tuned.rows.values()], words=2)
+
+    def measured_row(self, row: Row) -> list[str]:
+        """As text."""
+        ratio, reached = row.ratio, self.shares[row.m]
+        bounded = ratio is not None and ratio.low > 0
+        return [
+            *_shared(row),
+            _speedup(row),
+            f"{ratio.low:.3f} to {ratio.high:.3f}" if ratio is not None and bounded else "",
+            f"{reached.bandwidth:.0%}",
+            f"{reached.tensor:.0%}",
+            "" if row.error is None else f"{row.error:.4f}",
+        ]
+
+    def predicted_table(self) -> Table:
+        """One line per key."""
+        heads = ("M", CONFIG, "predicted µs", "default µs (predicted)", "predicted speed-up",
+                 "limited by", "registers", "spilled B", "shared B", "tensor cores")  # fmt: skip
+        return Table(heads, [self.predicted_row(row) for row in self.tuned.rows.values()], words=2)
+
+    def predicted_row(self, row: Row) -> list[str]:
+        """As text; two figures are those of the two GEMMs."""
+        found = next(
+            d.trial.measurement.details
+            for d in self.dated
+            if self.ms[d.trial.workload_key] == row.m
+            and d.trial.candidate == row.config
+            and d.trial.measurement.value == row.us
+        )
+        gemms = found["compiled"]
+        pairs = (
+            ", ".join(dict.fromkeys(str(gemm[name]) for gemm in gemms))
+            for name in ("registers", "spill_bytes", "shared_bytes", "mma")
+        )
+        return [*_shared(row), _speedup(row), found["limit"], *pairs]
+
+    def between(self) -> list[Section]:
+        """The file between its keys."""
+        if not self.tuned.gaps:
+            return []
+        rows = [
+            [
+                str(gap.m),
+                str(gap.key),
+                f"{gap.ratio.value:.3f}",
+                f"{gap.ratio.low:.3f} to {gap.ratio.high:.3f}",
+                "lost: pinned to the default" if gap.m in self.tuned.rows else "",
+            ]
+            for gap in self.tuned.gaps
+        ]
+        said = (
+            "vLLM takes the nearest key. The file's row against vLLM's default at batch sizes "
+            "between, where the two differ; above 1 the file is faster."
+        )
+        heads = ("M", "uses key", "ratio", "95 % interval", "")
+        return [Section("Between the keys", [Text(said), Table(heads, rows)])]
+
+    def roofline(self) -> Section:
+        """Times and shares against the ceilings."""
+        if not self.shares:
+            return Section("Roofline", [])
+        return Section(
+            "Roofline",
+            [
+                plots.utilisation(self.tuned, self.shares),
+                plots.roofline(self.tuned, self.shares, self.ceilings),
+                plots.times(self.tuned, self.shares),
+            ],
+        )
+
+    def landscape(self) -> Section:
+        """Heat maps of what was tried."""
+        trials: dict[int, list[Trial]] = {}
+        for dated in self.dated:
+            trial = dated.trial
+            whole = set(FIELDS) <= trial.candidate.params.keys()
+            if trial.phase is Phase.SEARCH and whole and trial.measurement.value is not None:
+                trials.setdefault(self.ms[trial.workload_key], []).append(trial)
+        if not trials:
+            return Section("Landscape", [])
+        blocks: list[Block] = [
+            Grid(
+                plots.landscapes(trials, self.tuned.basis),
+                "Each cell is the best time found with these two values, whatever the others, as a "
+                "factor on the best of that M: 1.00 and dark is the best, empty was not tried or "
+                "did not work.",
+            ),
+            Grid(
+                plots.effects(trials),
+                "What one value costs: the best time found with it, whatever the others, as a "
+                "factor on the best of that M. A column near 1 can be kept for every M.",
+            ),
+        ]
+        return Section("Landscape", blocks)
+
+    def history(self) -> Section:
+        """Against trials and against seconds."""
+        found = best_so_far(self.dated, self.runs)
+        searched = {d.trial.workload_key for d in self.dated if d.trial.phase is Phase.SEARCH}
+        steps = {self.ms[key]: found[key] for key in found if key in searched}
+        if not steps:
+            return Section("Search history", [])
+        return Section(
+            "Search history",
+            [
+                plots.history(steps, "trials", "trials of each M"),
+                plots.history(steps, "seconds", "seconds at work"),
+            ],
+        )
+
+
+def _shared(row: Row) -> list[str]:
+    config = "/".join(str(row.config[name]) for name in FIELDS)
+    default = "not feasible" if row.default_us is None else f"{row.default_us:.1f}"
+    return [str(row.m), config, f"{row.us:.1f}", default]
+
+
+def _speedup(row: Row) -> str:
+    if row.pinned or row.ratio is None:
+        return "default" if row.pinned else ""
+    return f"{row.ratio.value:.3f}×"

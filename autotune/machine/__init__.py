@@ -1,0 +1,1 @@
+"""The machine that measures: GPUs, memory, versions, one lock for each GPU."""

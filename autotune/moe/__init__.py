@@ -1,1 +1,0 @@
-"""The fused-MoE half: shapes, offline compilation, prediction, measurement, vLLM's file."""

@@ -1,0 +1,1 @@
+"""What to try next: proposers by Optuna, and in a given order."""

@@ -1,0 +1,102 @@
+"""A page as one HTML file that needs no network, and as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from typing import Any
+
+import jinja2
+import plotly.io  # type: ignore[import-untyped]
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+
+from autotune.report.page import Block, Code, Grid, Page, Plot, Table, Text
+
+
+def render_html(page: Page) -> str:
+    """One file with plotly.js in it (4.8 MB).
+
+    The policy in its head lets a browser run the two scripts of this file and load nothing: even
+    text that got past the escaping could not act.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("autotune.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(kind=lambda block: type(block).__name__, data=_data)
+    environment.filters["anchor"] = _anchor
+    drawing, library = environment.get_template("draw.js").render(), get_plotlyjs()
+    text: str = environment.get_template("page.html").render(
+        page=page,
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"script-src {_hash(drawing)} {_hash(library)}",
+        drawing=Markup(drawing),  # noqa: S704 - our own file
+        library=Markup(library),  # noqa: S704 - Plotly's own
+        style=Markup(environment.get_template("page.css").render()),  # noqa: S704 - our own file
+    )
+    return text
+
+
+def _hash(script: str) -> str:
+    """As a Content-Security-Policy names a script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _data(plot: Plot) -> Markup:
+    """A figure as JSON that cannot end the element it stands in."""
+    text: str = plotly.io.to_json(plot.figure, validate=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704 - escaped for JSON above
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"\W+", "-", title.lower()).strip("-")
+
+
+def render_markdown(page: Page) -> str:
+    """The page without its plots, of which the tables hold the figures."""
+    lines = [f"# {_line(page.title)}", ""]
+    if page.banner:
+        lines += [f"> **{_line(page.banner)}**", ""]
+    lines += [f"**Result:** {_line(page.result)}", ""]
+    lines += [part for text in page.warnings for part in (f"> **Warning:** {_line(text)}", "")]
+    lines += [f"- {_line(name)}: {_line(value)}" for name, value in page.facts]
+    lines.append("")
+    for section in page.sections:
+        blocks = [part for block in section.blocks for part in _block(block)]
+        if blocks:
+            lines += [f"## {_line(section.title)}", "", *blocks]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _block(block: Block) -> list[str]:
+    if isinstance(block, Text):
+        said = _line(block.text)
+        return [f"> **Warning:** {said}" if block.warning else said, ""]
+    if isinstance(block, Code):
+        return [*(f"    {line}" for line in block.text.splitlines()), ""]
+    if isinstance(block, Table):
+        aligned = [":--" if i < block.words else "--:" for i in range(len(block.heads))]
+        rows = [block.heads, aligned, *block.rows]
+        return [*(f"| {' | '.join(_line(cell) for cell in row)} |" for row in rows), ""]
+    assert isinstance(block, Plot | Grid)  # noqa: S101 - nothing else is a block
+    return []
+
+
+def _line(text: str) -> str:
+    """Words as they are: no markup, no line of its own, no cell of its own."""
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*|\[\]]|^#)", r"\\\1", escaped)
+
+
+def as_json(plot: Plot) -> Any:
+    """The figure of a plot as JSON values."""
+    return json.loads(plotly.io.to_json(plot.figure, validate=False))

@@ -1,0 +1,1 @@
+"""Who meets the baseline again in fresh boots, and what wins."""

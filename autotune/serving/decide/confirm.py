@@ -1,0 +1,244 @@
+"""After the search: the best few and the baseline again, in fresh boots that take turns."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from autotune.core import (
+    Candidate,
+    Measurement,
+    Measurer,
+    NoFeasibleCandidateError,
+    Outcome,
+    Phase,
+    Selection,
+    Trial,
+)
+from autotune.decide.selection import select_confirmed
+from autotune.decide.stats import Ratio, paired_ratio
+from autotune.serving.measure.tasks import fallen, scores_of
+from autotune.serving.scenario import SpecScenario
+from autotune.tune import Progress, TrialLog, measure_all
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """What the fresh boots say.
+
+    Attributes:
+        selection: the choice against the baseline.
+        trials: by candidate, one for each round.
+        ratios: speed over the baseline's, of every finalist that ran in all rounds.
+        ties: finalists that the winner does not clearly beat.
+        fell: settings that a task speaks against, and how.
+        dropped: finalists that left after their first boot, because it failed or a task speaks
+            against them; the next best took their place.
+        broken: why a boot of the baseline failed, which leaves nothing to compare with; else empty.
+    """
+
+    selection: Selection
+    trials: Mapping[Candidate, Sequence[Trial]]
+    ratios: Mapping[Candidate, Ratio]
+    ties: tuple[Candidate, ...]
+    fell: Mapping[Candidate, Sequence[str]] = field(default_factory=dict)
+    dropped: Mapping[Candidate, Trial] = field(default_factory=dict)
+    broken: str = ""
+
+    @property
+    def first_boots(self) -> dict[Candidate, Trial]:
+        """The trial of the first round of everything booted, in which tasks are evaluated."""
+        return {c: trials[0] for c, trials in self.trials.items()} | dict(self.dropped)
+
+
+def confirm(
+    scenario: SpecScenario,
+    baseline: Trial,
+    finalists: Sequence[Candidate],
+    rounds: int,
+    measurer: Measurer,
+    log: TrialLog,
+    *,
+    min_gain: float,
+    on_progress: OnProgress,
+    beside: Sequence[Candidate] = (),
+    tolerance: float | None = None,
+    instead_of: Callable[[Candidate], Candidate | None] = lambda _: None,
+) -> Confirmed:
+    """Boot all in turn, ``rounds`` times, every other round backwards; then choose.
+
+    Samples are paired by round and repeat, which have the same prompts. A finalist replaces the
+    baseline if the 95 % interval of its speed-up lies above 1 and it is ahead in every round: pairs
+    of one boot share that boot's luck, which the interval does not know of. What is ``beside`` is
+    booted in the same turns and cannot be chosen. With a ``tolerance`` for the scores of tasks, a
+    finalist of which one falls by more cannot be chosen either. A finalist that is out after the
+    first round is replaced by ``instead_of`` it, as often as there are places.
+
+    Raises:
+        NoFeasibleCandidateError: tasks could not be evaluated without speculation.
+    """
+    boots = _Boots(scenario, measurer, log, on_progress)
+    home = baseline.candidate
+    boots.run(1, [home, *finalists, *beside])
+    kept, dropped, fell = list(finalists), dict[Candidate, Trial](), dict[Candidate, list[str]]()
+    if not boots.failure(home):
+        kept, dropped, fell = _keep(boots, home, finalists, beside, tolerance, instead_of)
+        for number in range(2, rounds + 1):
+            turn = [home, *kept, *beside]
+            boots.run(number, turn if number % 2 else turn[::-1])
+    broken = boots.failure(home)
+    if broken:
+        stays = Selection(scenario.key, baseline, baseline, 1.0, kept_incumbent=True)
+        return Confirmed(stays, boots.found, {}, (), fell, dropped, broken)
+    together = {c: _together(scenario, boots.found[c]) for c in (home, *kept)}
+    chosen = _chosen(scenario, together, boots.found, home, min_gain)
+    return replace(chosen, fell=fell, dropped=dropped)
+
+
+class _Boots:
+    """Fresh boots so far, by candidate, one for each round."""
+
+    def __init__(
+        self, scenario: SpecScenario, measurer: Measurer, log: TrialLog, on_progress: OnProgress
+    ) -> None:
+        self._scenario, self._measurer, self._log = scenario, measurer, log
+        self._on_progress = on_progress
+        self.found: dict[Candidate, list[Trial]] = {}
+
+    def run(self, number: int, turn: Sequence[Candidate]) -> None:
+        """Boot the candidates of a round, in order."""
+        workload = self._scenario.in_round(number)
+        jobs = [(candidate, workload) for candidate in turn]
+        for progress in measure_all(jobs, Phase.CONFIRM, self._measurer, self._log):
+            self.found.setdefault(progress.trial.candidate, []).append(progress.trial)
+            self._on_progress(progress)
+
+    def failure(self, candidate: Candidate) -> str:
+        """Why a boot of a candidate has no value; empty where all have one."""
+        failed = _failed(self.found[candidate])
+        return "" if failed is None else failed.measurement.message or failed.measurement.outcome
+
+
+def _keep(
+    boots: _Boots,
+    home: Candidate,
+    finalists: Sequence[Candidate],
+    beside: Sequence[Candidate],
+    tolerance: float | None,
+    instead_of: Callable[[Candidate], Candidate | None],
+) -> tuple[list[Candidate], dict[Candidate, Trial], dict[Candidate, list[str]]]:
+    """Who goes on after the first round, who does not, and what tasks say.
+
+    Raises:
+        NoFeasibleCandidateError: tasks could not be evaluated without speculation.
+    """
+    first = boots.found[home][0]
+    if tolerance is not None and not scores_of(first):
+        why = first.measurement.details.get("tasks", {}).get("error", "no scores")
+        raise NoFeasibleCandidateError(
+            f"--quality: not known without speculation: {why}; --retry-failed tries again"
+        )
+    fell: dict[Candidate, list[str]] = {}
+
+    def is_out(candidate: Candidate) -> bool:
+        (trial,) = boots.found[candidate]
+        works = trial.measurement.outcome is Outcome.OK
+        said = fallen(first, trial, tolerance) if tolerance is not None and works else []
+        if said:
+            fell[candidate] = said
+        return not works or bool(said)
+
+    for candidate in beside:
+        is_out(candidate)
+    dropped: dict[Candidate, Trial] = {}
+    kept: list[Candidate] = []
+    queue = deque(finalists)
+    while queue:
+        candidate = queue.popleft()
+        if candidate not in boots.found:
+            boots.run(1, [candidate])
+        if not is_out(candidate):
+            kept.append(candidate)
+            continue
+        (dropped[candidate],) = boots.found.pop(candidate)
+        other = instead_of(candidate) if len(dropped) <= len(finalists) else None
+        queue.extend([other] if other is not None else [])
+    return kept, dropped, fell
+
+
+def _chosen(
+    scenario: SpecScenario,
+    together: Mapping[Candidate, Trial],
+    found: Mapping[Candidate, Sequence[Trial]],
+    baseline: Candidate,
+    min_gain: float,
+) -> Confirmed:
+    before = together[baseline]
+    stays = not any(t.measurement.details.get("slo_missed") for t in found[baseline])
+    ok = {c: t for c, t in together.items() if t.measurement.outcome is Outcome.OK}
+    ahead = [
+        t
+        for c, t in ok.items()
+        if c != baseline and (not stays or _always_ahead(found, c, baseline))
+    ]
+    selection = select_confirmed(scenario, before if stays else None, ahead, min_gain)
+    ratios = {c: _ratio(before, t) for c, t in ok.items() if c != baseline}
+    winner = selection.winner
+    rivals = [t for c, t in ok.items() if c not in {winner.candidate, baseline}]
+    beaten = [t.candidate for t in rivals if _ratio(t, winner).low > 1]
+    ties = tuple(t.candidate for t in rivals if t.candidate not in beaten)
+    return Confirmed(selection, found, ratios, ties)
+
+
+def _ratio(slower: Trial, faster: Trial) -> Ratio:
+    return paired_ratio(slower.measurement.samples, faster.measurement.samples)
+
+
+def _always_ahead(
+    found: Mapping[Candidate, Sequence[Trial]], candidate: Candidate, baseline: Candidate
+) -> bool:
+    """Whether a candidate is faster than the baseline in every round."""
+    return all(
+        (mine.measurement.value or 0.0) < (theirs.measurement.value or 0.0)
+        for mine, theirs in zip(found[candidate], found[baseline], strict=True)
+    )
+
+
+def _failed(trials: Sequence[Trial]) -> Trial | None:
+    """The first without a value."""
+    return next((t for t in trials if t.measurement.outcome is not Outcome.OK), None)
+
+
+def _together(scenario: SpecScenario, trials: Sequence[Trial]) -> Trial:
+    """All rounds of a candidate as one trial; the first failure is its outcome."""
+    failed = _failed(trials)
+    last = failed or trials[-1]
+    if failed is not None:
+        measurement = failed.measurement
+    else:
+        samples = tuple(sample for t in trials for sample in t.measurement.samples)
+        measurement = Measurement(
+            outcome=Outcome.OK,
+            basis=last.measurement.basis,
+            value=statistics.median(samples),
+            samples=samples,
+            details=last.measurement.details,
+            seconds=sum(t.measurement.seconds for t in trials),
+        )
+    return Trial(last.candidate, scenario.key, Phase.CONFIRM, 0, measurement)
+
+
+def repeats_by(trial: Trial, scenario: SpecScenario, objective: str) -> list[float]:
+    """µs per output token of every repeat of a trial by an objective; empty for a failed one."""
+    if trial.measurement.outcome is not Outcome.OK:
+        return []
+    levels = trial.measurement.details["levels"]
+    rates = [levels[str(c)]["repeats"] for c in scenario.concurrency]
+    return [
+        scenario.microseconds(dict(zip(scenario.concurrency, repeat, strict=True)), objective)
+        for repeat in zip(*rates, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""The best setting as files: JSON, ``serve.sh``, ``compose.yaml``, reports."""

@@ -1,0 +1,1 @@
+"""PREDICTED rates of settings that were not booted, from those that were."""

@@ -1,0 +1,260 @@
+"""The job behind ``autotune spec``: baseline, probe, the rest that may win, fresh boots."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from autotune.core import (
+    BadInputError,
+    Candidate,
+    Measurer,
+    NoFeasibleCandidateError,
+    Outcome,
+    Phase,
+    Selection,
+    Trial,
+)
+from autotune.machine.environment import environment
+from autotune.serving.decide.confirm import Confirmed, OnProgress, confirm
+from autotune.serving.decide.contenders import Contenders
+from autotune.serving.decide.schedule import Schedule, judge, offer
+from autotune.serving.forecast.forecast import Forecast, ForecastProposer
+from autotune.serving.measure.load import LoadOptions
+from autotune.serving.measure.measurer import ServingMeasurer
+from autotune.serving.measure.race import Race
+from autotune.serving.memory.search import search_utilization
+from autotune.serving.memory.utilization import Borders
+from autotune.serving.plan import Plan
+from autotune.serving.recipe import GAMMA, without_schedule
+from autotune.serving.retry import OF_THE_MOMENT, LatestLog
+from autotune.serving.stored import Apart, load_served
+from autotune.store.run_log import recorded
+from autotune.store.store import Store
+from autotune.tune import Limits, Search, TrialLog, measure_all, search_all
+
+_UNLIMITED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished job hands to the exporters and to the terminal.
+
+    Attributes:
+        plan: what was asked.
+        environment: versions, host and GPUs.
+        baseline: the trial without speculation.
+        trials: of the search, the baseline among them, in order.
+        references: settings without speculation that were booted for their outputs alone.
+        forecast: PREDICTED rates from the probe; None where it told nothing.
+        left_out: settings not tried, and why.
+        identical: share of identical greedy outputs with and without speculation.
+        confirmed: what the fresh boots say; None where no setting came near the baseline.
+        selection: the choice.
+        schedule: gamma by batch size against the choice.
+        borders: of the memory utilization, where a range was searched.
+        boots: servers started for this study so far, under these versions and flags.
+        boots_of_load: those of this load alone.
+        apart: rounds of fresh boots that several commands made.
+        fresh_boots: servers started by this command.
+        out_of_time: whether the budget ended the search.
+        seconds: wall time of this command.
+    """
+
+    plan: Plan
+    environment: dict[str, Any]
+    baseline: Trial
+    trials: list[Trial]
+    references: list[Trial]
+    forecast: Forecast | None
+    left_out: dict[Candidate, str]
+    identical: dict[Candidate, float | None]
+    confirmed: Confirmed | None
+    selection: Selection
+    schedule: Schedule
+    borders: Borders | None
+    boots: int
+    boots_of_load: int
+    apart: dict[int, Apart]
+    fresh_boots: int
+    out_of_time: bool
+    seconds: float
+
+    @property
+    def failures(self) -> list[Trial]:
+        """Trials without a value, fresh boots among them."""
+        confirmed = () if self.confirmed is None else self.confirmed.trials.values()
+        dropped = () if self.confirmed is None else self.confirmed.dropped.values()
+        made = [*self.trials, *self.references, *chain(*confirmed), *dropped]
+        return [t for t in made if t.measurement.outcome is not Outcome.OK]
+
+
+def run(plan: Plan, store: Store, logs: Path, on_progress: OnProgress) -> Result:
+    """Measure what the plan asks for; all that is learnt goes to the store.
+
+    Args:
+        plan: what to do.
+        store: takes the trials.
+        logs: the folder for the servers' output.
+        on_progress: told after every trial.
+
+    Raises:
+        NoFeasibleCandidateError: the baseline's server does not work, or no setting keeps its SLO.
+        BadInputError: another process tunes this study, or it was made for something else.
+        MissingEnvironmentError: vLLM is not there.
+    """
+    began = time.monotonic()
+    study = store.study(plan.study, "spec", plan.identity())
+    with store.lock_study(plan.study):
+        record = store.search(study, plan.setup())
+        with recorded(store, record, plan.command) as stored:
+            log = LatestLog(stored, retry_failed=plan.retry_failed)
+            race = Race(plan.baseline)
+            measurer = ServingMeasurer(
+                plan.launcher,
+                plan.recipe.settings,
+                LoadOptions(plan.prompts, plan.request_timeout_s),
+                logs,
+                basis=plan.basis,
+                start_timeout_s=plan.start_timeout_s,
+                parts=log,
+                rules_of=race.rules,
+                tasks=plan.tasks,
+            )
+            plan, borders = search_utilization(plan, measurer, log, on_progress)
+            race.baseline = plan.baseline
+            deadline = float("inf") if plan.budget_s is None else began + plan.budget_s
+            found = _tuned(plan, measurer, log, on_progress, race, deadline)
+            boots = sum(t.measurement.details.get("boots", 0) for t in store.trials(record))
+            served = load_served(store, plan.study, (plan.setup(), plan.scenario))
+    left_out = {**plan.refused, **found.proposer.left_out()}
+    for trial in found.contenders.references:
+        left_out.pop(trial.candidate, None)
+    return Result(
+        plan=plan,
+        environment=environment(),
+        baseline=found.baseline,
+        trials=[found.baseline, *found.search.trials],
+        references=found.contenders.references,
+        forecast=found.proposer.forecast,
+        left_out=left_out,
+        identical=found.contenders.identical(),
+        confirmed=found.confirmed,
+        selection=found.selection,
+        schedule=found.schedule,
+        borders=borders,
+        boots=boots,
+        boots_of_load=served.boots,
+        apart=served.apart(found.confirmed.trials if found.confirmed else ()),
+        fresh_boots=measurer.boots,
+        out_of_time=found.search.out_of_time,
+        seconds=time.monotonic() - began,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    baseline: Trial
+    search: Search
+    proposer: ForecastProposer
+    contenders: Contenders
+    confirmed: Confirmed | None
+    selection: Selection
+    schedule: Schedule
+
+
+def _tuned(
+    plan: Plan,
+    measurer: Measurer,
+    log: TrialLog,
+    on_progress: OnProgress,
+    race: Race,
+    deadline: float,
+) -> _Found:
+    scenario = plan.scenario
+    baseline = _baseline(plan, measurer, log, on_progress)
+    proposer = ForecastProposer(plan.grid, baseline, scenario, plan.growth())
+    race.proposer = proposer
+    search = Search(scenario, proposer, Limits(_UNLIMITED, deadline))
+    for progress in search_all([search], measurer, log):
+        on_progress(progress)
+    trials = [baseline, *(t for t in search.trials if t.candidate in plan.grid)]
+
+    def boot(candidate: Candidate) -> Trial:
+        (progress,) = measure_all([(candidate, scenario)], Phase.CONFIRM, measurer, log)
+        on_progress(progress)
+        return progress.trial
+
+    contenders = Contenders(plan, trials, baseline, boot)
+    finalists = contenders.take(plan.finalists)
+    schedule = _schedule(plan, trials, baseline, contenders, finalists)
+    if not finalists and (missed := baseline.measurement.details.get("slo_missed")):
+        raise NoFeasibleCandidateError(
+            f"no setting keeps --slo; without speculation: {'; '.join(missed)}; raise the limits, "
+            "or lower --concurrency"
+        )
+    if not finalists and schedule.candidate is None:
+        kept = Selection(scenario.key, baseline, baseline, 1.0, kept_incumbent=True)
+        return _Found(baseline, search, proposer, contenders, None, kept, schedule)
+    confirmed = confirm(
+        scenario,
+        baseline,
+        finalists,
+        plan.confirm_rounds,
+        measurer,
+        log,
+        min_gain=plan.min_gain,
+        on_progress=on_progress,
+        beside=[schedule.candidate] if schedule.candidate is not None else (),
+        tolerance=plan.tasks.tolerance if plan.tasks is not None else None,
+        instead_of=contenders.instead_of,
+    )
+    if schedule.candidate is not None:
+        plain = contenders.reference(without_schedule(schedule.candidate))
+        reference = None if plan.recipe.synthetic else plain or baseline
+        schedule = judge(schedule, confirmed, reference, scenario, plan.min_gain)
+    chosen = confirmed.selection
+    return _Found(baseline, search, proposer, contenders, confirmed, chosen, schedule)
+
+
+def _schedule(
+    plan: Plan,
+    trials: Sequence[Trial],
+    baseline: Trial,
+    contenders: Contenders,
+    finalists: Sequence[Candidate],
+) -> Schedule:
+    """The schedule to try beside the finalists, or why there is none."""
+    if not plan.schedule:
+        return Schedule("not asked for (--no-schedule)")
+    fit = [t for t in trials if not t.candidate[GAMMA] or contenders.passes(t.candidate)]
+    static = finalists[0] if finalists else baseline.candidate
+    return offer(fit, static, plan.scenario, plan.recipe.server_args)
+
+
+def _baseline(plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProgress) -> Trial:
+    """No speculation.
+
+    Raises:
+        NoFeasibleCandidateError: it does not work; then nothing can be compared with it.
+        BadInputError: vLLM knows a flag or a value of it to be wrong.
+    """
+    (progress,) = measure_all([(plan.baseline, plan.scenario)], Phase.BASELINE, measurer, log)
+    on_progress(progress)
+    measurement = progress.trial.measurement
+    if measurement.outcome is not Outcome.OK:
+        if measurement.outcome is Outcome.CONSTRAINT:
+            raise BadInputError(
+                f"vLLM refuses what the server without speculation is given: {measurement.message} "
+                f"(log {measurement.details.get('log')})"
+            )
+        again = "; --retry-failed tries again" if measurement.outcome in OF_THE_MOMENT else ""
+        raise NoFeasibleCandidateError(
+            f"the server without speculation does not work: {measurement.message} "
+            f"({measurement.outcome.value}, log {measurement.details.get('log')}){again}"
+        )
+    return progress.trial

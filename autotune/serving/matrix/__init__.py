@@ -1,0 +1,1 @@
+"""Several targets with one drafter, compared."""

@@ -1,0 +1,1 @@
+"""The load on a server that serves: requests, timing, counters, repeats, and when to stop."""

@@ -1,0 +1,337 @@
+"""What is done with a server that serves: outputs to compare, warm-up, repeats, counters."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import secrets
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from autotune.core import Outcome, digest
+from autotune.serving.measure.client import Load, run_load
+from autotune.serving.measure.counters import DraftCounters
+from autotune.serving.measure.metrics import ServerMetrics, server_metrics
+from autotune.serving.measure.prompts import Prompt
+from autotune.serving.measure.repeats import Journal, Repeat
+from autotune.serving.measure.stopping import LEAST_REPEATS, Rules, cannot_win, slo_missed
+from autotune.serving.measure.timing import LoadResult
+from autotune.serving.scenario import SpecScenario
+from autotune.serving.server.server import Server
+
+WARMUPS = 4
+"""Loads at most before the timed ones of a concurrency."""
+STEADY = 0.1
+"""Warm when two loads in a row differ by less than this share."""
+OUTPUTS = 20
+"""Prompts of which the outputs are compared with and without speculation, at most."""
+OUTPUT_TOKENS = 10
+"""Tokens of each compared, as in vLLM's own MTP test (tests/v1/e2e/spec_decode): longer greedy
+outputs part over rounding even where nothing is wrong."""
+NOTHING_ACCEPTED = 0.02
+"""Acceptance at position 0 below which the drafter does not fit; drafting then only costs."""
+_LEAST_DRAFTS = 20
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What is sent. ``request_timeout_s`` is the wall time that a request may take."""
+
+    prompts: tuple[Prompt, ...]
+    request_timeout_s: float = 600.0
+
+
+class UnservedError(Exception):
+    """A server came up but its setting has no value; ``outcome`` and ``details`` say more."""
+
+    def __init__(
+        self, outcome: Outcome, message: str, details: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.outcome, self.details = outcome, details or {}
+
+
+@dataclass(frozen=True)
+class Served:
+    """µs per output token, over all repeats and of each, and JSON values for the store."""
+
+    value: float
+    samples: tuple[float, ...]
+    details: dict[str, Any]
+
+
+@dataclass
+class _Level:
+    """The repeats at one concurrency and what the server counted during them."""
+
+    concurrency: int
+    repeats: list[Repeat] = field(default_factory=list)
+    missed: str | None = None
+    """The SLO that is not met, where that does not end the measurement."""
+
+    @property
+    def results(self) -> list[LoadResult]:
+        return [repeat.result for repeat in self.repeats]
+
+    @property
+    def tok_s(self) -> list[float]:
+        return [result.summary().tok_s for result in self.results]
+
+    @property
+    def drafts(self) -> DraftCounters | None:
+        """Of all repeats; None where one of them counted none."""
+        counted = [repeat.drafts for repeat in self.repeats]
+        known = [one for one in counted if one is not None]
+        return (
+            functools.reduce(operator.add, known) if known and len(known) == len(counted) else None
+        )
+
+    @property
+    def preemptions(self) -> int | None:
+        counted = [repeat.preemptions for repeat in self.repeats]
+        return None if None in counted else sum(n for n in counted if n is not None)
+
+    def as_json(self) -> dict[str, Any]:
+        """Rates in tokens per second, times in ms; ``tok_s`` is the median over the repeats.
+
+        vLLM compiles kernels at their first use, which costs a repeat a second here and there.
+        """
+        pooled = LoadResult(
+            tuple(record for result in self.results for record in result.records),
+            self.concurrency,
+            sum(result.duration_s for result in self.results),
+            sum(result.client_cpu_s for result in self.results),
+        )
+        summary = pooled.summary()
+        found = summary.as_json() | {
+            "tok_s": statistics.median(self.tok_s),
+            "tok_s_std": statistics.pstdev(self.tok_s),
+            "repeats": self.tok_s,
+            "client_cpu_s": pooled.client_cpu_s,
+        }
+        if self.preemptions is not None:
+            found["preemptions"] = self.preemptions
+        if self.missed is not None:
+            found["slo_missed"] = self.missed
+        return found | acceptance(self.drafts, summary.output_tokens - summary.completed)
+
+
+def acceptance(drafts: DraftCounters | None, generated: int) -> dict[str, Any]:
+    """Acceptance as JSON values; empty without speculation, or where nothing was drafted.
+
+    ``reached`` is per draft, ``per_step`` over all steps (see :class:`DraftCounters`).
+
+    Args:
+        drafts: what was counted.
+        generated: output tokens without each request's first.
+    """
+    if drafts is None or drafts.reached is None:
+        return {}
+    try:
+        per_step = drafts.per_step(generated)
+    except ValueError:  # a step may accept more tokens than max_tokens let through
+        per_step = drafts.reached
+    return {
+        "reached": list(drafts.reached),
+        "per_step": list(per_step),
+        "acceptance_length": drafts.acceptance_length,
+    }
+
+
+def measure_server(
+    server: Server,
+    scenario: SpecScenario,
+    options: LoadOptions,
+    journal: Journal | None = None,
+    rules: Rules | None = None,
+) -> Served:
+    """Warm up and load the server at every concurrency of the scenario.
+
+    Args:
+        server: serves the setting.
+        scenario: the load.
+        options: prompts and time limits.
+        journal: takes every repeat the moment it ends, and gives those that need not be made again.
+        rules: what may stop it half-way.
+
+    Raises:
+        UnservedError: it died, hung, refused requests, accepts none of what is drafted, or was
+            stopped; its details have the levels measured until then as ``partial``.
+    """
+    journal, rules = journal or Journal(), rules or Rules()
+    base = Load(
+        server.url,
+        server.model,
+        options.prompts,
+        requests=1,
+        concurrency=1,
+        max_tokens=scenario.max_tokens,
+        ignore_eos=scenario.ignore_eos,
+        chat=scenario.chat,
+        timeout_s=options.request_timeout_s,
+        headers=server.headers,
+        cache_salt=secrets.token_hex(8),  # a server that runs on knows the prompts of earlier loads
+    )
+    outputs = _outputs(server, base)
+    levels: dict[int, _Level] = {}
+    try:
+        for concurrency in scenario.concurrency:
+            levels[concurrency] = _Level(concurrency)
+            _load_level(server, base, scenario, levels, journal, rules)
+    except UnservedError as error:
+        partial = {str(c): level.as_json() for c, level in levels.items() if level.repeats}
+        error.details |= {"partial": partial, "outputs": outputs}
+        raise
+    rates = [level.tok_s for level in levels.values()]
+    samples = tuple(
+        scenario.microseconds(dict(zip(levels, repeat, strict=True)))
+        for repeat in zip(*rates, strict=True)
+    )
+    middles = {c: statistics.median(level.tok_s) for c, level in levels.items()}
+    reading = server_metrics(server.url, headers=server.headers)
+    details = {
+        "levels": {str(c): level.as_json() for c, level in levels.items()},
+        "outputs": outputs,
+        "memory_bytes": server.memory_bytes(),
+        "kv_cache_tokens": reading.kv_cache_tokens if reading else None,
+        "slo_missed": [level.missed for level in levels.values() if level.missed],
+        "repeats_of_earlier_runs": journal.reused,
+    }
+    return Served(scenario.microseconds(middles), samples, details)
+
+
+def _outputs(server: Server, base: Load) -> list[str]:
+    """Digests of the greedy outputs, one for each of the first prompts."""
+    asked = min(OUTPUTS, len(base.prompts))
+    load = replace(base, requests=asked, max_tokens=OUTPUT_TOKENS, ignore_eos=False)
+    return [digest(record.text) for record in _run(server, load).records]
+
+
+def _load_level(
+    server: Server,
+    base: Load,
+    scenario: SpecScenario,
+    levels: dict[int, _Level],
+    journal: Journal,
+    rules: Rules,
+) -> None:
+    """The warm-up and the repeats at the last of ``levels``, less those that the journal has."""
+    level = levels[max(levels)]
+    concurrency, warm = level.concurrency, False
+    requests = scenario.waves * concurrency
+    load = replace(base, concurrency=concurrency, requests=requests)
+    earlier: ServerMetrics | None = None
+    for number in range(scenario.repeats):
+        repeat = journal.get(concurrency, number)
+        if repeat is None:
+            if not warm:
+                _warm_up(server, load)
+                earlier, warm = server_metrics(server.url, headers=server.headers), True
+            prompts = _turned(base.prompts, number * requests)
+            timed = replace(load, prompts=prompts)
+            result = _run(server, timed, f"{concurrency}-{number}")
+            now = server_metrics(server.url, headers=server.headers)
+            repeat, earlier = Repeat.of(result, _since(earlier, now)), now
+            journal.add(concurrency, number, repeat)
+        level.repeats.append(repeat)
+        _check(scenario, levels, rules)
+
+
+def _warm_up(server: Server, load: Load) -> None:
+    """Until two loads in a row are about as fast.
+
+    As many requests as the timed ones have: only where some begin while others go on are there
+    batches of every size, and each may need a kernel that is compiled then.
+    """
+    rate = 0.0
+    for warmup in range(WARMUPS):
+        salt = f"warm-{load.concurrency}-{warmup}"
+        before, rate = rate, _run(server, load, salt).summary().tok_s
+        if abs(rate - before) < STEADY * rate:
+            break
+
+
+def _check(scenario: SpecScenario, levels: dict[int, _Level], rules: Rules) -> None:
+    """Whether the measurement is worth going on with.
+
+    Raises:
+        UnservedError: it is not.
+    """
+    level = levels[max(levels)]
+    if len(level.repeats) == 1:
+        _check_accepted(level)
+    records = [record for result in level.results for record in result.records]
+    planned = scenario.repeats * scenario.waves * level.concurrency
+    missed = slo_missed(rules.slo, records, planned)
+    if missed is not None:
+        level.missed = f"{missed} at concurrency {level.concurrency}"
+        if not rules.to_the_end:
+            raise UnservedError(Outcome.SLO_MISSED, level.missed)
+    if rules.bar is not None and len(level.repeats) >= min(LEAST_REPEATS, scenario.repeats):
+        lost = cannot_win(scenario, {c: one.tok_s for c, one in levels.items()}, rules.bar)
+        if lost is not None:
+            raise UnservedError(Outcome.CANNOT_WIN, lost)
+
+
+def _since(earlier: ServerMetrics | None, now: ServerMetrics | None) -> ServerMetrics | None:
+    """What was counted in between; None where the counters cannot be read or belong together."""
+    if earlier is None or now is None:
+        return None
+    try:
+        return now.since(earlier)
+    except ValueError:
+        return None
+
+
+def _turned(prompts: Sequence[Prompt], by: int) -> tuple[Prompt, ...]:
+    """Every repeat goes on where the one before ended, the same for every candidate."""
+    start = by % len(prompts)
+    return (*prompts[start:], *prompts[:start])
+
+
+def _run(server: Server, load: Load, salt: str = "outputs") -> LoadResult:
+    """A load of which every request is answered.
+
+    Raises:
+        UnservedError: one was not.
+    """
+    result = run_load(replace(load, cache_salt=f"{salt}-{load.cache_salt}"))
+    check_answered(server, result)
+    if not result.summary().output_tokens:
+        raise UnservedError(Outcome.WRONG_RESULT, "the server generated no token")
+    return result
+
+
+def check_answered(server: Server, result: LoadResult) -> None:
+    """See that every request was answered.
+
+    Raises:
+        UnservedError: one was not, because the server died or hangs, or for the reason it gave.
+    """
+    errors = result.errors()
+    if not errors:
+        return
+    failure = server.failure(stalled=any("no full answer within" in error for error in errors))
+    if failure is not None:
+        raise UnservedError(failure.outcome, failure.line, {"failure": failure.kind.value})
+    raise UnservedError(Outcome.RUNTIME_ERROR, f"a request failed: {errors[0]}")
+
+
+def _check_accepted(level: _Level) -> None:
+    """Whether drafting can pay at all.
+
+    Raises:
+        UnservedError: next to nothing of it is accepted.
+    """
+    drafts = level.drafts
+    if drafts is None or drafts.reached is None or drafts.drafts < _LEAST_DRAFTS:
+        return
+    if drafts.reached[0] < NOTHING_ACCEPTED:
+        raise UnservedError(
+            Outcome.CONSTRAINT,
+            f"position 0 accepted {drafts.reached[0]:.1%} of {drafts.drafts} drafts: the drafter "
+            "does not fit this target; stopped early",
+            {"nothing_accepted": True, "reached": list(drafts.reached)},
+        )

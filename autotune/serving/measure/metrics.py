@@ -1,0 +1,181 @@
+"""What a vLLM server says of itself at ``/metrics``.
+
+Source: vLLM 0.32 ``vllm/v1/metrics/loggers.py`` and ``vllm/v1/spec_decode/metrics.py``. Values of
+several engines (data parallelism) are added up, except shares, of which the largest is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from autotune.serving.measure.counters import DraftCounters
+from autotune.serving.server.web import fetch, fetch_async
+
+_SPEC = "vllm:spec_decode_num_"
+_PREEMPTIONS = "vllm:num_preemptions_total"
+
+
+@dataclass(frozen=True)
+class ServerMetrics:
+    """A reading of the server's counters, or with :meth:`since` what they counted in between.
+
+    Attributes:
+        drafts: counters of speculative decoding; None for a server without it.
+        preemptions: requests that had to give up their KV cache and begin again.
+        prompt_tokens: tokens prefilled.
+        generation_tokens: tokens generated.
+        kv_cache_usage: share of the KV cache in use at the moment, 0 to 1.
+        running: requests being worked on at the moment.
+        waiting: requests waiting at the moment.
+        cache: the labels of ``vllm:cache_config_info``, such as ``kv_cache_size_tokens``.
+    """
+
+    drafts: DraftCounters | None
+    preemptions: int
+    prompt_tokens: int
+    generation_tokens: int
+    kv_cache_usage: float
+    running: int
+    waiting: int
+    cache: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def kv_cache_tokens(self) -> int | None:
+        """Capacity of the KV cache in tokens; None if the server does not say."""
+        text = self.cache.get("kv_cache_size_tokens", "")
+        return int(text) if text.isdecimal() else None
+
+    def since(self, earlier: ServerMetrics) -> ServerMetrics:
+        """What was counted since an ``earlier`` reading; what is of the moment stays as it is."""
+        drafts = self.drafts
+        if drafts is not None and earlier.drafts is not None:
+            drafts -= earlier.drafts
+        return ServerMetrics(
+            drafts,
+            self.preemptions - earlier.preemptions,
+            self.prompt_tokens - earlier.prompt_tokens,
+            self.generation_tokens - earlier.generation_tokens,
+            self.kv_cache_usage,
+            self.running,
+            self.waiting,
+            self.cache,
+        )
+
+
+def parse_metrics(text: str) -> ServerMetrics:
+    """Read the text of ``/metrics``.
+
+    Raises:
+        ValueError: the text is not in Prometheus's format, or its counters cannot belong together.
+    """
+    sums: dict[str, float] = {}
+    positions: dict[int, float] = {}
+    usage = 0.0
+    cache: dict[str, str] = {}
+    for family in text_string_to_metric_families(text):
+        if not family.name.startswith("vllm:"):
+            continue
+        for sample in family.samples:
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+            if sample.name == f"{_SPEC}accepted_tokens_per_pos_total":
+                position = int(sample.labels["position"])
+                positions[position] = positions.get(position, 0.0) + sample.value
+            elif sample.name == "vllm:kv_cache_usage_perc":
+                usage = max(usage, sample.value)
+            elif sample.name == "vllm:cache_config_info":
+                cache = dict(sample.labels)
+
+    def total(name: str) -> int:
+        return int(sums.get(name, 0.0))
+
+    drafts = None
+    if f"{_SPEC}drafts_total" in sums:
+        drafts = DraftCounters(
+            total(f"{_SPEC}drafts_total"),
+            total(f"{_SPEC}draft_tokens_total"),
+            total(f"{_SPEC}accepted_tokens_total"),
+            tuple(int(positions[position]) for position in sorted(positions)),
+        )
+    return ServerMetrics(
+        drafts,
+        total(_PREEMPTIONS),
+        total("vllm:prompt_tokens_total"),
+        total("vllm:generation_tokens_total"),
+        usage,
+        total("vllm:num_requests_running"),
+        total("vllm:num_requests_waiting"),
+        cache,
+    )
+
+
+def server_metrics(
+    url: str, timeout_s: float = 10.0, headers: Mapping[str, str] | None = None
+) -> ServerMetrics | None:
+    """Read the counters of the server at ``url``; None if it does not answer or has none.
+
+    Read while no request runs: vLLM updates its counters one after the other. A server with
+    ``--disable-log-stats`` answers without them, which must not read as if all were 0.
+    """
+    reply = fetch(f"{url}/metrics", timeout_s, headers)
+    if reply is None or reply.status != 200 or _PREEMPTIONS not in reply.text:
+        return None
+    try:
+        return parse_metrics(reply.text)
+    except (ValueError, LookupError):
+        return None
+
+
+@dataclass
+class Peak:
+    """The most that was seen of what changes all the time; None where it was not shown.
+
+    Attributes:
+        kv_cache_usage: largest share of the KV cache in use, 0 to 1.
+        waiting: most requests waiting at once.
+        readings: how often was looked.
+    """
+
+    kv_cache_usage: float | None = None
+    waiting: int | None = None
+    readings: int = 0
+
+    def add(self, text: str) -> None:
+        """Take in a text of ``/metrics``, without parsing all of it."""
+        self.readings += 1
+        usage = _values(text, "vllm:kv_cache_usage_perc{")
+        waiting = _values(text, "vllm:num_requests_waiting{")
+        if usage:
+            self.kv_cache_usage = max(self.kv_cache_usage or 0.0, *usage)
+        if waiting:
+            self.waiting = max(self.waiting or 0, int(sum(waiting)))
+
+
+def _values(text: str, name: str) -> list[float]:
+    """Of one gauge, for every engine."""
+    lines = (line for line in text.splitlines() if line.startswith(name))
+    return [float(line.rpartition(" ")[2]) for line in lines]
+
+
+@asynccontextmanager
+async def watch_peak(url: str, every_s: float) -> AsyncIterator[Peak]:
+    """Look at the server's gauges every so many seconds while the block runs."""
+    peak = Peak()
+
+    async def watch() -> None:
+        while True:
+            reply = await fetch_async(f"{url}/metrics", 5.0)
+            if reply is not None and reply.status == 200:
+                peak.add(reply.text)
+            await asyncio.sleep(every_s)
+
+    task = asyncio.create_task(watch())
+    try:
+        yield peak
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

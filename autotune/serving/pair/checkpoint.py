@@ -1,0 +1,259 @@
+"""What a model's small files say: configuration, tokenizer, chat template, model card, weights.
+
+From a folder, or from the hub (or its cache) by id. No weight is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.engine.hub import Config, HubUnreachableError, hub_file, text_config
+
+_INDEX = "model.safetensors.index.json"
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The token-to-id map, added tokens included, and which tokens are special."""
+
+    ids: Mapping[str, int]
+    special: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model by its small files. None where they do not tell.
+
+    ``eos`` are the ids that end a text; ``chat`` whether a chat template came with the tokenizer;
+    ``base_models`` what the model card names as ``base_model``; ``weight_bytes`` the size of the
+    weight files.
+    """
+
+    ref: str
+    config: Config
+    tokenizer: Tokenizer | None = None
+    eos: frozenset[int] = frozenset()
+    chat: bool | None = None
+    base_models: tuple[str, ...] = ()
+    weight_bytes: int | None = None
+    from_hub: bool = False
+
+    @property
+    def name(self) -> str:
+        """The model's own name: of a hub id or a hub cache's folder without ``org/``."""
+        cached = re.search(r"models--[^/]+?--([^/]+)", self.ref)
+        return cached[1] if cached else Path(self.ref).name or self.ref
+
+    @property
+    def text(self) -> Config:
+        """The configuration of the language model inside a multimodal one."""
+        return text_config(self.config)
+
+    @property
+    def model_type(self) -> str:
+        """The outermost ``model_type``, or ``?``."""
+        return str(self.config.get("model_type", "?"))
+
+    @property
+    def architecture(self) -> str:
+        """The first of ``architectures``, or ``?``."""
+        names = self.config.get("architectures")
+        return str(names[0]) if isinstance(names, list) and names else "?"
+
+    @property
+    def quantisation(self) -> str | None:
+        """The method of ``quantization_config``, if there is one."""
+        raw = self.config.get("quantization_config") or self.text.get("quantization_config")
+        if not isinstance(raw, dict):
+            return None
+        return str(raw.get("quant_method") or raw.get("quant_algo") or "unnamed")
+
+    @property
+    def experts(self) -> int | None:
+        """Number of experts; None of a dense model.
+
+        Raises:
+            BadInputError: it is not a whole number.
+        """
+        return next((n for name in _EXPERTS if (n := self.size(name))), None)
+
+    def size(self, name: str) -> int | None:
+        """A whole number of the text configuration, else of the outer one; None if not given.
+
+        Raises:
+            BadInputError: it is not a whole number, or negative.
+        """
+        value = self.text.get(name, self.config.get(name))
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise BadInputError(
+                f"{self.ref}: config.json: {name}: expected a whole number, found {value!r}"
+            )
+        return value
+
+
+class _Files(Protocol):
+    """Where the small files come from."""
+
+    unknown: set[str]
+    """Files that could not be looked for."""
+
+    def read(self, name: str) -> str | None: ...
+
+    def weight_bytes(self) -> int | None: ...
+
+
+@dataclass
+class _Folder:
+    path: Path
+    unknown: set[str] = field(default_factory=set)
+
+    def read(self, name: str) -> str | None:
+        path = self.path / name
+        try:
+            return path.read_text(encoding="utf-8") if path.is_file() else None
+        except UnicodeDecodeError:
+            raise BadInputError(f"{path}: not text") from None
+        except OSError as error:
+            raise BadInputError(f"{path}: cannot be read: {error.strerror}") from None
+
+    def weight_bytes(self) -> int | None:
+        for pattern in _WEIGHTS:
+            sizes = [path.stat().st_size for path in self.path.glob(pattern) if path.is_file()]
+            if sizes:
+                return sum(sizes)
+        return None
+
+
+@dataclass
+class _Hub:
+    ref: str
+    flag: str
+    unknown: set[str] = field(default_factory=set)
+
+    def read(self, name: str) -> str | None:
+        try:
+            path = hub_file(self.ref, name, self.flag)
+            return None if path is None else path.read_text(encoding="utf-8")
+        except (HubUnreachableError, OSError):
+            self.unknown.add(name)
+        return None
+
+    def weight_bytes(self) -> int | None:
+        return None
+
+
+def load_checkpoint(ref: str, flag: str = "--target") -> Checkpoint:
+    """Read the small files of a model.
+
+    Args:
+        ref: a folder, or a hub id ``org/name``.
+        flag: where ``ref`` was given, for messages.
+
+    Raises:
+        BadInputError: not found, or a file that cannot be understood.
+        MissingEnvironmentError: a hub id, and neither the hub nor its cache has ``config.json``.
+    """
+    folder = Path(ref)
+    files: _Files
+    if folder.is_dir():
+        files = _Folder(folder)
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", ref):
+        files = _Hub(ref, flag)
+    else:
+        raise BadInputError(f"{flag} {ref}: no such folder, and not a hub id org/name")
+    config = _json(files, ref, "config.json")
+    if config is None:
+        if "config.json" in files.unknown:
+            raise MissingEnvironmentError(
+                f"{flag} {ref}: the hub cannot be reached and its cache has no config.json; "
+                "download the model and give its folder"
+            )
+        raise BadInputError(f"{flag} {ref}: there is no config.json")
+    tokenizer = _tokenizer(files, ref)
+    settings = _json(files, ref, "tokenizer_config.json") or {}
+    return Checkpoint(
+        ref=ref,
+        config=config,
+        tokenizer=tokenizer,
+        eos=_eos(config, _json(files, ref, "generation_config.json") or {}),
+        chat=_chat(files, settings, has_tokenizer=tokenizer is not None or bool(settings)),
+        base_models=_base_models(files.read("README.md") or ""),
+        weight_bytes=_weight_bytes(files, ref),
+        from_hub=isinstance(files, _Hub),
+    )
+
+
+def _json(files: _Files, ref: str, name: str) -> dict[str, Any] | None:
+    text = files.read(name)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"{ref}: {name}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadInputError(f"{ref}: {name}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def _tokenizer(files: _Files, ref: str) -> Tokenizer | None:
+    raw = _json(files, ref, "tokenizer.json")
+    if raw is None:
+        return None
+    try:
+        vocabulary = raw["model"]["vocab"]
+        ids = (
+            dict(vocabulary)
+            if isinstance(vocabulary, dict)
+            else {token: number for number, (token, _) in enumerate(vocabulary)}
+        )
+        added = raw.get("added_tokens") or []
+        ids.update((token["content"], token["id"]) for token in added)
+        special = frozenset(token["content"] for token in added if token.get("special"))
+    except (KeyError, TypeError, ValueError):
+        raise BadInputError(f"{ref}: tokenizer.json: no vocabulary as tokenizers writes") from None
+    return Tokenizer(ids, special)
+
+
+def _eos(config: Config, generation: Config) -> frozenset[int]:
+    value = generation.get("eos_token_id", config.get("eos_token_id"))
+    ids = value if isinstance(value, list) else [value]
+    return frozenset(i for i in ids if isinstance(i, int))
+
+
+def _chat(files: _Files, settings: Config, *, has_tokenizer: bool) -> bool | None:
+    """Where transformers looks: tokenizer_config.json, chat_template.jinja, chat_template.json."""
+    if settings.get("chat_template"):
+        return True
+    names = ("chat_template.jinja", "chat_template.json")
+    if any(files.read(name) for name in names):
+        return True
+    unsure = files.unknown & {*names, "tokenizer_config.json"}
+    return False if has_tokenizer and not unsure else None
+
+
+def _base_models(card: str) -> tuple[str, ...]:
+    """``base_model`` in the YAML head of a model card: one name or a list of names."""
+    head = re.match(r"\ufeff?\s*---\n(.*?)\n---", card, re.DOTALL)
+    found = re.search(
+        r"^base_model:[ \t]*(.*(?:\n[ \t]*-[ \t]+.*)*)", head[1] if head else "", re.MULTILINE
+    )
+    return tuple(re.findall(r"[\w.-]+/[\w.-]+", found[1])) if found else ()
+
+
+def _weight_bytes(files: _Files, ref: str) -> int | None:
+    on_disk = files.weight_bytes()
+    if on_disk is not None:
+        return on_disk
+    total = ((_json(files, ref, _INDEX) or {}).get("metadata") or {}).get("total_size")
+    return int(total) if isinstance(total, int | float) and total > 0 else None

@@ -1,0 +1,1 @@
+"""What the page, the plots and the tables of a ``spec`` study show."""

@@ -1,0 +1,1 @@
+"""``--launcher url``: a server that runs already is measured as it is."""

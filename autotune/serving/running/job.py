@@ -1,0 +1,238 @@
+"""The job behind ``autotune spec --launcher url``: one setting measured, nothing compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autotune.core import Basis, Candidate, NoFeasibleCandidateError, Outcome, Phase, Trial
+from autotune.export.files import write_whole
+from autotune.machine.environment import environment
+from autotune.serving.measure.load import LoadOptions
+from autotune.serving.measure.measurer import ServingMeasurer
+from autotune.serving.measure.prompts import Prompt, load_prompts, prompts_key
+from autotune.serving.plan import default_study
+from autotune.serving.recipe import GAMMA
+from autotune.serving.report.markdown import acceptance, described, latency, number, rate, table
+from autotune.serving.request import Request, request_timeout, scenario_of
+from autotune.serving.running.server import Existing, look, parse_headers, parse_url
+from autotune.serving.scenario import SpecScenario
+from autotune.serving.server.launchers import UrlLauncher
+from autotune.serving.server.server import ServeSettings
+from autotune.store.run_log import recorded
+from autotune.store.store import Store
+
+AS_SERVED = "as served"
+"""What stands for the drafter of a server that does not name it."""
+_ANSWERS_S = 60.0
+NOTE = (
+    "One setting, as it runs: nothing was compared and nothing is recommended. What others asked "
+    "of the server meanwhile counts in"
+)
+
+
+@dataclass(frozen=True)
+class ExistingPlan:
+    """What is measured.
+
+    Attributes:
+        study: the name.
+        launcher: its URL and headers.
+        server: what it said of itself.
+        scenario: the load.
+        prompts: of the load.
+        request_timeout_s: seconds that a request may take.
+        command: as typed, without what is secret.
+    """
+
+    study: str
+    launcher: UrlLauncher
+    server: Existing
+    scenario: SpecScenario
+    prompts: tuple[Prompt, ...]
+    request_timeout_s: float
+    command: str
+
+    @property
+    def candidate(self) -> Candidate:
+        """The one setting: gamma as the server's counters tell it."""
+        gamma = self.server.gamma
+        return Candidate.of({GAMMA: "unknown" if gamma is None else gamma})
+
+    def identity(self) -> dict[str, Any]:
+        """What a study is about: must not change between two commands."""
+        return {"target": self.server.model, "drafter": AS_SERVED}
+
+    def setup(self) -> dict[str, Any]:
+        """Under what trials can be compared: a server that was started anew is another."""
+        return {
+            "basis": Basis.MEASURED.value,
+            **self.launcher.as_json(),
+            "server": self.server.as_json(),
+        }
+
+
+@dataclass(frozen=True)
+class ExistingResult:
+    """What was measured; ``reused`` where an earlier command did it on the same server."""
+
+    plan: ExistingPlan
+    trial: Trial
+    reused: bool
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """As :mod:`autotune.serving.report.markdown` takes it."""
+        details = self.trial.measurement.details
+        return {"setting": self.plan.server.speculation, "levels": details["levels"]}
+
+
+def make_existing_plan(request: Request, url: str, headers: Sequence[str]) -> ExistingPlan:
+    """Read the flags and ask the server what it is.
+
+    Args:
+        request: the flags; of target and drafter only the target counts, and may be empty.
+        url: of the server.
+        headers: ``NAME: VALUE`` texts.
+
+    Raises:
+        BadInputError: a flag that cannot be used, another model, no vLLM server.
+        MissingEnvironmentError: nobody answers at the URL.
+    """
+    prompts = load_prompts(request.prompts)
+    scenario_of(request, prompts_key(prompts), chat=True)  # flags first: the server may be far
+    timeout_s = request_timeout(request)
+    sent = parse_headers(headers)
+    asked = UrlLauncher(parse_url(url), sent)
+    server = look(asked, prompts, request.target or None)
+    named = replace(request, target=server.model, drafter=AS_SERVED)
+    return ExistingPlan(
+        study=request.study or default_study(server.model, "as-served"),
+        launcher=UrlLauncher(url, sent, server.model),
+        server=server,
+        scenario=scenario_of(named, prompts_key(prompts), chat=server.chat),
+        prompts=prompts,
+        request_timeout_s=timeout_s,
+        command=request.command,
+    )
+
+
+def run_existing(plan: ExistingPlan, store: Store, logs: Path) -> ExistingResult:
+    """Measure the server, unless this was done since it was started.
+
+    Raises:
+        NoFeasibleCandidateError: it did not answer the load.
+        BadInputError: another process works on the study, or it is about something else.
+    """
+    study = store.study(plan.study, "spec", plan.identity())
+    with store.lock_study(plan.study):
+        record = store.search(study, plan.setup())
+        with recorded(store, record, plan.command) as log:
+            stored = log.load(plan.scenario, Phase.BASELINE)
+            known = [t for t in stored if t.measurement.outcome is Outcome.OK]
+            if known and plan.server.started is not None:  # the same process: nothing is new
+                return ExistingResult(plan, known[-1], reused=True)
+            measurer = ServingMeasurer(
+                plan.launcher,
+                lambda _: ServeSettings(plan.server.model),
+                LoadOptions(plan.prompts, plan.request_timeout_s),
+                logs,
+                start_timeout_s=_ANSWERS_S,
+                parts=log if plan.server.started is not None else None,
+            )
+            (measurement,) = measurer.measure([(plan.candidate, plan.scenario)])
+            trial = Trial(
+                plan.candidate, plan.scenario.key, Phase.BASELINE, len(stored), measurement
+            )
+            log.append(plan.scenario, trial)
+    if measurement.outcome is not Outcome.OK:
+        raise NoFeasibleCandidateError(
+            f"{plan.launcher.root} could not be measured: {measurement.message} "
+            f"({measurement.outcome.value})"
+        )
+    return ExistingResult(plan, trial, reused=False)
+
+
+def existing_document(result: ExistingResult) -> dict[str, Any]:
+    """What was measured, and of what; rates in tokens per second, times in ms."""
+    plan, measurement = result.plan, result.trial.measurement
+    return {
+        "basis": measurement.basis.value,
+        "launcher": "url",
+        "url": plan.launcher.root,
+        "server": plan.server.as_json(),
+        "speculation": plan.server.speculation,
+        "note": NOTE,
+        "warnings": existing_warnings(plan),
+        "study": plan.study,
+        "command": plan.command,
+        "scenario": plan.scenario.as_json(),
+        "us_per_token": measurement.value,
+        "levels": measurement.details["levels"],
+        "kv_cache_tokens": measurement.details.get("kv_cache_tokens"),
+        "client_environment": environment(),
+        "boots": 0,
+        "reused": result.reused,
+    }
+
+
+def existing_warnings(plan: ExistingPlan) -> list[str]:
+    """What a user must know beside the numbers."""
+    server, said = plan.server, []
+    if server.running:
+        said.append(f"{server.running} requests of others were running when we looked")
+    if server.gamma is None:
+        said.append("/metrics does not answer: neither gamma nor acceptance can be known")
+    if not server.chat:
+        said.append("it takes no chat requests: prompts were sent as plain completions")
+    return said
+
+
+def existing_report(result: ExistingResult) -> str:
+    """All tables in Markdown."""
+    plan, row = result.plan, result.row
+    scenario, server = plan.scenario, plan.server
+    levels = [[c, rate(level)] for c, level in row["levels"].items()]
+    context = number(server.context, 0)
+    kv_tokens = number(result.trial.measurement.details.get("kv_cache_tokens"), 0)
+    lines = [
+        f"# {plan.study}: {result.trial.measurement.basis.value}, a server that was running",
+        "",
+        f"> {NOTE}.",
+        "",
+        *(f"> **Warning:** {text}\n" for text in existing_warnings(plan)),
+        f"- Server: {plan.launcher.root}, {server.as_json()['name']}, {server.speculation}",
+        f"- Model: {server.model}, context {context} tokens, KV cache {kv_tokens} tokens",
+        f"- Load: {described(scenario)}",
+        f"- Command: `{plan.command}`",
+        "",
+        "## Measured",
+        "",
+        "All streams together; median ± standard deviation over the repeats.",
+        "",
+        *table(["concurrency", "tok/s"], levels),
+        "",
+        "Latency, in ms (median, 99th percentile):",
+        "",
+        *latency([row]),
+        "",
+        *acceptance([row]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_existing(result: ExistingResult, folder: Path) -> list[Path]:
+    """Write ``report.md`` and ``served.json`` (last), each whole.
+
+    Raises:
+        BadInputError: the folder cannot be written.
+        MissingEnvironmentError: no space is left.
+    """
+    text = json.dumps(existing_document(result), indent=2, sort_keys=True, ensure_ascii=False)
+    files = {folder / "report.md": existing_report(result), folder / "served.json": text + "\n"}
+    for path, content in files.items():
+        write_whole(path, content.encode())
+    return list(files)

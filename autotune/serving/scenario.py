@@ -1,0 +1,118 @@
+"""What is tuned for: a target, its drafter, and the load that users put on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from autotune.core import digest
+from autotune.decide.stats import geometric_mean
+from autotune.serving.pair.methods import NO_DRAFTER
+
+STATIC_OBJECTIVES = ("geomean", "single", "aggregate")
+"""``geomean`` over all concurrencies; ``single``: a stream's own rate at the lowest one;
+``aggregate``: all streams together at the highest one."""
+OBJECTIVES = (*STATIC_OBJECTIVES, "pareto")
+"""``pareto`` looks for the front of single against aggregate; a single setting out of it is chosen
+by ``geomean``."""
+
+
+@dataclass(frozen=True)
+class SpecScenario:
+    """A serving load; a :class:`autotune.core.Workload`.
+
+    Attributes:
+        target: the model served, a folder or a hub id.
+        drafter: a folder, a hub id or a method without a model.
+        prompts: the name of the set or the file, for people.
+        prompts_key: the identity of its content.
+        concurrency: requests in flight at once, ascending.
+        max_tokens: output tokens per request at most.
+        ignore_eos: whether every request generates ``max_tokens`` in any case.
+        chat: whether the server applies its chat template.
+        repeats: timed loads at each concurrency.
+        waves: requests of a timed load, as a multiple of its concurrency.
+        objective: one of :data:`OBJECTIVES`.
+        round: 0 for the search; rounds of confirmation count from 1.
+        tasks: of lm-eval, which the first round of the confirmation evaluates.
+        slo: limits in ms on 99th percentiles, by name; see ``measure/stopping.py``.
+    """
+
+    target: str
+    drafter: str
+    prompts: str
+    prompts_key: str
+    concurrency: tuple[int, ...]
+    max_tokens: int
+    ignore_eos: bool
+    chat: bool
+    repeats: int
+    waves: int
+    objective: str
+    round: int = 0
+    slo: tuple[tuple[str, float], ...] = ()
+    tasks: tuple[str, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """Identity used in the database."""
+        values = self.as_json()
+        del values["prompts"]
+        return digest(values)
+
+    @property
+    def drafting(self) -> str:
+        """The drafter in words."""
+        return "no drafter" if self.drafter == NO_DRAFTER else self.drafter
+
+    @property
+    def label(self) -> str:
+        """Such as ``c=1,4,8`` or ``c=1,4,8 round 2``."""
+        levels = ",".join(map(str, self.concurrency))
+        return f"c={levels} round {self.round}" if self.round else f"c={levels}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything that defines the load, as JSON values; limits only where there are any."""
+        values = asdict(self) | {"concurrency": list(self.concurrency), "slo": dict(self.slo)}
+        if not self.slo:
+            del values["slo"]
+        if not self.evaluates:
+            del values["tasks"]
+        return values
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether tasks are evaluated on the server, too."""
+        return bool(self.tasks) and self.round == 1
+
+    def in_round(self, number: int) -> SpecScenario:
+        """The same load in round ``number`` of the confirmation."""
+        return replace(self, round=number)
+
+    @property
+    def measure(self) -> str:
+        """The objective by which one setting is compared with another."""
+        return "geomean" if self.objective == "pareto" else self.objective
+
+    @property
+    def deciding(self) -> tuple[int, ...]:
+        """The concurrencies that the objective looks at."""
+        ends = {"single": self.concurrency[:1], "aggregate": self.concurrency[-1:]}
+        return ends.get(self.measure, self.concurrency)
+
+    def microseconds(self, tok_s: Mapping[int, float], objective: str | None = None) -> float:
+        """What is minimised: µs per output token by an objective.
+
+        Args:
+            tok_s: aggregate output tokens per second at every concurrency.
+            objective: one of :data:`STATIC_OBJECTIVES`; the scenario's own if None.
+        """
+        chosen = objective or self.measure
+        if chosen == "single":
+            lowest = self.concurrency[0]
+            return 1e6 * lowest / tok_s[lowest]
+        if chosen == "aggregate":
+            return 1e6 / tok_s[self.concurrency[-1]]
+        return 1e6 / geometric_mean([tok_s[c] for c in self.concurrency])

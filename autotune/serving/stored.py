@@ -1,0 +1,198 @@
+"""A stored search of a ``spec`` study, read back: its trials by what they were for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from autotune.core import BadInputError, Candidate, Outcome, Phase, Trial, digest
+from autotune.decide.stats import Ratio, paired_ratio
+from autotune.serving.decide.quality import share_of, without_speculation
+from autotune.serving.recipe import GAMMA
+from autotune.serving.scenario import SpecScenario
+from autotune.store.records import DatedTrial, SearchRecord
+from autotune.store.store import Store
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Fresh boots of one round that several commands made, which did not take turns.
+
+    Attributes:
+        seconds: from the first to the last.
+        environments: how many the commands ran in; another GPU of the same name is another one.
+    """
+
+    seconds: float
+    environments: int
+
+
+@dataclass(frozen=True)
+class Served:
+    """One load of a stored search.
+
+    Attributes:
+        study: its name.
+        search: under which set-up.
+        scenario: the load.
+        searched: one trial of every setting, the baseline first.
+        confirmed: the trials of fresh boots, by setting and round.
+        dated: every trial of this load, in the order stored.
+        others: other loads and searches of the study that have trials.
+        rounds: which round a trial's workload is, by the workload's key; 0 is the search.
+        environments: in which a run was, by its id.
+    """
+
+    study: str
+    search: SearchRecord
+    scenario: SpecScenario
+    searched: list[Trial]
+    confirmed: dict[Candidate, dict[int, Trial]]
+    dated: list[DatedTrial]
+    others: int
+    rounds: Mapping[str, int]
+    environments: Mapping[int, int]
+
+    @property
+    def ok(self) -> list[Trial]:
+        """Those of :attr:`searched` that have a value."""
+        return [t for t in self.searched if t.measurement.outcome is Outcome.OK]
+
+    @property
+    def baseline(self) -> Trial | None:
+        """No speculation, where it was measured."""
+        return next((t for t in self.ok if t.phase is Phase.BASELINE), None)
+
+    @property
+    def boots(self) -> int:
+        """Servers started for this search."""
+        return sum(d.trial.measurement.details.get("boots", 0) for d in self.dated)
+
+    def apart(self, candidates: Collection[Candidate]) -> dict[int, Apart]:
+        """The rounds of several commands."""
+        latest: dict[int, dict[Candidate, DatedTrial]] = {}
+        for dated in self.dated:
+            number = self.rounds[dated.trial.workload_key]
+            if number and dated.trial.candidate in candidates:
+                latest.setdefault(number, {})[dated.trial.candidate] = dated
+        found = {}
+        for number, made in latest.items():
+            times = [one.created_at for one in made.values()]
+            runs = {one.run_id for one in made.values()}
+            if len(runs) > 1:
+                places = {self.environments[run] for run in runs}
+                found[number] = Apart((max(times) - min(times)).total_seconds(), len(places))
+        return found
+
+    def identical(self, trial: Trial) -> float | None:
+        """Share of outputs as without speculation; None where there is nothing to compare."""
+        if gamma_of(trial.candidate) in (None, 0):
+            return None
+        reference = without_speculation(trial.candidate)
+        found = next((t for t in self.ok if t.candidate == reference), None)
+        return None if found is None else share_of(trial, found)
+
+    def confirmed_ratio(self, candidate: Candidate) -> Ratio | None:
+        """Speed over the baseline's in the rounds in which both were booted again."""
+        baseline = self.baseline
+        if baseline is None or candidate == baseline.candidate:
+            return None
+        theirs, ours = self.confirmed.get(baseline.candidate, {}), self.confirmed.get(candidate, {})
+        slower: list[float] = []
+        faster: list[float] = []
+        for number in sorted(theirs.keys() & ours.keys()):
+            pair = theirs[number].measurement, ours[number].measurement
+            if all(m.outcome is Outcome.OK for m in pair):
+                slower += pair[0].samples
+                faster += pair[1].samples
+        if not slower or len(slower) != len(faster):
+            return None
+        return paired_ratio(slower, faster)
+
+
+def gamma_of(candidate: Candidate) -> int | None:
+    """Drafted tokens; None where it is not known."""
+    value = candidate.params.get(GAMMA)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def load_served(
+    store: Store, study: str, about: tuple[Mapping[str, Any], SpecScenario] | None = None
+) -> Served:
+    """Read a study back.
+
+    Args:
+        store: with the study.
+        study: its name.
+        about: the set-up of the search and the load to take; those of the last trial if None.
+
+    Raises:
+        BadInputError: no such study, of another kind, or nothing measured in it yet.
+    """
+    detail = store.get_study(study)
+    if detail.study.kind != "spec":
+        raise BadInputError(f"study {study!r} is of kind {detail.study.kind}, not spec")
+    loads = {
+        (w.search_id, w.key): _scenario(w.spec) for w in detail.workloads if _is_scenario(w.spec)
+    }
+    made = {search.id: store.dated_trials(search) for search in detail.searches}
+    used = {
+        (number, loads[number, d.trial.workload_key].in_round(0)): d
+        for number, dated in made.items()
+        for d in dated
+        if (number, d.trial.workload_key) in loads
+    }
+    if about is not None:
+        number = next(s.id for s in detail.searches if digest(s.setup) == digest(about[0]))
+        load = replace(about[1], tasks=())
+    elif used:
+        number, load = max(used, key=lambda key: used[key].created_at)
+    else:
+        raise BadInputError(f"study {study!r} has measured nothing yet; run `autotune spec` again")
+    (search,) = (s for s in detail.searches if s.id == number)
+    rounds = {
+        key: known.round
+        for (search_id, key), known in loads.items()
+        if search_id == number and known.in_round(0) == load
+    }
+    dated = [d for d in made[number] if d.trial.workload_key in rounds]
+    searched, confirmed = _by_purpose([d.trial for d in dated], rounds)
+    places = {run.id: run.environment_id for run in detail.all_runs}
+    return Served(study, search, load, searched, confirmed, dated, len(used) - 1, rounds, places)
+
+
+def _by_purpose(
+    trials: Sequence[Trial], rounds: Mapping[str, int]
+) -> tuple[list[Trial], dict[Candidate, dict[int, Trial]]]:
+    """Those of the search, the baseline first, and those of fresh boots."""
+    confirmed: dict[Candidate, dict[int, Trial]] = {}
+    searched: dict[Candidate, Trial] = {}
+    for trial in trials:
+        number = rounds[trial.workload_key]
+        if number:
+            confirmed.setdefault(trial.candidate, {})[number] = trial
+        else:
+            searched[trial.candidate] = trial
+    first = sorted(searched.values(), key=lambda t: t.phase is not Phase.BASELINE)
+    return first, confirmed
+
+
+def _is_scenario(spec: Mapping[str, Any]) -> bool:
+    """Not the load that memory utilizations are tried with, which has no repeats."""
+    return "repeats" in spec
+
+
+def _scenario(spec: Mapping[str, Any]) -> SpecScenario:
+    """The load; the tasks that its first round evaluated too are left out."""
+    known = {field.name for field in fields(SpecScenario)} - {"tasks"}
+    values = {name: value for name, value in spec.items() if name in known}
+    lists = {"concurrency": tuple(spec["concurrency"]), "slo": tuple(spec.get("slo", {}).items())}
+    return SpecScenario(**values | lists)
+
+
+def level_repeats(trial: Trial, concurrency: int) -> Sequence[float]:
+    """Aggregate tok/s of every repeat; empty where it was not loaded so."""
+    levels: Mapping[str, Any] = trial.measurement.details.get("levels", {})
+    found: Sequence[float] = levels.get(str(concurrency), {}).get("repeats", ())
+    return found

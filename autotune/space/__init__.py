@@ -1,0 +1,1 @@
+"""Search spaces and published figures, read from ``search_spaces/``."""

@@ -1,1 +1,0 @@
-"""Speculative decoding: how many tokens to draft, with what, on a real vLLM server."""

@@ -1,0 +1,1 @@
+"""Small tools without a subject: flags, YAML, locks, words, the stopwatch."""

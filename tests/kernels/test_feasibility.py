@@ -1,0 +1,358 @@
+"""The arithmetic of shared memory against real compiles, and what the constraints refuse."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.core import Candidate, Outcome
+from autotune.kernels.compile import kernel_source
+from autotune.kernels.compile.job import (
+    CompileJob,
+    compile_many,
+    compile_pool,
+    kernel_info,
+    specialise,
+)
+from autotune.kernels.compile.worker import launch_arguments
+from autotune.kernels.moe import constraints as feasibility
+from autotune.kernels.moe.constraints import (
+    CONSTRAINTS,
+    accumulators_fit,
+    distinct,
+    row_blocks_most,
+    shared_memory_bytes,
+)
+from autotune.kernels.moe.shape import MoeShape, Scheme
+
+PARAMETERS = ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "num_warps", "num_stages")
+STOCK = (
+    (16, 32, 64, 128, 256), (32, 64, 128, 256), (64, 128, 256), (4, 8), (2, 3, 4, 5),
+)  # fmt: skip
+GROUPS = (1, 16, 32, 64)
+
+
+def shape(kind: str) -> MoeShape:
+    """Gemma 4 26B-A4B; with blocks, the width rounded to them."""
+    dtype, weights, scheme, block = {
+        "channel": ("fp8_w8a8", "fp8", Scheme.CHANNEL, None),
+        "tensor": ("fp8_w8a8", "fp8", Scheme.TENSOR, None),
+        "block": ("fp8_w8a8", "fp8", Scheme.BLOCK, (128, 128)),
+        "int8": (None, "int8", Scheme.CHANNEL, None),
+        "bf16": (None, "bf16", Scheme.NONE, None),
+    }[kind]
+    return MoeShape(
+        experts=128, intermediate=768 if block else 704, hidden=2816, topk=8, dtype=dtype,
+        weight_dtype=weights, scheme=scheme, block_shape=block, global_experts=128,
+    )  # fmt: skip
+
+
+KINDS = ("channel", "tensor", "block", "int8", "bf16")
+
+
+@dataclass(frozen=True)
+class Limits:
+    arch: int
+    shared_memory_per_block: int
+
+
+GB10 = Limits(121, 101376)
+
+
+def params(*values: int) -> dict[str, int]:
+    return dict(zip(PARAMETERS, values, strict=True))
+
+
+def job(kind: str, arch: int, candidate: tuple[int, ...], gemm: int = 1, m: int = 64) -> CompileJob:
+    block_m, block_n, block_k, warps, stages = candidate
+    return CompileJob(
+        shape=shape(kind),
+        arch=arch,
+        block_m=block_m,
+        block_n=block_n,
+        block_k=block_k,
+        num_warps=warps,
+        num_stages=stages,
+        gemm=1 if gemm == 1 else 2,
+        specialisation=specialise(shape(kind), m),
+    )
+
+
+def sample() -> list[tuple[str, int, int, tuple[int, ...]]]:
+    """(kind, arch, gemm, candidate): corners of the grid and a seeded draw from inside it.
+
+    Tiles over 128 x 128 take seconds each and are left to the corners.
+    """
+    draw = random.Random(20)
+    grid = [c for c in itertools.product(*STOCK) if c[0] * c[1] <= 128 * 128]
+    corners = [
+        (16, 32, 64, 8, 2), (16, 32, 256, 4, 5), (16, 256, 256, 8, 5), (256, 32, 64, 4, 2),
+        (256, 64, 256, 8, 3), (32, 256, 128, 4, 4),
+    ]  # fmt: skip
+    chosen: list[tuple[str, int, int, tuple[int, ...]]] = []
+    for kind, arch in itertools.product(KINDS, (121, 90, 100)):
+        most = 20 if kind in ("channel", "tensor", "block") and arch != 100 else 8
+        rest = draw.sample(grid, most)
+        for index, candidate in enumerate([*corners, *rest]):
+            chosen.append((kind, arch, 1 + index % 2, candidate))
+    return chosen
+
+
+@pytest.mark.vllm
+def test_predicted_shared_memory_is_what_the_compiler_takes() -> None:
+    kernel, chosen = kernel_info(), sample()
+    jobs = [
+        job(kind, arch, candidate, gemm, m)
+        for m, (kind, arch, gemm, candidate) in zip(
+            itertools.cycle((1, 7, 8, 64, 1024)), chosen, strict=False
+        )
+    ]
+    assert len(jobs) >= 200
+    wrong = []
+    with compile_pool(os.cpu_count() or 1, kernel) as pool:
+        results = compile_many(pool, jobs, kernel, None, disassemble=False)
+        for (kind, arch, gemm, candidate), compiled in zip(chosen, results, strict=True):
+            assert compiled.outcome is Outcome.OK, compiled.message
+            predicted = shared_memory_bytes(params(*candidate), shape(kind), arch)
+            if predicted != compiled.shared_bytes:
+                wrong.append((kind, arch, gemm, candidate, predicted, compiled.shared_bytes))
+    assert wrong == []
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("arch", [121, 90])
+def test_the_extremes_that_the_compiler_accepts_and_refuses(arch: int) -> None:
+    """What the ``wide`` space may hold: the constraints say no exactly where Triton does."""
+    limits = Limits(arch, 10**9)
+    candidates = [
+        (8, 64, 64, 4, 2), (16, 8, 64, 4, 2), (16, 16, 512, 4, 2), (32, 64, 64, 1, 3),
+        (64, 64, 64, 2, 3), (64, 64, 64, 16, 3), (64, 64, 64, 32, 3), (64, 64, 64, 4, 1),
+        (64, 64, 64, 4, 8), (16, 64, 32, 4, 2), (16, 64, 16, 4, 2), (16, 64, 8, 4, 2),
+        (48, 64, 64, 4, 2), (16, 64, 64, 3, 2),
+    ]  # fmt: skip
+    kernel = kernel_info()
+    for kind in ("channel", "bf16"):
+        it = shape(kind)
+        jobs = [job(kind, arch, candidate) for candidate in candidates]
+        with compile_pool(2, kernel) as pool:
+            results = list(compile_many(pool, jobs, kernel, None, 60, disassemble=False))
+        for candidate, compiled in zip(candidates, results, strict=True):
+            refused = [
+                name for name, check in CONSTRAINTS.items()
+                if check(params(*candidate), it, limits)
+            ]  # fmt: skip
+            accepted = compiled.outcome is Outcome.OK
+            assert accepted == (not refused), (kind, candidate, refused, compiled.message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "fitting"),
+    [("channel", GB10, 1456), ("tensor", GB10, 1456)],
+)
+def test_how_much_of_the_stock_grid_fits(kind: str, limits: Limits, fitting: int) -> None:
+    fits = CONSTRAINTS["fits_shared_memory"]
+    grid = itertools.product(*STOCK, GROUPS)
+    assert sum(fits(params(*c[:5]), shape(kind), limits) is None for c in grid) == fitting
+
+
+@pytest.mark.parametrize(
+    ("kind", "arch", "candidate", "expected"),
+    [
+        ("channel", 121, (64, 64, 128, 4, 3), 2 * 128 * 128),
+        ("bf16", 121, (64, 64, 128, 4, 3), 2 * 2 * 128 * 128),
+        ("int8", 121, (64, 64, 128, 4, 3), 2 * 128 * 128),
+        ("block", 121, (64, 64, 256, 4, 3), 2 * 128 * 128),  # BLOCK_SIZE_K clamped
+        ("block", 121, (64, 128, 128, 4, 3), 2 * 192 * 128 + 4 * 128),  # scales
+        ("block", 121, (64, 128, 128, 8, 3), 2 * 192 * 128),
+        ("channel", 90, (64, 64, 128, 4, 3), 3 * 128 * 128),  # wgmma
+        ("channel", 90, (16, 64, 128, 4, 3), 3 * 80 * 128),  # swapped operands
+        ("channel", 90, (16, 32, 128, 4, 3), 2 * 48 * 128),
+        ("int8", 90, (16, 64, 128, 4, 3), 2 * 80 * 128),  # never swapped
+        ("channel", 90, (64, 64, 128, 2, 3), 2 * 128 * 128),  # no warp group
+        ("channel", 121, (64, 64, 128, 4, 1), 128 * 128),
+        ("channel", 100, (64, 64, 128, 4, 3), 3 * 128 * 128 + 16),  # tcgen05
+        ("block", 100, (128, 256, 64, 8, 3), 3 * 384 * 64 + 16 + 4 * 256),
+        ("bf16", 110, (64, 64, 128, 2, 3), 2 * 2 * 128 * 128),
+        ("int8", 103, (64, 256, 64, 8, 1), 320 * 64 + 8),
+    ],
+)
+def test_shared_memory_of(kind: str, arch: int, candidate: tuple[int, ...], expected: int) -> None:
+    assert shared_memory_bytes(params(*candidate), shape(kind), arch) == expected
+
+
+def test_without_swap_ab_small_tiles_take_one_buffer_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feasibility, "has_swap_ab", lambda: False)
+    assert shared_memory_bytes(params(16, 64, 128, 4, 3), shape("channel"), 90) == 2 * 80 * 128
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "changed", "reason"),
+    [
+        ("powers_of_two", "channel", {"BLOCK_SIZE_N": 48}, "BLOCK_SIZE_N=48 is not a power"),
+        ("launchable", "channel", {"num_warps": 64}, "over 1024 threads"),
+        ("launchable", "channel", {"num_stages": 0}, "num_stages=0 is below 1"),
+        ("block_k_deep_enough", "channel", {"BLOCK_SIZE_K": 16}, "BLOCK_SIZE_K=16 is below 32"),
+        ("block_k_deep_enough", "bf16", {"BLOCK_SIZE_K": 8}, "BLOCK_SIZE_K=8 is below 16"),
+        ("block_k_not_clamped", "block", {"BLOCK_SIZE_K": 256}, "repeats 128"),
+        ("fits_shared_memory", "channel", {"num_stages": 14}, "the device has 101376 B"),
+    ],
+)
+def test_each_constraint_says_why(
+    name: str, kind: str, changed: dict[str, int], reason: str
+) -> None:
+    fine = params(64, 64, 128, 4, 3)
+    assert CONSTRAINTS[name](fine, shape(kind), GB10) is None
+    assert reason in (CONSTRAINTS[name]({**fine, **changed}, shape(kind), GB10) or "")
+
+
+# ---------------------------------------------------------------------------- registers
+
+
+@pytest.mark.parametrize(
+    ("block_m", "block_n", "warps", "sums"),
+    [
+        (64, 64, 4, 32),
+        (128, 128, 4, 128),
+        (128, 256, 8, 128),
+        (256, 256, 8, 256),
+        (128, 256, 4, 256),
+        (256, 128, 4, 256),
+        (256, 256, 4, 512),
+        (64, 128, 1, 256),
+        (64, 64, 1, 128),
+        (16, 256, 1, 128),
+        (256, 256, 32, 64),
+    ],
+)
+def test_sums_that_fit_into_registers(block_m: int, block_n: int, warps: int, sums: int) -> None:
+    """A thread has 255; tensor memory needs none of them."""
+    for stages, arch in itertools.product((2, 5), (90, 121, 120, 89)):
+        limits = Limits(arch, 10**9)
+        said = accumulators_fit(params(block_m, block_n, 64, warps, stages), GEMMA, limits)
+        assert (said is None) == (sums < 256), (arch, said)
+        assert said is None or said.startswith(f"{sums} sums per thread do not fit into 255")
+    for arch in (100, 103, 110):
+        tile = params(block_m, block_n, 64, warps, 3)
+        assert accumulators_fit(tile, GEMMA, Limits(arch, 10**9)) is None
+
+
+# -------------------------------------------------------------------------- launch grid
+
+
+GEMMA = shape("channel")
+FEW_EXPERTS = replace(GEMMA, experts=8, global_experts=8, topk=2)  # as Mixtral
+PARALLEL = replace(GEMMA, experts=32)  # a quarter of the experts on this rank: never naive
+ALONE = replace(GEMMA, experts=1, global_experts=1, topk=1)
+SHAPES = (GEMMA, FEW_EXPERTS, PARALLEL, ALONE)
+MS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 63, 64, 96, 127, 128, 255, 256, 512, 1024, 4096)
+
+
+class GridOnly:
+    """In place of the kernel: keeps the number of programs of each launch."""
+
+    def __init__(self) -> None:
+        self.programs: list[int] = []
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*_: Any, **options: Any) -> None:
+            self.programs.append(grid(options)[0])
+
+        return launch
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("it", SHAPES, ids=["gemma", "few", "parallel", "alone"])
+def test_row_blocks_are_those_of_the_launch(it: MoeShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the grid of vLLM's own launcher, for both GEMMs."""
+    module, kernel = kernel_source.load_kernel(kernel_info().path), GridOnly()
+    monkeypatch.setitem(module.__dict__, "fused_moe_kernel", kernel)
+    for m, block_m, gemm in itertools.product(MS, (16, 32, 64, 128, 256), (1, 2)):
+        one = replace(
+            job("channel", 121, (block_m, 64, 64, 4, 2), gemm),
+            shape=it,
+            specialisation=specialise(it, m),
+        )
+        arguments = launch_arguments(one, m=m)
+        module.invoke_fused_moe_triton_kernel(**arguments)
+        columns = -(-arguments["B"].shape[1] // 64)
+        expected = kernel.programs.pop() / columns
+        assert row_blocks_most(it, m, block_m) == expected, (m, block_m, gemm)
+
+
+@given(
+    it=st.sampled_from(SHAPES),
+    m=st.integers(1, 5000),
+    block_m=st.sampled_from([16, 32, 64, 128, 256]),
+    data=st.data(),
+)
+def test_row_blocks_are_enough_for_any_routing(
+    it: MoeShape, m: int, block_m: int, data: st.DataObject
+) -> None:
+    """Each expert's tokens take whole tiles; as few experts as possible to as many."""
+    used = data.draw(st.integers(it.topk, min(it.global_experts, m * it.topk)))
+    spread = [m * it.topk // used + (n < m * it.topk % used) for n in range(used)]
+    most = row_blocks_most(it, m, block_m)
+    assert sum(-(-tokens // block_m) for tokens in spread) <= most
+    assert most <= m * it.topk
+
+
+def grouped(block_m: int, group: int, stages: int = 3) -> Candidate:
+    return Candidate.of({**params(block_m, 64, 64, 4, stages), "GROUP_SIZE_M": group})
+
+
+GRID = [
+    grouped(block_m, group, stages)
+    for block_m in STOCK[0]
+    for stages in STOCK[4]
+    for group in (1, 4, 16, 32, 64, 256)
+]
+
+
+def other_parameters(candidate: Candidate) -> Candidate:
+    return Candidate.of({n: v for n, v in candidate.params.items() if n != "GROUP_SIZE_M"})
+
+
+@given(
+    it=st.sampled_from(SHAPES),
+    m=st.integers(1, 5000),
+    candidates=st.lists(st.sampled_from(GRID), unique=True, max_size=40),
+)
+def test_only_copies_are_left_out(it: MoeShape, m: int, candidates: list[Candidate]) -> None:
+    kept = distinct(candidates, it, m)
+    assert kept == [c for c in candidates if c in set(kept)], "the order stays"
+
+    def whole(candidate: Candidate) -> bool:
+        blocks = row_blocks_most(it, m, candidate.int("BLOCK_SIZE_M"))
+        return candidate.int("GROUP_SIZE_M") >= blocks
+
+    for candidate in set(candidates) - set(kept):
+        alike = [c for c in kept if whole(c) and other_parameters(c) == other_parameters(candidate)]
+        assert whole(candidate)
+        assert len(alike) == 1
+        assert alike[0].int("GROUP_SIZE_M") < candidate.int("GROUP_SIZE_M")
+    covering = [other_parameters(c) for c in kept if whole(c)]
+    assert len(covering) == len(set(covering)), "exactly one of the copies stays"
+
+
+def test_which_copies_are_left_out() -> None:
+    """One token of Gemma: 8 row tiles, whatever the tile."""
+    groups = [64, 1, 8, 16, 7, 32]
+    kept = distinct([grouped(16, g) for g in groups], GEMMA, 1)
+    assert [c.int("GROUP_SIZE_M") for c in kept] == [1, 8, 7]
+
+
+@pytest.mark.parametrize("it", SHAPES, ids=["gemma", "few", "parallel", "alone"])
+def test_at_a_large_batch_every_group_differs(it: MoeShape) -> None:
+    m = 256 * 256 + 1
+    assert distinct(GRID, it, m) == GRID
+
+
+def test_nothing_to_compare() -> None:
+    assert distinct([], GEMMA, 1) == []

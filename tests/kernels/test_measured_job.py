@@ -1,0 +1,303 @@
+"""The measured job end to end, with a fake kernel in the real measuring processes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.core import (
+    Basis,
+    MissingEnvironmentError,
+    NoFeasibleCandidateError,
+    Outcome,
+    Phase,
+    Trial,
+)
+from autotune.kernels import job
+from autotune.kernels.compile.job import Compiled
+from autotune.kernels.compile.kernel_source import kernel_info
+from autotune.kernels.config_file import parse
+from autotune.kernels.export import write as export
+from autotune.kernels.job import Result, run
+from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
+from autotune.kernels.measure.requests import EXIT_DEVICE_ERROR, Comparison, Timing
+from autotune.kernels.moe.shape import MoeWorkload
+from autotune.kernels.plan import Plan
+from autotune.kernels.report.page import write_page
+from autotune.kernels.stored import load
+from autotune.machine.devices import GpuInfo, get_device
+from autotune.space.space import load_space
+from autotune.store.store import Store
+from tests import fake_kernel
+from tests.kernels.test_gpu import SHAPE, compiler
+
+pytestmark = pytest.mark.vllm
+
+# ------------------------------------------------------ this module in place of the kernel
+
+FAILS = "AUTOTUNE_TEST_FAILS"
+"""In the environment: what loses the device, such as ``stages 4 at 8`` or ``compare``."""
+set_up, device_facts, ready = fake_kernel.set_up, fake_kernel.device_facts, fake_kernel.ready
+
+
+def _lose(*names: str) -> None:
+    if os.environ.get(FAILS) in names:
+        os._exit(EXIT_DEVICE_ERROR)
+
+
+def time_candidate(request: Timing) -> dict[str, Any]:
+    stages = request.params["num_stages"]
+    _lose("timing", f"stages {stages} at {request.m}")
+    return fake_kernel.time_candidate(request)
+
+
+def compare(request: Comparison) -> dict[str, Any]:
+    _lose("compare", f"compare {request.m}")
+    return fake_kernel.compare(request)
+
+
+# ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def measurer(shape: Any, options: GpuOptions, _: Any) -> GpuMeasurer:
+        ours = replace(options, kernel="tests.kernels.test_measured_job", locks=tmp_path / "locks")
+        return GpuMeasurer(shape, ours, compiler)
+
+    monkeypatch.setattr(job, "GpuMeasurer", measurer)
+    monkeypatch.delenv(FAILS, raising=False)
+
+
+def plan(**changes: Any) -> Plan:
+    known: dict[str, Any] = {
+        "study": "fake",
+        "device": get_device("h200"),
+        "model": "fake",
+        "shape": SHAPE,
+        "ms": (1, 8, 64),
+        "space": load_space("stock", "moe"),
+        "effort": "quick",
+        "budget_s": None,
+        "sampler": "tpe",
+        "seed": 0,
+        "min_gain": 0.01,
+        "workers": 1,
+        "kernel": kernel_info(),
+        "command": "autotune moe",
+        "gpus": (GpuInfo(0, "NVIDIA H200", "GPU-0", "1", "1", "9.0"),),
+    }
+    return Plan(**(known | changes))
+
+
+def tune(tmp_path: Path, **changes: Any) -> tuple[Result, list[Any]]:
+    steps: list[Any] = []
+    with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
+        result = run(plan(**changes), store, steps.append)
+    return result, steps
+
+
+def test_a_measured_job_writes_what_it_measured(tmp_path: Path) -> None:
+    result, steps = tune(tmp_path)
+    assert {s.trial.measurement.basis for s in steps} == {Basis.MEASURED}
+    assert {s.trial.phase for s in steps} == set(Phase)
+    files = export.write(result, tmp_path)
+    assert {path.parent.name for path in files} == {"measured"}
+    rows = parse(files[-1].read_bytes(), "file")
+    assert set(rows) >= {1, 8, 64}
+    # The fake is fastest at 128 columns; vLLM's default has 64.
+    assert all(rows[m]["BLOCK_SIZE_N"] == 128 for m in (1, 8, 64))
+    assert "MEASURED" in (tmp_path / "fake/measured/report.md").read_text()
+    assert result.measured is not None
+    assert result.measured.between
+
+
+def test_the_page_of_a_measured_job_has_its_ceilings(tmp_path: Path) -> None:
+    result, _ = tune(tmp_path)
+    with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
+        path = write_page(store, result, tmp_path)
+    assert path == tmp_path / "fake" / "measured" / "report.html"
+    text = path.read_text()
+    assert "Ceilings 1000 GB/s and 200 TFLOP/s, measured on a fake" in text
+    assert "PREDICTED" not in text
+
+
+def test_a_second_command_measures_nothing_again(tmp_path: Path) -> None:
+    first, _ = tune(tmp_path)
+    again, steps = tune(tmp_path)
+    assert again.fresh == 0
+    assert all(step.reused for step in steps)
+    assert {m: s.winner for m, s in again.selections.items()} == {
+        m: s.winner for m, s in first.selections.items()
+    }
+
+
+def test_keys_of_an_earlier_command_stay(tmp_path: Path) -> None:
+    tune(tmp_path)
+    result, _ = tune(tmp_path, ms=(256,))
+    assert set(result.selections) >= {1, 8, 64, 256}
+    assert result.measured is not None
+    # The file is checked between all its keys, not only those of this command.
+    assert {b.m for b in result.measured.between} == {5, 36, 160, 512}
+
+
+def test_counts_what_does_not_compile(tmp_path: Path) -> None:
+    result, _ = tune(tmp_path, effort="exhaustive", ms=(8,))
+    assert result.counts[Outcome.COMPILE_ERROR.value] > 10
+
+
+# ------------------------------------------------------------------------- what can fail
+
+
+def trials(tmp_path: Path) -> list[Trial]:
+    with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
+        (search,) = store.get_study("fake").searches
+        return store.trials(search)
+
+
+def test_a_batch_size_that_cannot_be_confirmed_is_left_out_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAILS, "compare 8")
+    result, _ = tune(tmp_path)
+    assert set(result.selections) == {1, 64}
+    assert result.failed.keys() == {8}
+    (said,) = result.noticed
+    assert said.startswith("not in the file: M=8: vLLM's default fails beside the finalists")
+    # Without that key, the file is checked between those that it has.
+    assert result.measured is not None
+    assert {b.m for b in result.measured.between} == {33, 128}
+    with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
+        read = load(store, "fake", 0.01)
+        write_page(store, result, tmp_path)
+    assert (set(read.rows), read.unconfirmed) == ({1, 64}, (8,))
+    monkeypatch.delenv(FAILS)
+    mended, _ = tune(tmp_path)
+    assert (set(mended.selections), mended.failed, mended.noticed) == ({1, 8, 64}, {}, [])
+
+
+def test_where_no_batch_size_can_be_confirmed_there_is_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAILS, "compare")
+    with pytest.raises(NoFeasibleCandidateError, match="M=8: vLLM's default fails beside"):
+        tune(tmp_path, ms=(8,))
+    monkeypatch.delenv(FAILS)
+    result, _ = tune(tmp_path, ms=(8,))
+    assert 8 in result.selections
+
+
+def test_a_gpu_on_which_nothing_runs_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAILS, "timing")
+    with pytest.raises(MissingEnvironmentError) as error:
+        tune(tmp_path, ms=(1, 8))
+    assert str(error.value) == (
+        "vLLM's default fails at every batch size, so nothing can be measured here: the device "
+        "was lost"
+    )
+    assert {t.phase for t in trials(tmp_path)} == {Phase.BASELINE}
+    monkeypatch.delenv(FAILS)
+    result, _ = tune(tmp_path, ms=(1, 8))
+    assert {1, 8} <= set(result.selections)
+
+
+def test_a_default_that_fails_somewhere_is_tried_by_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAILS, "stages 4 at 8")
+    tune(tmp_path, ms=(8, 64))
+    (first,) = [
+        t.measurement.outcome
+        for t in trials(tmp_path)
+        if t.phase is Phase.BASELINE and t.workload_key == MoeWorkload(SHAPE, 8).key
+    ]
+    assert first is Outcome.RUNTIME_ERROR
+    monkeypatch.delenv(FAILS)
+    again, _ = tune(tmp_path, ms=(8, 64))
+    assert again.fresh == 1
+    (second,) = [t for t in trials(tmp_path) if t.phase is Phase.BASELINE and t.sequence == 1]
+    assert second.measurement.outcome is Outcome.OK
+
+
+def test_failures_of_the_moment_are_tried_again_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outcomes() -> list[Outcome]:
+        searched = [t for t in trials(tmp_path) if t.phase is Phase.SEARCH]
+        return [t.measurement.outcome for t in searched if t.candidate.int("num_stages") == 3]
+
+    monkeypatch.setenv(FAILS, "stages 3 at 8")
+    tune(tmp_path, ms=(8,))
+    failed = len(outcomes())
+    assert set(outcomes()) == {Outcome.RUNTIME_ERROR}
+    monkeypatch.delenv(FAILS)
+    unasked, _ = tune(tmp_path, ms=(8,))
+    assert unasked.fresh == 0
+    asked, _ = tune(tmp_path, ms=(8,), retry_failed=True)
+    assert asked.fresh >= failed
+    assert outcomes().count(Outcome.RUNTIME_ERROR) == failed, "nothing stored is changed"
+    assert outcomes().count(Outcome.OK) > 0
+    once_more, _ = tune(tmp_path, ms=(8,), retry_failed=True)
+    assert once_more.fresh == 0
+
+
+# ----------------------------------------------------------------- what else is recorded
+
+
+def test_less_effort_later_takes_nothing_away(tmp_path: Path) -> None:
+    """The file and its page are of all trials of the batch size."""
+    standard, _ = tune(tmp_path, ms=(8,), effort="standard")
+    assert {t.measurement.value for t in trials(tmp_path) if t.sequence >= 24}
+    quick, _ = tune(tmp_path, ms=(8,), effort="quick")
+    assert quick.fresh == 0
+    assert {m: s.winner for m, s in quick.selections.items()} == {
+        m: s.winner for m, s in standard.selections.items()
+    }
+    with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
+        page = load(store, "fake", 0.01)
+    assert page.configs == {m: s.winner.candidate for m, s in quick.selections.items()}
+
+
+def test_every_measurement_names_its_gpu(tmp_path: Path) -> None:
+    tune(tmp_path, ms=(8,))
+    ok = [t.measurement for t in trials(tmp_path) if t.measurement.outcome is Outcome.OK]
+    assert {m.details["gpu"] for m in ok} == {"GPU-0"}
+
+
+@pytest.mark.parametrize(("found", "warns"), [("HMMA", True), ("QMMA", False)])
+def test_fp8_multiplied_as_fp16_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str, warns: bool
+) -> None:
+    asked: list[Any] = []
+
+    def compiles(_: Any, jobs: Any, *__: Any) -> Any:
+        asked.extend(jobs)
+        return iter([Compiled(Outcome.OK, instructions={found: 4})])
+
+    monkeypatch.setattr(job, "compile_many", compiles)
+    result, _ = tune(tmp_path, ms=(8,))
+    assert [(one.arch, one.block_m, one.block_n) for one in asked] == [(90, 64, 64)]
+    assert result.fp16_fallback is warns
+    assert any("fp16 tensor-core" in text for text in export.warnings(result)) is warns
+    assert export.provenance(result)["measured_on"]["fp16_fallback"] is warns
+
+
+def test_the_probe_of_fp8_is_really_compiled(tmp_path: Path) -> None:
+    """For sm_90, on which tiles of 64 rows and columns use its own fp8 instructions."""
+    result, _ = tune(tmp_path, ms=(8,))
+    assert not result.fp16_fallback
+
+
+def test_what_else_used_the_gpu_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "others_on", lambda gpus: [f"GPU {gpus[0].index} is 37 % busy"])
+    result, _ = tune(tmp_path, ms=(8,))
+    assert result.noticed == ["when measuring began, GPU 0 is 37 % busy: times may be too long"]
+    assert export.provenance(result)["measured_on"]["others"] == ["GPU 0 is 37 % busy"]

@@ -1,0 +1,121 @@
+"""The predicting measurer, over real compiles: the contract, and what its measurements say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import pytest
+
+from autotune.core import Candidate, Measurement, Measurer, Outcome
+from autotune.kernels.compile.job import compile_pool, kernel_info
+from autotune.kernels.moe.from_model import load_config, shape_from_config
+from autotune.kernels.moe.shape import MoeWorkload
+from autotune.kernels.predict.measurer import PredictingMeasurer, estimated_resources
+from autotune.machine.devices import get_device
+from autotune.measure.pool import WorkerPool
+from tests.contracts import MeasurerContract
+
+GB10 = get_device("gb10")
+SHAPE = shape_from_config(load_config("gemma-4-26b-a4b"))
+
+
+def candidate(block_m: int, block_n: int, block_k: int, stages: int, warps: int = 4) -> Candidate:
+    return Candidate.of(
+        {
+            "BLOCK_SIZE_M": block_m,
+            "BLOCK_SIZE_N": block_n,
+            "BLOCK_SIZE_K": block_k,
+            "GROUP_SIZE_M": 1,
+            "num_warps": warps,
+            "num_stages": stages,
+        }
+    )
+
+
+SMALL, MIDDLE = candidate(16, 64, 128, 4), candidate(64, 64, 128, 3)
+TOO_BIG = candidate(128, 256, 128, 4, warps=8)
+
+
+class MemoryCache:
+    def __init__(self) -> None:
+        self.values: dict[str, dict[str, Any]] = {}
+        self.put_count = 0
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        return self.values.get(key)
+
+    def put(self, key: str, value: Mapping[str, Any]) -> None:
+        self.values[key] = dict(value)
+        self.put_count += 1
+
+
+CACHE = MemoryCache()
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[WorkerPool]:
+    with compile_pool(2, kernel_info()) as opened:
+        yield opened
+
+
+@cache
+def alone(one: Candidate) -> Measurement:
+    """What a candidate gives by itself, in a pool of its own."""
+    with compile_pool(1, kernel_info()) as own:
+        measurer = PredictingMeasurer(GB10, kernel_info(), CACHE, own)
+        (found,) = measurer.measure([(one, MoeWorkload(SHAPE, 512))])
+    return found
+
+
+class TestPredictingMeasurer(MeasurerContract):
+    @pytest.fixture(autouse=True)
+    def _pool(self, pool: WorkerPool) -> None:
+        self.pool = pool
+
+    def measurer(self) -> Measurer:
+        return PredictingMeasurer(GB10, kernel_info(), CACHE, self.pool)
+
+    def workload(self) -> MoeWorkload:
+        return MoeWorkload(SHAPE, 512)
+
+    def expected(self) -> dict[Candidate, Measurement]:
+        return {one: alone(one) for one in (SMALL, TOO_BIG, MIDDLE)}
+
+    def unmeasurable(self) -> Candidate | None:
+        return None
+
+
+def test_what_does_not_fit_is_out_of_resources_with_the_figures() -> None:
+    found = alone(TOO_BIG)
+    assert found.outcome is Outcome.OUT_OF_RESOURCES
+    assert "147456" in found.message
+    assert "101376" in found.message
+
+
+def test_a_prediction_carries_what_the_report_shows() -> None:
+    details = alone(SMALL).details
+    assert [gemm["mma"] for gemm in details["compiled"]] == ["QMMA", "QMMA"]
+    assert all(gemm["registers"] > 16 for gemm in details["compiled"])
+    assert details["limit"] in details["gemms"][0]["terms_us"] or details["limit"] == "waves"
+    assert details["fp16_fallback"] is False
+
+
+def test_a_second_measurement_compiles_nothing(pool: WorkerPool) -> None:
+    alone(SMALL)
+    before = CACHE.put_count
+    measurer = PredictingMeasurer(GB10, kernel_info(), CACHE, pool)
+    list(measurer.measure([(SMALL, MoeWorkload(SHAPE, 512))]))
+    list(measurer.measure([(SMALL, MoeWorkload(SHAPE, 1024))]))  # the same specialisation
+    assert before == CACHE.put_count
+    list(measurer.measure([(SMALL, MoeWorkload(SHAPE, 1))]))  # the naive path is another kernel
+    assert before + 2 == CACHE.put_count
+
+
+def test_the_estimate_before_compiling_has_the_exact_shared_memory() -> None:
+    for one in (SMALL, MIDDLE):
+        compiled = alone(one).details["compiled"]
+        estimate = estimated_resources(one, SHAPE, GB10)
+        assert estimate.shared_bytes == compiled[0]["shared_bytes"]
+        assert estimate.mma == "qmma_fp8"

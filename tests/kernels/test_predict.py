@@ -1,0 +1,188 @@
+"""The cost model: its arithmetic against simulation, its limits, and what must be monotone."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autotune.core import BadInputError, Candidate
+from autotune.kernels.moe.from_model import load_config, shape_from_config
+from autotune.kernels.moe.shape import MoeWorkload
+from autotune.kernels.predict.cost_model import (
+    Prediction,
+    Resources,
+    Tile,
+    ctas_per_sm,
+    expected_routing,
+    predict,
+    warps_per_tile,
+)
+from autotune.kernels.predict.measurer import estimated_resources
+from autotune.machine.devices import get_device
+from autotune.measure.replay import Landscape
+from benchmarks.prediction import cases, judge, medians
+
+GEMMA = shape_from_config(load_config("gemma-4-26b-a4b"))
+GB10 = get_device("gb10")
+H200 = get_device("h200")
+SMALL = Tile(16, 64, 128, 1, 4, 4)
+RESOURCES = Resources(registers=64, spill_bytes=0, shared_bytes=30720, mma="qmma_fp8")
+LIMITS = {"bytes", "l2", "tensor cores", "shared memory", "instructions", "latency"}
+
+
+def predicted(m: int, tile: Tile = SMALL, resources: Resources = RESOURCES) -> Prediction:
+    return predict(MoeWorkload(GEMMA, m), tile, (resources, resources), GB10)
+
+
+@pytest.mark.parametrize(("m", "block_m"), [(1, 16), (8, 16), (64, 16), (300, 32), (1000, 64)])
+def test_expected_routing_agrees_with_drawing_experts(m: int, block_m: int) -> None:
+    draw = random.Random(m)
+    active, blocks, rounds = 0.0, 0.0, 200
+    for _ in range(rounds):
+        tokens = [0] * 128
+        for _ in range(m):
+            for expert in draw.sample(range(128), 8):
+                tokens[expert] += 1
+        active += sum(count > 0 for count in tokens) / rounds
+        blocks += sum(math.ceil(count / block_m) for count in tokens) / rounds
+    routing = expected_routing(m, 8, 128, 128, block_m)
+    assert routing.active_experts == pytest.approx(active, rel=0.03)
+    assert routing.row_blocks == pytest.approx(blocks, rel=0.03)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4096), st.integers(1, 4096), st.sampled_from([16, 64, 256]))
+def test_more_tokens_never_need_fewer_experts_or_tiles(a: int, b: int, block_m: int) -> None:
+    less, more = (expected_routing(m, 8, 128, 128, block_m) for m in sorted((a, b)))
+    assert less.active_experts <= more.active_experts + 1e-9
+    assert less.row_blocks <= more.row_blocks + 1e-9
+
+
+def test_one_token_cannot_beat_the_bytes_of_its_experts() -> None:
+    # 8 experts of 3·K·N fp8 bytes over 218 GB/s is 218 µs; no prediction may be below it.
+    floor_us = 8 * 3 * 2816 * 704 / 218e3
+    assert floor_us < predicted(1).us < 1.2 * floor_us
+    assert predicted(1).limit == "bytes"
+
+
+def test_occupancy_is_the_tightest_of_its_four_limits() -> None:
+    assert ctas_per_sm(RESOURCES, SMALL, GB10) == 102400 // (30720 + 1024)
+    many = Resources(registers=255, spill_bytes=0, shared_bytes=1024, mma="qmma_fp8")
+    assert ctas_per_sm(many, SMALL, GB10) == 65536 // (256 * 32 * 4)
+    few = Resources(registers=16, spill_bytes=0, shared_bytes=0, mma="qmma_fp8")
+    assert ctas_per_sm(few, SMALL, GB10) == 1536 // 128
+    assert ctas_per_sm(few, Tile(16, 16, 64, 1, 1, 2), GB10) == 24
+
+
+def test_spills_and_padding_cost_time_where_the_tensor_cores_limit() -> None:
+    big = Tile(128, 128, 128, 1, 8, 3)
+    clean = Resources(registers=200, spill_bytes=0, shared_bytes=65536, mma="qmma_fp8")
+    spilling = Resources(registers=255, spill_bytes=2000, shared_bytes=65536, mma="qmma_fp8")
+    assert predicted(4096, big, spilling).us > 1.2 * predicted(4096, big, clean).us
+
+
+def test_half_rate_instructions_are_slower_where_it_matters() -> None:
+    tile = Tile(128, 128, 128, 1, 8, 3)
+    fast, slow = (Resources(200, 0, 65536, mma) for mma in ("qmma_fp8", "hmma_bf16"))
+    terms = [predicted(4096, tile, r).gemms[0].terms["tensor cores"] for r in (fast, slow)]
+    assert terms[1] == pytest.approx(2 * terms[0])
+    slow_small = Resources(64, 0, 30720, "hmma_bf16")
+    assert predicted(1, SMALL, slow_small).us == pytest.approx(predicted(1).us, rel=0.05)
+
+
+def test_a_deeper_pipeline_helps_when_latency_limits() -> None:
+    # One small block per SM with two stages keeps too few bytes in flight for an H200's memory.
+    lonely = Resources(registers=64, spill_bytes=0, shared_bytes=200_000, mma="qgmma_fp8")
+    shallow, deep = (
+        predict(MoeWorkload(GEMMA, 16), Tile(16, 32, 64, 1, 4, s), (lonely, lonely), H200).us
+        for s in (2, 5)
+    )
+    assert deep < 0.6 * shallow
+
+
+def test_warps_of_a_block_cover_its_tile() -> None:
+    for block_m in (16, 32, 64, 128, 256):
+        for block_n in (32, 64, 128, 256):
+            for warps in (4, 8):
+                rows, columns = warps_per_tile(Tile(block_m, block_n, 64, 1, warps, 2))
+                assert rows * columns == warps
+                assert rows <= block_m // 16
+
+
+@settings(deadline=None)
+@given(st.sampled_from([1, 3, 8, 64, 777, 4096]), st.sampled_from([16, 64, 128]))
+def test_predictions_are_finite_positive_and_name_a_limit(m: int, block_m: int) -> None:
+    found = predicted(m, Tile(block_m, 64, 128, 1, 4, 3))
+    assert 0 < found.us < 1e6
+    assert found.us >= found.other_us
+    assert found.limit in LIMITS
+
+
+def test_a_device_without_the_rate_of_an_instruction_is_one_clear_error() -> None:
+    strange = Resources(registers=64, spill_bytes=0, shared_bytes=30720, mma="xmma_fp8")
+    with pytest.raises(BadInputError, match=r"gb10.*xmma_fp8"):
+        predicted(1, SMALL, strange)
+
+
+def test_swapped_operands_cost_what_the_transposed_tile_costs() -> None:
+    tall, wide = Tile(128, 16, 128, 1, 4, 3), Tile(16, 128, 128, 1, 4, 3)
+    wgmma = Resources(registers=64, spill_bytes=0, shared_bytes=55296, mma="qgmma_fp8")
+    gemms = [
+        predict(MoeWorkload(GEMMA, 4096), tile, (wgmma, wgmma), H200).gemms[0]
+        for tile in (tall, wide)
+    ]
+    per_cta = [gemm.terms["tensor cores"] / gemm.ctas for gemm in gemms]
+    assert per_cta[0] == pytest.approx(per_cta[1])
+
+
+def test_padding_rows_cost_time_although_they_are_not_loaded() -> None:
+    # At M=64 an expert has about four tokens: 128 rows are mostly zeros.
+    times = [predicted(64, Tile(block_m, 64, 128, 1, 4, 3)).us for block_m in (16, 32, 64, 128)]
+    assert times == sorted(times)
+
+
+def test_warps_beyond_a_small_tile_only_repeat_work() -> None:
+    four, eight = (predicted(4096, Tile(16, 32, 128, 1, w, 3)).gemms[0].terms for w in (4, 8))
+    assert eight["tensor cores"] == pytest.approx(2 * four["tensor cores"])
+
+
+def test_eight_bit_operands_are_converted_where_only_half_rate_products_exist() -> None:
+    tile = Tile(32, 32, 128, 1, 4, 3)
+    fast, slow = (Resources(64, 0, 16384, mma) for mma in ("qmma_fp8", "hmma_bf16"))
+    terms = [predicted(1024, tile, r).gemms[0].terms["instructions"] for r in (fast, slow)]
+    assert terms[1] > 1.5 * terms[0]
+
+
+def test_spilling_accumulators_are_seen_before_compiling() -> None:
+    def spilled(block_m: int, block_n: int, warps: int) -> int:
+        names = ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "GROUP_SIZE_M")
+        values = dict(zip(names, (block_m, block_n, 128, 1), strict=True))
+        candidate = Candidate.of(values | {"num_warps": warps, "num_stages": 3})
+        return estimated_resources(candidate, GEMMA, H200).spill_bytes
+
+    assert spilled(128, 128, 4) == spilled(128, 256, 8) == 0
+    assert 500 < spilled(256, 256, 8) < spilled(256, 256, 4)
+
+
+FLOORS = {
+    # name: (rho of every key, median rho, median top-1 regret, top-10 regret of every key)
+    "e128-n704-channel": (0.88, 0.93, 0.03, 0.04),
+    "e256-n512-block (held out)": (0.85, 0.93, 0.10, 0.03),
+}
+
+
+@pytest.mark.parametrize("name", list(FLOORS))
+def test_candidates_are_ordered_as_an_h200_measured_them(name: str) -> None:
+    rho, median_rho, top1, top10 = FLOORS[name]
+    shape, path, with_default = cases()[name]
+    keys = judge(shape, Landscape.read(path), H200, with_default=with_default)
+    assert min(key.rho for key in keys) >= rho
+    assert max(key.top10_regret for key in keys) <= top10
+    assert medians(keys)["rho"] >= median_rho
+    assert medians(keys)["top1_regret"] <= top1
+    for key in keys:
+        assert 0.8 < key.median_measured_over_predicted < 1.3

@@ -1,0 +1,167 @@
+"""Pages as files: nothing from outside is markup, nothing is loaded, Markdown by a golden text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autotune.report.page import Code, Grid, Page, Plot, Section, Table, Text
+from autotune.report.plots import Axis, Series, chart, heat_map
+from autotune.report.render import render_html, render_markdown
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&\"'`|*\u2028"
+
+
+class Elements(HTMLParser):
+    """What a browser would make of a file: elements, text, and the content of scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside != "style":
+            self.text += data
+
+
+def a_page(text: str) -> Page:
+    figure = chart([Series(text, [1, 2], [3, 4], labels=[text, "b"])], Axis(text), Axis("y"))
+    heat = heat_map(Axis(text, ticks=[text]), Axis("x", ticks=[1]), [[1.0]], 1.0)
+    return Page(
+        title=text,
+        banner=text,
+        result=text,
+        facts=[(text, text)],
+        warnings=[text],
+        sections=[
+            Section("One", [Text(text), Code(text), Plot("p", figure, text)]),
+            Section(
+                "Two", [Table((text, "b"), [(text, "2")]), Grid([Plot("q", heat, text)], text)]
+            ),
+        ],
+    )
+
+
+def test_nothing_from_outside_is_markup() -> None:
+    hostile, tame = Elements(render_html(a_page(HOSTILE))), Elements(render_html(a_page("tame")))
+    assert hostile.tags == tame.tags
+    assert [name for name, _ in hostile.attributes] == [name for name, _ in tame.attributes]
+    assert " ".join(HOSTILE.split()) in " ".join(hostile.text.split())
+    # Of four scripts two hold the data of the plots, and are JSON; the others are ours.
+    assert len(hostile.scripts) == 4
+    assert hostile.scripts[2:] == tame.scripts[2:]
+    figure = json.loads(hostile.scripts[0])
+    assert figure["data"][0]["name"] == html.escape(HOSTILE, quote=False)
+
+
+def test_the_data_of_a_plot_cannot_end_its_element() -> None:
+    figure = {"data": [{"name": HOSTILE}], "layout": {}}
+    page = Page("t", None, "r", [], sections=[Section("s", [Plot("p", figure, "says")])])
+    data, *ours = Elements(render_html(page)).scripts
+    assert len(ours) == 2
+    assert json.loads(data) == figure
+    assert not set("<>&\u2028") & set(data)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
+def test_any_text_leaves_the_page_as_it_is(text: str) -> None:
+    page = Elements(render_html(a_page(text)))
+    assert page.tags == Elements(render_html(a_page("tame"))).tags
+
+
+def test_the_policy_names_the_two_scripts_and_allows_nothing_else() -> None:
+    page = Elements(render_html(a_page("tame")))
+    policy = dict(page.attributes)["content"]
+    (policy,) = (v for _, v in page.attributes if v and v.startswith("default-src"))
+    assert policy.startswith("default-src 'none'; ")
+    hashes = {
+        f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+        for script in page.scripts[2:]
+    }
+    assert set(re.findall(r"sha256-[^']+", policy)) == hashes
+    assert "http" not in policy
+
+
+def test_the_page_loads_nothing() -> None:
+    page = Elements(render_html(a_page("tame")))
+    named = [v for n, v in page.attributes if n in {"src", "href", "action", "data"} and v]
+    assert all(value.startswith("#") for value in named)
+    assert not {"link", "iframe", "object", "base"} & set(page.tags)
+
+
+MARKDOWN = """\
+# name
+
+> **PREDICTED**
+
+**Result:** 2 of 3
+
+> **Warning:** few keys
+
+- Device: a & b &lt;c&gt;
+
+## Rows
+
+A rule.
+
+    autotune moe --x 'a|b'
+
+| M | µs |
+| :-- | --: |
+| 1 | 2.0 \\| \\*x\\* |
+"""
+
+
+def test_markdown() -> None:
+    plot = Plot("p", {}, "says")
+    page = Page(
+        "name",
+        "PREDICTED",
+        "2 of 3",
+        [("Device", "a & b <c>")],
+        ["few keys"],
+        [
+            Section(
+                "Rows",
+                [
+                    Text("A\nrule."),
+                    plot,
+                    Code("autotune moe --x 'a|b'"),
+                    Table(("M", "µs"), [("1", "2.0 | *x*")]),
+                ],
+            ),
+            Section("Only plots", [plot, Grid([plot], "these")]),
+        ],
+    )
+    assert render_markdown(page) == MARKDOWN.replace("a & b", "a &amp; b")
+
+
+def test_a_row_of_another_length_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="1 cells under 2 heads"):
+        Table(("a", "b"), [("1",)])

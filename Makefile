@@ -9,12 +9,15 @@ ARGS ?=
 # Flags of pip for torch alone, such as `--index-url URL` or `--find-links FOLDER` of a CPU build, which
 # is 5 GB smaller than the one of PyPI.
 TORCH_FLAGS ?=
+# Workers of pytest. Tests of one group (tests/conftest.py) never run at the same time.
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 REQUIREMENTS := $(wildcard requirements/*.txt)
 
-.PHONY: help setup moe test lint types unit format constraints clean
+.PHONY: help setup moe quick unit test nightly lint types format constraints clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY) ## Create .venv with torch, Triton, the CPU build of vLLM and autotune itself
 
@@ -35,7 +38,17 @@ $(READY): pyproject.toml $(REQUIREMENTS) requirements/check_versions.py
 moe: setup ## Tune the fused-MoE kernel for the GB10 with the defaults (ARGS="--effort quick" adds flags)
 	$(BIN)/autotune moe --device gb10 $(ARGS)
 
-test: setup lint types unit ## Lint, types and every test that needs no GPU
+quick: lint ## ruff, and the tests that start nothing heavy: about a minute and a half
+	$(PYTEST) -m "not (compile or server or browser or kill or gpu or nightly)" $(ARGS)
+
+unit: setup ## Every test but those of a real vLLM server
+	$(PYTEST) -m "not (server or gpu or nightly)" $(ARGS)
+
+test: setup lint types ## What CI runs: lint, types and every test that needs no GPU
+	$(PYTEST) -m "not (gpu or nightly)" $(ARGS)
+
+nightly: setup lint types ## The same, and at full size what `make test` does smaller
+	$(PYTEST) -m "not gpu" $(ARGS)
 
 lint: setup ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -43,9 +56,6 @@ lint: setup ## ruff: rules and format
 
 types: setup ## mypy --strict
 	$(BIN)/mypy
-
-unit: setup ## The tests
-	$(BIN)/pytest -m "not gpu" $(ARGS)
 
 format: setup ## Let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

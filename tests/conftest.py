@@ -10,10 +10,27 @@ import pytest
 
 from autotune import cli
 
+ONE_AT_A_TIME = ("server", "browser", "timing")
+"""Markers whose tests share one worker each: they need the machine, or its time, to themselves."""
+
 # A shell that starts us in the background has SIGINT ignored, and children inherit that: the tests
 # that press Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tell ``--dist loadgroup`` which tests stay together.
+
+    Tests that compile stay with their file, whose compiling processes they share.
+    """
+    for item in items:
+        named = [name for name in ONE_AT_A_TIME if item.get_closest_marker(name)]
+        if not named and item.get_closest_marker("compile"):
+            named = [item.path.stem]
+        if named:
+            item.add_marker(pytest.mark.xdist_group(named[0]))
 
 
 @pytest.fixture

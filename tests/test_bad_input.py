@@ -23,8 +23,6 @@ from autotune.store.database import VERSION_TABLE
 from autotune.store.store import Store
 from autotune.util.resources import data_root
 
-pytestmark = pytest.mark.vllm
-
 DEVICE_FILE = data_root() / "search_spaces" / "devices" / "gb10.yaml"
 BINARY = Path(sys.executable).with_name("autotune")
 DONE, BAD, MISSING, NOTHING = 0, 2, 3, 4

@@ -17,7 +17,7 @@ import pytest
 from autotune import __version__
 from autotune.kernels.config_file import FIELDS, parse
 
-pytestmark = pytest.mark.vllm
+pytestmark = pytest.mark.compile
 
 BINARY = Path(sys.executable).with_name("autotune")
 COMMANDS = (

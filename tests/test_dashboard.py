@@ -170,6 +170,7 @@ def served(folder: Path, *args: str) -> Iterator[dict[str, Any]]:
             assert process.wait(20) == 0
 
 
+@pytest.mark.browser
 def test_a_browser_sees_the_study(place: Path) -> None:
     with chromium(place / "profile") as browser, served(place) as said:
         assert said["studies"] == ["my-study M=1, measured", "other M=1, measured"]

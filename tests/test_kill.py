@@ -58,6 +58,7 @@ def gone(pids: set[int], within_s: float) -> bool:
     return False
 
 
+@pytest.mark.kill
 @pytest.mark.timeout(900)
 def test_killed_twenty_times_gives_the_file_of_an_undisturbed_run(tmp_path: Path) -> None:
     calm, rough = tmp_path / "calm", tmp_path / "rough"
@@ -106,6 +107,7 @@ def test_killed_twenty_times_gives_the_file_of_an_undisturbed_run(tmp_path: Path
     assert stored(rough) == stored(calm)
 
 
+@pytest.mark.kill
 def test_ctrl_c_saves_and_says_so(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -199,6 +199,7 @@ def pages(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
 KINDS = ["moe-measured", "moe-predicted", "spec"]
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_browser_draws_every_plot(
     kind: str, browser: Browser, pages: dict[str, tuple[Page, Path]]
@@ -220,6 +221,7 @@ def test_a_browser_draws_every_plot(
     browser.shoot(f"report-{kind}")
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_phone_needs_no_scrolling_sideways(
     kind: str, browser: Browser, pages: dict[str, tuple[Page, Path]]
@@ -240,6 +242,7 @@ def test_a_phone_needs_no_scrolling_sideways(
     browser.shoot(f"report-{kind}-phone")
 
 
+@pytest.mark.browser
 def test_every_line_is_told_apart_in_grey_and_in_the_dark(
     browser: Browser, pages: dict[str, tuple[Page, Path]]
 ) -> None:
@@ -266,6 +269,7 @@ def test_every_line_is_told_apart_in_grey_and_in_the_dark(
         browser.media()
 
 
+@pytest.mark.browser
 def test_nothing_from_outside_acts(browser: Browser, tmp_path: Path) -> None:
     """Names, commands, log lines and versions as a page could be attacked with."""
     from autotune.core import Phase

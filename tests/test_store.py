@@ -326,6 +326,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+@pytest.mark.kill
 def test_kill_in_the_middle_of_writing_leaves_whole_batches(path: Path) -> None:
     chance = random.Random(7)
     for round_ in range(4):
@@ -371,6 +372,7 @@ def test_four_processes_create_the_same_database(tmp_path: Path) -> None:
         assert [opener.returncode for opener in openers] == [0] * 4
 
 
+@pytest.mark.kill
 def test_lock_is_refused_and_freed_by_kill(store: Store, path: Path) -> None:
     holder = spawn(HOLD, path, "mine")
     try:

@@ -129,6 +129,7 @@ def test_items_are_read_a_few_ahead_only(pool: WorkerPool) -> None:
     results.close()
 
 
+@pytest.mark.kill
 def test_a_hanging_task_times_out_and_its_processes_are_gone(
     pool: WorkerPool, tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_something_that_does_not_pickle_is_a_failed_task(pool: WorkerPool) -> No
     assert [r.value for r in pool.map_ordered(double, [1], 30)] == [2]
 
 
+@pytest.mark.kill
 def test_the_pool_survives_a_worker_that_is_killed_while_idle(pool: WorkerPool) -> None:
     pids = {r.value for r in pool.map_ordered(pid, range(8), 30)}
     for process in pids:
@@ -187,6 +189,7 @@ def test_an_empty_pool_is_refused() -> None:
         WorkerPool(0)
 
 
+@pytest.mark.kill
 def test_leaving_the_block_kills_at_once_and_cleans_up(tmp_path: Path) -> None:
     file = tmp_path / "pids"
     with WorkerPool(1) as pool:
@@ -238,6 +241,7 @@ def test_workers_that_die_as_they_start_are_one_line() -> None:
         list(pool.map_ordered(double, [1], 30))
 
 
+@pytest.mark.kill
 def test_a_killed_process_that_does_not_end_is_not_waited_for(
     pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +316,7 @@ def test_what_fails_in_the_background_is_a_result(
         assert answer().status is status
 
 
+@pytest.mark.kill
 def test_what_hangs_in_the_background_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "pids"
     with WorkerPool(1) as pool:
@@ -321,6 +326,7 @@ def test_what_hangs_in_the_background_is_killed(tmp_path: Path) -> None:
         assert wait_for(lambda: gone(worker) and dead(child), 2)
 
 
+@pytest.mark.kill
 def test_leaving_the_block_kills_what_runs_in_the_background(tmp_path: Path) -> None:
     file = tmp_path / "pids"
     with WorkerPool(1) as pool:
@@ -382,6 +388,7 @@ def start_parent(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int, int]:
     return parent, worker, child
 
 
+@pytest.mark.kill
 def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     parent, worker, child = start_parent(tmp_path)
     try:
@@ -393,6 +400,7 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.kill
 def test_ctrl_c_ends_parent_and_workers(tmp_path: Path) -> None:
     parent, worker, child = start_parent(tmp_path)
     os.kill(worker, signal.SIGINT)  # a worker does not mind

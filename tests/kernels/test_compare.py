@@ -45,7 +45,6 @@ from tests.kernels.kept_study import (
 )
 from tests.kernels.test_gpu import SHAPE, candidate, compiler
 
-pytestmark = pytest.mark.vllm
 LANDSCAPE = KEPT.parent / "landscape-h200-e128-n704-channel.csv.gz"
 Run = Callable[..., tuple[int, str, str]]
 

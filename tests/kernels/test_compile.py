@@ -37,7 +37,6 @@ from autotune.kernels.compile.worker import (
 from autotune.measure.pool import TaskResult, TaskStatus, WorkerPool
 from tests.kernels.test_feasibility import job, shape
 
-pytestmark = pytest.mark.vllm
 LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096)
 SMALL = (16, 64, 64, 4, 2)
 
@@ -176,6 +175,7 @@ def test_no_representative_for_an_impossible_specialisation() -> None:
         representative_m(shape("channel"), impossible)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize(
     ("kind", "arch", "family"),
     [
@@ -205,6 +205,7 @@ def test_the_tensor_cores_that_are_used(
         assert not fp16_fallback(compiled, shape(kind))
 
 
+@pytest.mark.compile
 def test_spills_are_seen(kernel: KernelInfo, pool: WorkerPool) -> None:
     """256 accumulators per thread cannot stay in registers."""
     (compiled,) = compile_many(pool, [job("channel", 121, (128, 256, 64, 4, 2))], kernel, None)
@@ -215,6 +216,7 @@ def test_spills_are_seen(kernel: KernelInfo, pool: WorkerPool) -> None:
     assert compiled.instructions["LDL"] > 0
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("arch", [121, 90])
 def test_a_group_size_changes_no_resources(kernel: KernelInfo, pool: WorkerPool, arch: int) -> None:
     results = list(pool.map_ordered(compile_with_group, [(arch, g) for g in (1, 16, 64)], 60))
@@ -245,6 +247,7 @@ def compile_with_group(what: tuple[int, int]) -> tuple[int, int, int]:
     return values["registers"], values["spill_bytes"], values["shared_bytes"]
 
 
+@pytest.mark.compile
 def test_a_refused_candidate_is_an_outcome_with_the_reason(
     kernel: KernelInfo, pool: WorkerPool
 ) -> None:
@@ -255,6 +258,7 @@ def test_a_refused_candidate_is_an_outcome_with_the_reason(
     assert fine.outcome is Outcome.OK
 
 
+@pytest.mark.compile
 def test_a_second_run_compiles_nothing_and_gives_the_same(
     kernel: KernelInfo, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +287,7 @@ def test_a_second_run_compiles_nothing_and_gives_the_same(
     assert ran == []
 
 
+@pytest.mark.compile
 def test_a_timeout_is_believed_by_this_command_alone(
     kernel: KernelInfo, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +328,7 @@ def test_a_crash_is_not_stored(kernel: KernelInfo, monkeypatch: pytest.MonkeyPat
     assert list(cache.values) == [jobs[1].key(kernel)]
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -350,6 +356,7 @@ def test_what_the_machine_lacks_is_no_fault_of_a_candidate(
     assert len(cache.values) == 1
 
 
+@pytest.mark.compile
 def test_a_killed_assembler_is_a_crash(kernel: KernelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_module, "_gave_up", {})
     cache, error = DictCache(), RuntimeError("`ptxas` failed with error code -9\nlog")
@@ -380,6 +387,7 @@ def fill_disk(_: int) -> None:
     )
 
 
+@pytest.mark.compile
 def test_results_without_instructions_are_not_cached(kernel: KernelInfo, pool: WorkerPool) -> None:
     cache = DictCache()
     (compiled,) = compile_many(pool, [job("channel", 121, SMALL)], kernel, cache, disassemble=False)
@@ -388,6 +396,7 @@ def test_results_without_instructions_are_not_cached(kernel: KernelInfo, pool: W
     assert not cache.values
 
 
+@pytest.mark.compile
 def test_workers_that_cannot_load_the_kernel_end_the_command(
     kernel: KernelInfo, tmp_path: Path
 ) -> None:
@@ -400,6 +409,7 @@ def test_workers_that_cannot_load_the_kernel_end_the_command(
         list(compile_many(pool, [job("channel", 121, SMALL)], kernel, None))
 
 
+@pytest.mark.compile
 def test_missing_tools_leave_a_message(kernel: KernelInfo, pool: WorkerPool) -> None:
     (result,) = pool.map_ordered(compile_without_tools, [0], 60)
     assert result.value is not None, result.message

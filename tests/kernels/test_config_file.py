@@ -104,13 +104,11 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Answer:
     return Answer(said["ours"], said["rows"], ran.stdout, path)
 
 
-@pytest.mark.vllm
 def test_vllm_reads_our_file(vllm: Answer) -> None:
     assert f"Using configuration from {vllm.path} for MoE layer" in vllm.log
     assert {int(m): Candidate.of(dict(row)) for m, row in vllm.file.items()} == ROWS
 
 
-@pytest.mark.vllm
 def test_our_look_up_is_that_of_vllm_at_every_m(vllm: Answer) -> None:
     rows = parse(vllm.path.read_bytes(), "ours")
     ours = [look_up(rows, m).params for m in MS]
@@ -119,7 +117,6 @@ def test_our_look_up_is_that_of_vllm_at_every_m(vllm: Answer) -> None:
     assert [ours[m - 1] for m in (3, 82, 83)] == [ROWS[m].params for m in (2, 64, 100)]
 
 
-@pytest.mark.vllm
 @pytest.mark.parametrize("name", SHAPES)
 def test_defaults_are_those_of_vllm(vllm: Answer, name: str) -> None:
     shape = SHAPES[name]
@@ -133,7 +130,6 @@ def test_defaults_are_those_of_vllm(vllm: Answer, name: str) -> None:
     assert [ours[m].params for m in MS] == theirs
 
 
-@pytest.mark.vllm
 def test_gemmas_defaults() -> None:
     """As written down by hand from vLLM's ``get_default_config``."""
     expected = {
@@ -160,7 +156,6 @@ def configs() -> Path:
     return kernel_info().path.parent / "configs"
 
 
-@pytest.mark.vllm
 def test_reads_every_file_that_vllm_ships() -> None:
     files = sorted(configs().iterdir())
     assert len(files) > 300
@@ -176,7 +171,6 @@ def test_reads_every_file_that_vllm_ships() -> None:
         assert list(map(str, rows)) == list(written)
 
 
-@pytest.mark.vllm
 def test_writes_the_bytes_that_vllms_tuner_wrote() -> None:
     """Of the shipped files, those with a version and the six fields, to the last byte."""
     same = 0
@@ -192,7 +186,6 @@ def test_writes_the_bytes_that_vllms_tuner_wrote() -> None:
     assert same > 40
 
 
-@pytest.mark.vllm
 def test_shipped_files_of_a_shape() -> None:
     names = [name for name, _ in shipped(configs(), GEMMA)]
     assert "E=128,N=704,device_name=NVIDIA_B200,dtype=fp8_w8a8.json" in names

@@ -19,8 +19,6 @@ from autotune.store.store import Store
 from tests.kernels.test_gpu import SHAPE, candidate
 from tests.kernels.test_measured_job import plan
 
-pytestmark = pytest.mark.vllm
-
 
 def lay(folder: Path, one: Plan, ms: Iterable[int], **provenance: object) -> Path:
     """A file with these keys, and what stands beside it."""

@@ -6,12 +6,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from autotune.kernels.export.write import SPARSE, few_keys, warnings
 from tests.kernels.test_measured_job import plan
-
-pytestmark = pytest.mark.vllm
 
 
 def finished(**changes: Any) -> Any:

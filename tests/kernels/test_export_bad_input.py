@@ -18,7 +18,6 @@ from tests.kernels.kept_study import FILE, KEPT, NAME, PERSON, SMALL, STUDY, che
 from tests.kernels.test_publish import predicted
 from tests.test_bad_input import BAD, MISSING, check
 
-pytestmark = pytest.mark.vllm
 Run = Callable[..., tuple[int, str, str]]
 F = ["export", STUDY, "--to", "folder", "--db", "sqlite:///{t}/kept.db"]
 V = ["export", STUDY, "--to", "vllm", "--db", "sqlite:///{t}/kept.db", "--signoff", PERSON]

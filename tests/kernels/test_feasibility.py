@@ -105,7 +105,7 @@ def sample() -> list[tuple[str, int, int, tuple[int, ...]]]:
     return chosen
 
 
-@pytest.mark.vllm
+@pytest.mark.compile
 def test_predicted_shared_memory_is_what_the_compiler_takes() -> None:
     kernel, chosen = kernel_info(), sample()
     jobs = [
@@ -126,7 +126,7 @@ def test_predicted_shared_memory_is_what_the_compiler_takes() -> None:
     assert wrong == []
 
 
-@pytest.mark.vllm
+@pytest.mark.compile
 @pytest.mark.parametrize("arch", [121, 90])
 def test_the_extremes_that_the_compiler_accepts_and_refuses(arch: int) -> None:
     """What the ``wide`` space may hold: the constraints say no exactly where Triton does."""
@@ -267,7 +267,6 @@ class GridOnly:
         return launch
 
 
-@pytest.mark.vllm
 @pytest.mark.parametrize("it", SHAPES, ids=["gemma", "few", "parallel", "alone"])
 def test_row_blocks_are_those_of_the_launch(it: MoeShape, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the grid of vLLM's own launcher, for both GEMMs."""

@@ -17,6 +17,8 @@ from autotune.machine.devices import get_device
 from autotune.measure.pool import WorkerPool
 from tests.contracts import MeasurerContract
 
+pytestmark = pytest.mark.compile
+
 GB10 = get_device("gb10")
 SHAPE = shape_from_config(load_config("gemma-4-26b-a4b"))
 

@@ -16,7 +16,7 @@ from autotune.kernels.stored import Tuned, load
 from autotune.store.store import Store
 from tests.kernels.kept_study import FILE, KEPT, PERSON, STUDY, checkout, database
 
-pytestmark = pytest.mark.vllm
+pytestmark = pytest.mark.server
 
 # Only the name of the GPU is ours; this machine has none.
 SCRIPT = """

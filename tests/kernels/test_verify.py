@@ -26,7 +26,6 @@ from autotune.kernels.plan import STANDARD_LADDER
 from autotune.machine.devices import get_device
 from tests.kernels.kept_study import FILE, KEPT
 
-pytestmark = pytest.mark.vllm
 GB10 = "E=128,N=704,device_name=NVIDIA_GB10,dtype=fp8_w8a8.json"
 GOOD = {
     "BLOCK_SIZE_M": 16,
@@ -183,6 +182,7 @@ def test_devices_that_have_no_file_of_their_own(device: str, limits: Limits | No
     assert named.limits() == limits
 
 
+@pytest.mark.compile
 def test_shared_memory_on_ampere_and_ada_is_exact() -> None:
     """The arithmetic was made for sm_90 and sm_12x; these files are judged by it too."""
     fp8 = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
@@ -333,6 +333,7 @@ def test_every_file_that_vllm_ships(run: Callable[..., tuple[int, str, str]]) ->
     assert levels["warning"] < 25
 
 
+@pytest.mark.compile
 def test_rows_compiled_for_their_device(
     run: Callable[..., tuple[int, str, str]], write: Write
 ) -> None:

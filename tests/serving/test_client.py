@@ -238,7 +238,7 @@ def test_the_summary_by_hand() -> None:
     assert LoadResult((RECORDS[3],), 1, 0.0, 0.0).summary().tok_s == 0.0
 
 
-@pytest.mark.vllm
+@pytest.mark.server
 def test_the_summary_is_that_of_vllm_bench_serve() -> None:
     from vllm.benchmarks.lib.endpoint_request_func import RequestFuncOutput
     from vllm.benchmarks.serve import calculate_metrics
@@ -349,7 +349,7 @@ def real(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> I
         yield server
 
 
-@pytest.mark.vllm
+@pytest.mark.server
 @pytest.mark.parametrize("as_chat", [True, False])
 def test_the_real_server_is_loaded(as_chat: bool, real: Server) -> None:
     load = load_on(
@@ -377,7 +377,7 @@ def test_the_real_server_is_loaded(as_chat: bool, real: Server) -> None:
     assert real.context == 1024
 
 
-@pytest.mark.vllm
+@pytest.mark.server
 def test_greedy_answers_repeat(real: Server) -> None:
     load = load_on(real, prompts=load_prompts("code")[:3], requests=3, max_tokens=16)
     first, again, salted = (
@@ -388,7 +388,7 @@ def test_greedy_answers_repeat(real: Server) -> None:
     assert len(set(texts[0])) == 3
 
 
-@pytest.mark.vllm
+@pytest.mark.server
 @pytest.mark.parametrize(
     ("changes", "status"), [({"model": "nobody"}, 404), ({"max_tokens": 5000}, 400)]
 )
@@ -398,7 +398,7 @@ def test_a_refusal_is_a_failed_request(changes: dict[str, Any], status: int, rea
     assert real.failure() is None
 
 
-@pytest.mark.vllm
+@pytest.mark.server
 def test_the_real_server_says_what_it_is(real: Server) -> None:
     found = look(UrlLauncher(f"{real.url}/v1"), load_prompts("chat"), real.model)
     assert (found.model, found.context, found.gamma, found.chat) == (real.model, 1024, 2, True)

@@ -28,7 +28,7 @@ from tests.serving.real_server import START_S, cpu_settings
 from tests.serving.test_server import gone
 from tests.serving.tiny_models import TinyModels
 
-pytestmark = pytest.mark.vllm
+pytestmark = pytest.mark.server
 
 BAD_STARTS = {
     "flag": (("--no-such-flag", "3"), FailureKind.BAD_FLAG, 2, "unrecognized arguments"),

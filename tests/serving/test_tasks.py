@@ -158,7 +158,7 @@ def test_without_the_baseline_s_scores_nothing_can_be_said(
         bench.tune(gamma="0,2", quality="t")
 
 
-@pytest.mark.vllm
+@pytest.mark.server
 @pytest.mark.timeout(900)
 def test_a_real_evaluation_of_a_real_server(tiny_models: TinyModels, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "tasks")

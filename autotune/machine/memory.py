@@ -105,7 +105,7 @@ def read_memory(
     name, total, free = rows[gpu]
     if total.isdecimal() and free.isdecimal():
         return MemoryReading(int(total) * _MIB, int(free) * _MIB, MemoryKind.GPU, name)
-    info = _meminfo(root / "proc" / "meminfo")
+    info = meminfo(root / "proc" / "meminfo")
     return MemoryReading(
         info.get("MemTotal", 0),
         info.get("MemAvailable", 0),
@@ -120,11 +120,11 @@ def _host(root: Path, cpu: int) -> MemoryReading:
     node = nodes[0].name if nodes else "node0"
     path = system / "node" / node / "meminfo"
     if path.is_file():
-        info, where = _meminfo(path), f"{node}'s memory"
+        info, where = meminfo(path), f"{node}'s memory"
         parts = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
         free = sum(info.get(part, 0) for part in parts)
     else:
-        info, where = _meminfo(root / "proc" / "meminfo"), "the memory"
+        info, where = meminfo(root / "proc" / "meminfo"), "the memory"
         free = info.get("MemAvailable", 0)
     total = info.get("MemTotal", 0)
     limit, used = _control_group(root / "sys" / "fs" / "cgroup")
@@ -134,7 +134,7 @@ def _host(root: Path, cpu: int) -> MemoryReading:
     return MemoryReading(total, free, MemoryKind.CPU, where)
 
 
-def _meminfo(path: Path) -> dict[str, int]:
+def meminfo(path: Path) -> dict[str, int]:
     """Bytes by name, of ``MemTotal: 5 kB`` or ``Node 0 MemTotal: 5 kB``.
 
     Raises:

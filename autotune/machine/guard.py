@@ -1,0 +1,210 @@
+"""Keeps a machine with unified memory alive: ends our processes before its memory runs out.
+
+On a DGX Spark the GPU allocates from the host's memory. When that runs out, nothing is killed: the
+machine hangs until the plug is pulled (NVIDIA open-gpu-kernel-modules #1358, vLLM #46307), and a
+container's ``--memory`` does not count what the GPU holds (vLLM #54200). So the guard reads
+MemAvailable four times a second while anything of ours runs and kills in time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from autotune.core import MissingEnvironmentError
+from autotune.machine.memory import meminfo
+
+GIB = 2**30
+MEMINFO = Path("/proc/meminfo")
+RESERVE = 8 * GIB
+"""Bytes that a plan leaves to the host: what needs more than MemAvailable less this is refused."""
+PERIOD_S = 0.25
+
+
+@dataclass(frozen=True)
+class Floors:
+    """Bytes of MemAvailable below which processes end.
+
+    Attributes:
+        measuring: ends measuring processes and servers.
+        everything: ends every process that this one started.
+    """
+
+    measuring: int = 6 * GIB
+    everything: int = 4 * GIB
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.everything <= self.measuring:
+            raise ValueError(f"floors out of order: {self.everything} above {self.measuring}")
+
+
+@dataclass(frozen=True)
+class Fall:
+    """One time that memory fell below a floor: bytes available, and the floor in bytes."""
+
+    available: int
+    floor: int
+
+    def __str__(self) -> str:
+        return (
+            f"ended because {self.available / GIB:.1f} GiB of the host's memory were left, below "
+            f"the floor of {self.floor / GIB:.1f} GiB"
+        )
+
+
+@dataclass
+class Watched:
+    """A process tree under guard. ``fall`` says why the guard ended it; None while it has not."""
+
+    label: str
+    root: int
+    fall: Fall | None = None
+
+
+class MemoryGuard:
+    """Watches MemAvailable from a thread and kills watched process trees below the floors.
+
+    Use it as a context manager around the work, and :meth:`watch` around each process tree.
+    """
+
+    def __init__(
+        self,
+        floors: Floors | None = None,
+        *,
+        source: Path = MEMINFO,
+        period_s: float = PERIOD_S,
+        clock: Callable[[], float] = time.monotonic,
+        root: int | None = None,
+    ) -> None:
+        """Take the floors; nothing is read yet.
+
+        Args:
+            floors: when to kill; the defaults suit a machine of 128 GB.
+            source: a file like ``/proc/meminfo``.
+            period_s: seconds between two readings.
+            clock: seconds, monotonic.
+            root: the process whose children end at the lower floor; this one by default.
+        """
+        self.floors = floors or Floors()
+        self._source, self._period_s, self._clock = source, period_s, clock
+        self._root = os.getpid() if root is None else root
+        self._watched: list[Watched] = []
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="memory-guard", daemon=True)
+        self._last: tuple[float, int] | None = None
+        self.lowest: int | None = None
+        """The smallest MemAvailable seen so far, in bytes."""
+        self.error: str | None = None
+        """Why the guard stopped watching; everything of ours was ended then."""
+
+    def __enter__(self) -> Self:
+        """Read once, in this thread, so that a machine that cannot be watched fails here.
+
+        Raises:
+            MissingEnvironmentError: the source cannot be read.
+        """
+        self.check()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop watching."""
+        self._stop.set()
+        self._thread.join()
+
+    @contextlib.contextmanager
+    def watch(self, label: str, root: int) -> Iterator[Watched]:
+        """Guard the process ``root`` and all that it starts, until the block ends.
+
+        Args:
+            label: for people, such as ``the server``.
+            root: a process id.
+        """
+        watched = Watched(label, root)
+        with self._lock:
+            self._watched.append(watched)
+        try:
+            yield watched
+        finally:
+            with self._lock:
+                self._watched.remove(watched)
+
+    def check(self) -> Fall | None:
+        """Read MemAvailable once and act on it; give the fall, or None above the floors.
+
+        Raises:
+            MissingEnvironmentError: the source cannot be read, or does not tell MemAvailable.
+        """
+        available = meminfo(self._source).get("MemAvailable")
+        if available is None:
+            raise MissingEnvironmentError(f"{self._source}: does not tell MemAvailable")
+        late = self._loss_while_late(available)
+        self.lowest = available if self.lowest is None else min(self.lowest, available)
+        if available < self.floors.everything + late:
+            return self._end(Fall(available, self.floors.everything), everything=True)
+        if available < self.floors.measuring + late:
+            return self._end(Fall(available, self.floors.measuring), everything=False)
+        return None
+
+    def _loss_while_late(self, available: int) -> int:
+        """Bytes that may go before the next reading, beyond what the floors allow for.
+
+        The floors leave room for one period. A machine that is short of memory wakes this thread
+        late, and then as much again may be gone at the next reading.
+        """
+        now, last = self._clock(), self._last
+        self._last = (now, available)
+        if last is None:
+            return 0
+        gap, lost = now - last[0], last[1] - available
+        excess = gap - 2 * self._period_s
+        return int(lost * excess / gap) if excess > 0 and lost > 0 else 0
+
+    def _end(self, fall: Fall, *, everything: bool) -> Fall:
+        with self._lock:
+            watched = list(self._watched)
+        for one in watched:
+            one.fall = one.fall or fall
+            kill_tree(one.root)
+        if everything:
+            for child in psutil.Process(self._root).children():
+                kill_tree(child.pid)
+        return fall
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._period_s):
+            try:
+                self.check()
+            except Exception as error:  # noqa: BLE001 - unwatched, nothing of ours may go on
+                self.error = str(error)
+                self._end(Fall(0, self.floors.everything), everything=True)
+                return
+
+
+def kill_tree(root: int) -> None:
+    """Kill a process and all that it started, the root last so that it can adopt no new ones."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(root)
+        for child in reversed(process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)
+
+
+def prefer_for_oom_kill() -> None:
+    """Let the kernel's OOM killer take this process, and what it starts, before any other.
+
+    Source: proc_pid_oom_score_adj(5). Raising one's own score needs no privilege.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")

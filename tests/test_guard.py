@@ -1,0 +1,210 @@
+"""The memory guard: real process trees under a MemAvailable that the test controls."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.core import MissingEnvironmentError
+from autotune.machine.guard import GIB, Floors, MemoryGuard
+
+EATER = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+left = float(open(sys.argv[1]).read().split()[1]) / 2**20
+while True:
+    left -= 0.5
+    with open(sys.argv[1] + ".new", "w") as f:
+        f.write(f"MemTotal: 127000000 kB\\nMemAvailable: {int(max(left, 0) * 2**20)} kB\\n")
+    os.replace(sys.argv[1] + ".new", sys.argv[1])
+    time.sleep(0.02)
+"""
+"""Starts a child and then takes 25 GiB a second, as the file tells it."""
+
+
+WAIT = "import time; time.sleep(600)"
+
+
+def wait_for_child(pid: int) -> int:
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        if children := psutil.Process(pid).children():
+            return int(children[0].pid)
+        time.sleep(0.01)
+    raise AssertionError("no child")
+
+
+def write(source: Path, gib: float) -> None:
+    source.write_text(f"MemTotal: 127000000 kB\nMemAvailable: {int(gib * 2**20)} kB\n")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "meminfo"
+    write(path, 20)
+    return path
+
+
+@pytest.fixture(scope="module")
+def childless() -> Iterator[int]:
+    """A process in whose place the guard ends children: those of the tests are not its own."""
+    with process("-c", WAIT) as child:
+        yield child.pid
+
+
+@contextmanager
+def process(*args: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([sys.executable, *args], stdout=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_tree_that_eats_memory_is_killed_within_half_a_second_of_the_floor(source: Path) -> None:
+    guard = MemoryGuard(Floors(6 * GIB, 0), source=source, period_s=0.1)
+    with guard, process("-c", EATER, str(source)) as eater:
+        assert eater.stdout is not None
+        grandchild = int(eater.stdout.readline())
+        with guard.watch("the server", eater.pid) as watched:
+            while float(source.read_text().split()[4]) > 6 * 2**20:
+                time.sleep(0.005)
+            crossed = time.monotonic()
+            eater.wait(timeout=10)
+            assert time.monotonic() - crossed < 0.5
+    assert watched.fall is not None
+    assert "GiB of the host's memory were left, below the floor of 6.0 GiB" in str(watched.fall)
+    assert gone(grandchild)
+
+
+def test_above_the_floors_nothing_is_killed(source: Path) -> None:
+    guard = MemoryGuard(source=source)
+    with (
+        process("-c", WAIT) as child,
+        guard.watch("x", child.pid) as watched,
+    ):
+        write(source, 6.0)
+        assert guard.check() is None
+        assert child.poll() is None
+    assert watched.fall is None
+    assert guard.lowest == 6 * GIB
+
+
+PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WAIT!r}])"
+
+
+def test_between_the_floors_what_is_not_watched_lives(source: Path) -> None:
+    with process("-c", PARENT) as ours, process("-c", WAIT) as measuring:
+        compiler = wait_for_child(ours.pid)
+        guard = MemoryGuard(source=source, root=ours.pid)
+        with guard.watch("measuring", measuring.pid) as watched:
+            write(source, 5)
+            assert guard.check() is not None
+        assert measuring.wait(timeout=10) == -9
+        assert not gone(compiler)
+        assert watched.fall is not None
+        write(source, 3.9)
+        assert guard.check() is not None
+        psutil.wait_procs([psutil.Process(compiler)] if psutil.pid_exists(compiler) else [], 10)
+        assert gone(compiler)
+
+
+def test_a_watcher_that_wakes_late_acts_earlier(source: Path, childless: int) -> None:
+    times = iter([0.0, 2.5])
+    guard = MemoryGuard(source=source, root=childless, clock=lambda: next(times))
+    with (
+        process("-c", WAIT) as child,
+        guard.watch("server", child.pid) as watched,
+    ):
+        assert guard.check() is None
+        write(source, 8)  # 12 GiB in 2.5 s: as much again would pass the floor unseen
+        assert guard.check() is not None
+        assert child.wait(timeout=10) == -9
+    assert watched.fall is not None
+
+
+def test_a_watcher_in_time_does_not(source: Path, childless: int) -> None:
+    times = iter([0.0, 0.3])
+    guard = MemoryGuard(source=source, root=childless, clock=lambda: next(times))
+    assert guard.check() is None
+    write(source, 8)
+    assert guard.check() is None
+
+
+@given(
+    available=st.floats(0, 200),
+    before=st.floats(0, 200),
+    gap=st.floats(0.01, 1000, allow_nan=False),
+)
+def test_below_a_floor_it_always_acts(
+    tmp_path_factory: pytest.TempPathFactory,
+    childless: int,
+    available: float,
+    before: float,
+    gap: float,
+) -> None:
+    source = tmp_path_factory.getbasetemp() / "property"
+    times = iter([0.0, gap])
+    guard = MemoryGuard(
+        Floors(6 * GIB, 0), source=source, root=childless, clock=lambda: next(times)
+    )
+    write(source, before)
+    guard.check()
+    write(source, available)
+    fell = guard.check() is not None
+    assert fell or int(available * 2**20) >= 6 * 2**20
+    if available >= before and available >= 6.001:
+        assert not fell, "memory that grows ends nothing"
+
+
+def test_a_source_that_goes_away_ends_what_is_watched(source: Path, childless: int) -> None:
+    guard = MemoryGuard(source=source, period_s=0.01, root=childless)
+    with (
+        guard,
+        process("-c", WAIT) as child,
+        guard.watch("server", child.pid) as watched,
+    ):
+        source.unlink()
+        assert child.wait(timeout=10) == -9
+        assert watched.fall is not None
+        assert guard.error is not None
+
+
+@pytest.mark.parametrize("text", ["", "MemTotal: 5 kB\n", "MemTotal: x kB\nMemAvailable: 3\n"])
+def test_a_machine_that_cannot_be_watched_is_an_error_before_anything_starts(
+    source: Path, text: str
+) -> None:
+    source.write_text(text)
+    with pytest.raises(MissingEnvironmentError, match="meminfo"), MemoryGuard(source=source):
+        pytest.fail("it started")
+
+
+def test_floors_in_the_wrong_order_are_refused() -> None:
+    with pytest.raises(ValueError, match="out of order"):
+        Floors(measuring=1, everything=2)
+
+
+def test_children_are_preferred_by_the_oom_killer() -> None:
+    code = (
+        "from autotune.machine.guard import prefer_for_oom_kill as p; p();"
+        "print(open('/proc/self/oom_score_adj').read())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "1000"

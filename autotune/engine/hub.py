@@ -10,8 +10,15 @@ from autotune.core import BadInputError
 
 Config = Mapping[str, Any]
 
-# Where a multimodal config keeps its language model, outermost first.
-_NESTED = ("thinker_config", "text_config", "language_config", "llm_config")
+# Where a multimodal config keeps its language model, outermost first; the last is that of a drafter
+# in the format of vllm-project/speculators.
+_NESTED = (
+    "thinker_config",
+    "text_config",
+    "language_config",
+    "llm_config",
+    "transformer_layer_config",
+)
 
 
 class HubUnreachableError(Exception):

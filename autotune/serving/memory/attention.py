@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.core import BadInputError
+from autotune.serving.memory.layer_kinds import attends, layer_count, layer_kinds
 from autotune.serving.pair.checkpoint import Checkpoint
 
-_MOST_LAYERS = 10_000
+_WITHOUT_ATTENTION = frozenset({"medusa", "mlp_speculator"})
+"""Drafters that are heads on the target's hidden states."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +39,14 @@ def attention_layers(model: Checkpoint) -> tuple[AttentionLayer, ...]:
     Raises:
         BadInputError: sizes that are missing, or that are not whole numbers.
     """
-    count = model.size("num_hidden_layers")
-    if count is None:
-        raise BadInputError(f"{model.ref}: config.json: num_hidden_layers is missing")
-    if count > _MOST_LAYERS:
-        raise BadInputError(f"{model.ref}: config.json: num_hidden_layers: {count} is too many")
+    if model.model_type in _WITHOUT_ATTENTION:
+        return ()
+    count = layer_count(model)
     shared = model.size("num_kv_shared_layers") or 0
-    kinds = _kinds(model, count)
+    kinds = layer_kinds(model, count)
     return tuple(
         _layer(model, index, kinds[index], shared=index >= count - shared) for index in range(count)
     )
-
-
-def _kinds(model: Checkpoint, count: int) -> list[str]:
-    given = model.text.get("layer_types")
-    if isinstance(given, list) and given:
-        return [str(given[min(index, len(given) - 1)]) for index in range(count)]
-    pattern = model.size("sliding_window_pattern")
-    if pattern and model.size("sliding_window"):
-        full = (index % pattern == pattern - 1 for index in range(count))
-        return ["full_attention" if is_full else "sliding_attention" for is_full in full]
-    slides = model.size("sliding_window") and model.text.get("use_sliding_window", True)
-    return ["sliding_attention" if slides else "full_attention"] * count
 
 
 def _layer(model: Checkpoint, index: int, kind: str, *, shared: bool) -> AttentionLayer:
@@ -68,7 +55,9 @@ def _layer(model: Checkpoint, index: int, kind: str, *, shared: bool) -> Attenti
     latent = model.size("kv_lora_rank")
     if latent:
         values = latent + (model.size("qk_rope_head_dim") or 0)
-    if shared or "attention" not in kind or kind == "linear_attention":
+    if model.model_type.startswith("deepseek_v4"):
+        values = _compressed(model, index, dim)
+    if shared or not attends(kind):
         values = 0
     window = {
         "sliding_attention": model.size("sliding_window"),
@@ -77,11 +66,21 @@ def _layer(model: Checkpoint, index: int, kind: str, *, shared: bool) -> Attenti
     return AttentionLayer(kind, heads, dim, values, window)
 
 
+def _compressed(model: Checkpoint, index: int, dim: int) -> int:
+    """DeepSeek V4 keeps one latent vector for 4 or for 128 tokens, else a window (left out)."""
+    ratios = model.text.get("compress_ratios")
+    ratio = ratios[index] if isinstance(ratios, list) and index < len(ratios) else None
+    return dim // ratio if isinstance(ratio, int) and ratio > 1 else 0
+
+
 def _heads(model: Checkpoint, index: int, kind: str) -> tuple[int, int]:
     """(KV heads, size of a head) of a layer, with what is its own."""
     queries = model.size("num_attention_heads") or 1
     heads = model.size("num_key_value_heads") or queries
     dim = model.size("head_dim") or (model.size("hidden_size") or 0) // queries
+    if kind == "sliding_attention":  # MiMo-V2
+        heads = model.size("swa_num_key_value_heads") or heads
+        dim = model.size("swa_head_dim") or dim
     own = _own(model, index)
     if own:
         return own.get("num_key_value_heads", heads), own.get("head_dim", dim)

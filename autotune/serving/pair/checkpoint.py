@@ -16,6 +16,7 @@ from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.engine.hub import Config, HubUnreachableError, hub_file, text_config
 
 _INDEX = "model.safetensors.index.json"
+_MOST_HEADER = 100_000_000
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
@@ -34,7 +35,8 @@ class Checkpoint:
 
     ``eos`` are the ids that end a text; ``chat`` whether a chat template came with the tokenizer;
     ``base_models`` what the model card names as ``base_model``; ``weight_bytes`` the size of the
-    weight files.
+    weight files; ``tensors`` the names of the tensors in them; ``missing`` the weight files that
+    the index names and the folder lacks, where it has others.
     """
 
     ref: str
@@ -45,6 +47,8 @@ class Checkpoint:
     base_models: tuple[str, ...] = ()
     weight_bytes: int | None = None
     from_hub: bool = False
+    tensors: frozenset[str] | None = None
+    missing: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -91,7 +95,9 @@ class Checkpoint:
         Raises:
             BadInputError: it is not a whole number, or negative.
         """
-        value = self.text.get(name, self.config.get(name))
+        value = self.text.get(name)
+        if value is None:
+            value = self.config.get(name)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -110,6 +116,10 @@ class _Files(Protocol):
     def read(self, name: str) -> str | None: ...
 
     def weight_bytes(self) -> int | None: ...
+
+    def tensors(self) -> frozenset[str] | None: ...
+
+    def lacks(self, names: set[str]) -> tuple[str, ...]: ...
 
 
 @dataclass
@@ -133,6 +143,13 @@ class _Folder:
                 return sum(sizes)
         return None
 
+    def tensors(self) -> frozenset[str] | None:
+        return _header(self.path / "model.safetensors")
+
+    def lacks(self, names: set[str]) -> tuple[str, ...]:
+        here = {path.name for path in self.path.glob("*.safetensors")}
+        return tuple(sorted(names - here)) if here & names else ()
+
 
 @dataclass
 class _Hub:
@@ -150,6 +167,13 @@ class _Hub:
 
     def weight_bytes(self) -> int | None:
         return None
+
+    def tensors(self) -> frozenset[str] | None:
+        return None
+
+    def lacks(self, names: set[str]) -> tuple[str, ...]:
+        del names
+        return ()
 
 
 def load_checkpoint(ref: str, flag: str = "--target") -> Checkpoint:
@@ -181,15 +205,20 @@ def load_checkpoint(ref: str, flag: str = "--target") -> Checkpoint:
         raise BadInputError(f"{flag} {ref}: there is no config.json")
     tokenizer = _tokenizer(files, ref)
     settings = _json(files, ref, "tokenizer_config.json") or {}
+    index = _json(files, ref, _INDEX) or {}
+    names = index.get("weight_map")
+    names = names if isinstance(names, dict) and names else {}
     return Checkpoint(
         ref=ref,
         config=config,
         tokenizer=tokenizer,
         eos=_eos(config, _json(files, ref, "generation_config.json") or {}),
         chat=_chat(files, settings, has_tokenizer=tokenizer is not None or bool(settings)),
-        base_models=_base_models(files.read("README.md") or ""),
-        weight_bytes=_weight_bytes(files, ref),
+        base_models=_base_models(files.read("README.md") or "") + _verifier(config),
+        weight_bytes=_weight_bytes(files, index),
         from_hub=isinstance(files, _Hub),
+        tensors=frozenset(names) or files.tensors(),
+        missing=files.lacks({name for name in names.values() if isinstance(name, str)}),
     )
 
 
@@ -251,9 +280,30 @@ def _base_models(card: str) -> tuple[str, ...]:
     return tuple(re.findall(r"[\w.-]+/[\w.-]+", found[1])) if found else ()
 
 
-def _weight_bytes(files: _Files, ref: str) -> int | None:
+def _verifier(config: Config) -> tuple[str, ...]:
+    """The model that a drafter in the speculators format was trained for."""
+    known = config.get("speculators_config")
+    verifier = known.get("verifier") if isinstance(known, dict) else None
+    name = verifier.get("name_or_path") if isinstance(verifier, dict) else None
+    return (name,) if isinstance(name, str) and name else ()
+
+
+def _header(path: Path) -> frozenset[str] | None:
+    """The tensors of one safetensors file: eight bytes of length, then JSON by name."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            known = json.loads(file.read(length)) if length <= _MOST_HEADER else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return frozenset(known) - {"__metadata__"} if isinstance(known, dict) and known else None
+
+
+def _weight_bytes(files: _Files, index: Config) -> int | None:
     on_disk = files.weight_bytes()
     if on_disk is not None:
         return on_disk
-    total = ((_json(files, ref, _INDEX) or {}).get("metadata") or {}).get("total_size")
-    return int(total) if isinstance(total, int | float) and total > 0 else None
+    metadata = index.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    known = isinstance(total, int | float) and not isinstance(total, bool) and 0 < total < 1e18
+    return int(total) if known and total is not None else None

@@ -102,8 +102,48 @@ _OWN_HEADS_BY_ARCHITECTURE = frozenset(
 _ONE_LAYER_USED = frozenset(
     {"MiMoV2ForCausalLM", "MiMoV2OmniForCausalLM", "MiMoV2FlashForCausalLM"}
 )
+"""A constant in vLLM's ``models/mimo_v2_mtp.py``, whatever the checkpoint says."""
+
+_ONE_WITHOUT_COUNT = frozenset(
+    {
+        *("deepseek_v3", "deepseek_v32", "dots3_note", "hy_v4"),
+        *("qwen3_next", "qwen3_next_mtp", "qwen3_5", "qwen3_5_moe", "qwen3_5_text"),
+        *("qwen3_5_moe_text", "intern_s2_preview", "interns2_mobius"),
+        *("exaone_moe", "exaone_moe_mtp", "exaone4_5", "exaone4_5_mtp"),
+        *("longcat_flash", "minimax_m3_vl", "minimax_m3_mtp", "nemotron_h_mtp"),
+        *("step3p5", "step3p7"),
+    }
+)
+"""``model_type`` of models that have one MTP layer where the configuration counts none.
+
+Sources: the defaults of the configuration classes of transformers and vLLM; ``getattr(config, …,
+1)`` in vLLM's ``models/*_mtp.py`` and ``speculative.py``.
+"""
+_ONE_WITHOUT_COUNT_BY_ARCHITECTURE = frozenset(
+    {
+        *("Glm4MoeForCausalLM", "Step3p5ForCausalLM", "Step3p7ForConditionalGeneration"),
+        "MiniMaxM3SparseForConditionalGeneration",
+    }
+)
+COUNT_DIVIDES = frozenset({"step3p5", "step3p7"})
+"""Models whose class in vLLM counts 0 MTP layers where the file is silent, and divides by it."""
 _LAYER_PER_TOKEN = frozenset({"step3p5", "step3p7", "inkling_mm_model", "inkling_model"})
 """Models whose MTP layers differ by position, so that vLLM does not warn of reuse."""
+
+_PROMOTED = frozenset({"NemotronH_Super_Omni_Reasoning_V3", "NemotronH_Omni_Reasoning_V3"})
+
+SPECULATORS = {
+    "eagle3": "eagle3",
+    "peagle": "eagle3",
+    "dflash": "dflash",
+    "dflash2": "dflash",
+    "dspark": "dspark",
+}
+"""``speculators_model_type`` and the method that vLLM makes of it.
+
+Source: vLLM 0.32 ``transformers_utils/configs/speculators``.
+"""
+_EAGLE3_LAYERS = frozenset({"llama", "qwen3"})
 
 _DSPARK = frozenset({"Qwen3DSparkModel", "Qwen3OmniDSparkModel", "Gemma4DSparkModel"})
 _IN_THE_NAME = {"eagle-": "eagle", "eagle3": "eagle3", "dflash": "dflash", "dspark": "dspark"}
@@ -111,9 +151,7 @@ _IN_THE_NAME = {"eagle-": "eagle", "eagle3": "eagle3", "dflash": "dflash", "dspa
 
 def has_own_heads(model: Checkpoint) -> bool:
     """Whether vLLM knows MTP layers inside models of this kind."""
-    return (
-        model.model_type in _OWN_HEADS_BY_TYPE or model.architecture in _OWN_HEADS_BY_ARCHITECTURE
-    )
+    return _type(model) in _OWN_HEADS_BY_TYPE or model.architecture in _OWN_HEADS_BY_ARCHITECTURE
 
 
 def own_heads(model: Checkpoint) -> int:
@@ -124,14 +162,34 @@ def own_heads(model: Checkpoint) -> int:
     """
     if not has_own_heads(model):
         return 0
+    if model.architecture in _ONE_LAYER_USED:
+        return 1
+    stated = stated_heads(model)
+    if stated is not None:
+        return stated
+    one = _type(model) in _ONE_WITHOUT_COUNT
+    return 1 if one or model.architecture in _ONE_WITHOUT_COUNT_BY_ARCHITECTURE else 0
+
+
+def stated_heads(model: Checkpoint) -> int | None:
+    """The number of MTP layers as the configuration counts them; None where it does not.
+
+    Raises:
+        BadInputError: the count is not a whole number.
+    """
     nested = model.config.get("mtp_config")
-    key = _OWN_HEADS_BY_TYPE.get(model.model_type, _NEXT_N)
+    key = _OWN_HEADS_BY_TYPE.get(_type(model), _NEXT_N)
     found = model.size(key)
     if found is None and isinstance(nested, dict):
         found = Checkpoint(model.ref, nested).size(key)
-    if found and model.architecture in _ONE_LAYER_USED:
-        return 1
-    return found or 0
+    return found
+
+
+def _type(model: Checkpoint) -> str:
+    """``model_type``; of the language model where vLLM takes that (``hf_config_override``)."""
+    if model.architecture in _PROMOTED:
+        return str(model.text.get("model_type", "?"))
+    return model.model_type
 
 
 def reuses_one_layer(model: Checkpoint) -> bool:
@@ -145,6 +203,25 @@ def by_name(ref: str) -> tuple[str, str] | None:
         if word in ref.lower():
             return method, word
     return None
+
+
+def _by_format(drafter: Checkpoint) -> str | None:
+    """The method of a drafter in the speculators format; None of any other."""
+    kind = drafter.config.get("speculators_model_type")
+    if kind is None:
+        return None
+    if not isinstance(kind, str) or kind not in SPECULATORS:
+        raise BadInputError(
+            f"{drafter.ref}: config.json: speculators_model_type {kind!r} is none that vLLM reads "
+            f"({', '.join(SPECULATORS)})"
+        )
+    layer = drafter.text.get("model_type", "llama")
+    if SPECULATORS[kind] == "eagle3" and layer not in _EAGLE3_LAYERS:
+        raise BadInputError(
+            f"{drafter.ref}: config.json: transformer_layer_config.model_type {layer!r}: vLLM "
+            f"builds {kind} of {' or '.join(sorted(_EAGLE3_LAYERS))} layers only"
+        )
+    return SPECULATORS[kind]
 
 
 def _by_config(drafter: Checkpoint) -> str | None:
@@ -176,7 +253,7 @@ def resolve_method(drafter: Checkpoint, asked: str | None = None) -> str:
     if asked in {"eagle", "eagle3", "dflash", "dspark"}:
         return str(asked)
     named = by_name(drafter.ref)
-    found = named[0] if named else _by_config(drafter)
+    found = _by_format(drafter) or (named[0] if named else _by_config(drafter))
     if found:
         return found
     if asked in {None, "draft_model", "medusa"}:

@@ -8,6 +8,7 @@ check; ``speculative.py`` is vLLM 0.32's ``vllm/config/speculative.py``.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +20,7 @@ from autotune.serving.pair.checkpoint import Checkpoint, load_checkpoint
 from autotune.serving.pair.identity import check_identity
 from autotune.serving.pair.methods import (
     ALONE,
+    COUNT_DIVIDES,
     GEMMA4_ASSISTANTS,
     GEMMA4_TARGETS,
     METHODS,
@@ -28,6 +30,7 @@ from autotune.serving.pair.methods import (
     own_heads,
     resolve_method,
     reuses_one_layer,
+    stated_heads,
 )
 from autotune.serving.pair.tokens import check_tokenizers, check_vocabulary
 from autotune.util.finding import Finding, Severity, note, refuse, warn
@@ -93,6 +96,7 @@ def check_pair(
     """
     target, drafter, method = pair.target, pair.drafter, pair.method
     found = list(chain(_check_method(pair), check_identity(target, drafter, method)))
+    found += [finding for model in (target, drafter) if model for finding in _check_files(model)]
     if drafter is not None:
         found += check_vocabulary(target, drafter, method)
         found += check_tokenizers(target, drafter, method)
@@ -123,6 +127,8 @@ def _check_method(pair: Pair) -> Iterator[Finding]:
         known = has_own_heads(pair.target)
         reason = "brings no MTP layers" if known else "is of no kind whose MTP layers vLLM knows"
         yield refuse("no-mtp-layers", f"{where} {reason}; {advice}")
+    elif pair.method == "mtp":
+        yield from _check_heads(pair.target)
     elif pair.method == "suffix":
         yield warn(
             "suffix-package",
@@ -131,8 +137,50 @@ def _check_method(pair: Pair) -> Iterator[Finding]:
         )
 
 
+def _check_heads(target: Checkpoint) -> Iterator[Finding]:
+    """MTP layers that are counted, and whose weights are not there, draft at random.
+
+    vLLM 0.32 names no missing weight of most of its MTP models: the server starts, and nothing that
+    it drafts is accepted. The names are those of ``models/*_mtp.py``: ``mtp`` in the name, or a
+    layer behind the last one.
+    """
+    if target.model_type in COUNT_DIVIDES and not stated_heads(target):
+        yield warn(
+            "mtp-count",
+            f"{target.ref} does not count its MTP layers (num_nextn_predict_layers): vLLM's class "
+            "for it then counts 0 and may fail at its start",
+        )
+    if target.tensors is None or any(_is_head(name, target) for name in target.tensors):
+        return
+    yield refuse(
+        "mtp-weights",
+        f"{target.ref} counts {own_heads(target)} MTP layers, and none of its "
+        f"{len(target.tensors)} tensors is of one (mtp.*, or a layer behind the last): vLLM would "
+        "draft with random weights; take a checkpoint that kept them, or ngram",
+    )
+
+
+def _is_head(name: str, target: Checkpoint) -> bool:
+    if "mtp" in name or "nextn" in name:
+        return True
+    layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    count = target.size("num_hidden_layers") or target.size("num_layers")
+    return layer is not None and count is not None and int(layer[1]) >= count
+
+
+def _check_files(model: Checkpoint) -> Iterator[Finding]:
+    if model.missing:
+        yield refuse(
+            "weight-files",
+            f"{model.ref}: {len(model.missing)} weight files that its index names are not there, "
+            f"such as {model.missing[0]}: the download is not finished",
+        )
+
+
 def _check_choice(drafter: Checkpoint, method: str) -> Iterator[Finding]:
     """The method comes from words in the path, before vLLM looks into the model."""
+    if drafter.config.get("speculators_model_type"):
+        return
     named = by_name(drafter.ref)
     if not named or named[0] != method or method.rstrip("3") in drafter.architecture.lower():
         return
@@ -161,6 +209,8 @@ def _check_hidden(target: Checkpoint, drafter: Checkpoint, method: str) -> Itera
         wanted = drafter.size(key)
     elif method in {"eagle", "mtp", "medusa"}:
         key, wanted = "hidden_size", drafter.size("hidden_size")
+    elif method == "mlp_speculator":
+        key, wanted = "emb_dim", drafter.size("emb_dim")
     else:
         return
     if wanted is not None and given is not None and wanted != given:

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from autotune.core import Outcome
 from autotune.kernels.measure.requests import (
     EXIT_DEVICE_ERROR,
@@ -28,6 +26,7 @@ from autotune.kernels.measure.requests import (
     last_words,
     raced_samples,
 )
+from autotune.util.lockfile import Lock
 
 HANGS, LOSES_DEVICE, SEGFAULTS, WRONG, OUT_OF_MEMORY, NOT_A_NUMBER, GROWS, LUCKY = range(9001, 9009)
 DISTURBED = 9009
@@ -36,7 +35,7 @@ FINE = 1
 
 _setup: list[GpuSetup] = []
 _gpu: list[int] = []
-_locks: list[FileLock] = []
+_locks: list[Lock] = []
 _held: list[bytes] = []
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from autotune.core import (
@@ -177,7 +178,7 @@ def run(plan: Plan, store: Store, on_progress: OnProgress) -> Result:
             ms = [w.spec["m"] for w in store.workloads(record)]
             earlier = _earlier(plan, store.trials(record), ms)
             if plan.measured:
-                found = _measured(plan, earlier, store.cache(), log, on_progress)
+                found = _measured(plan, earlier, store, log, on_progress)
             else:
                 found = _predicted(plan, earlier, store, log, on_progress)
             if not found.selections:
@@ -240,16 +241,17 @@ def _predicted(
 def _measured(
     plan: Plan,
     earlier: Mapping[int, Selection],
-    cache: Cache,
+    store: Store,
     log: TrialLog,
     on_progress: OnProgress,
 ) -> _Found:
     watch = Stopwatch()
     timed = TimedLog(log, watch)
-    others = others_on(plan.gpus)
+    others, cache = others_on(plan.gpus), store.cache()
+    options = _options(plan, store.path.parent)
     with (
         compile_pool(plan.workers, plan.kernel) as pool,
-        GpuMeasurer(plan.shape, _options(plan), compiler_in(pool, plan.kernel)) as measurer,
+        GpuMeasurer(plan.shape, options, compiler_in(pool, plan.kernel)) as measurer,
     ):
         with watch.running("start"):
             keys = [*{*earlier, *plan.ms}]
@@ -287,7 +289,7 @@ def _measured(
     return _Found(checked.selections, failed, late, 0, 0, measured)
 
 
-def _options(plan: Plan) -> GpuOptions:
+def _options(plan: Plan, shared: Path) -> GpuOptions:
     return GpuOptions(
         gpus=tuple(gpu.index for gpu in plan.gpus),
         arch=plan.device.arch,
@@ -296,6 +298,7 @@ def _options(plan: Plan) -> GpuOptions:
         seed=plan.seed,
         memory_limit_mib=plan.memory_limit_mib,
         uuids={gpu.index: gpu.uuid for gpu in plan.gpus},
+        shared_locks=shared,
     )
 
 

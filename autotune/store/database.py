@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy
-from filelock import FileLock, Timeout
 from sqlalchemy import URL, Connection, Engine, event, make_url
 
 from autotune.core import AutotuneError, BadInputError, MissingEnvironmentError
+from autotune.util.lockfile import Lock
 from autotune.util.resources import data_root
 
 APPLICATION_ID = 0x4175746F  # "Auto"; migration 0001 writes it into the header of the file
@@ -75,8 +75,6 @@ def translated_errors(path: Path) -> Iterator[None]:
         raise _translated(path, error.orig, error) from error
     except sqlite3.Error as error:
         raise _translated(path, error, error) from error
-    except Timeout as error:
-        raise _fault(path, sqlite3.SQLITE_BUSY, "") from error
     except OSError as error:
         where = error.filename or path
         raise MissingEnvironmentError(
@@ -163,10 +161,26 @@ def open_database(path: Path, *, create: bool = True, busy_seconds: float = 30.0
         _check_writable(path)
         head = known_revisions()[-1]
         if _version(path, busy_seconds) != head:
-            with FileLock(f"{path}.lock", timeout=busy_seconds):
+            with _upgrading(path, busy_seconds):
                 if _version(path, busy_seconds) != head:
                     _upgrade(path, busy_seconds)
         return make_engine(path, busy_seconds)
+
+
+@contextmanager
+def _upgrading(path: Path, busy_seconds: float) -> Iterator[None]:
+    """Be the only process that brings the file up to date.
+
+    Raises:
+        MissingEnvironmentError: another one takes longer than ``busy_seconds``.
+    """
+    lock = Lock(path.with_name(f"{path.name}.lock"))
+    if not lock.acquire(busy_seconds):
+        raise _fault(path, sqlite3.SQLITE_BUSY, "")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Session:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from autotune.core import BadInputError, digest
 from autotune.store.database import translated_errors
@@ -48,10 +46,10 @@ def hold(database: Path, study: str, now: datetime) -> Iterator[None]:
 @contextmanager
 def try_hold(database: Path, study: str) -> Iterator[bool]:
     """Hold the lock for a moment if nobody does; gives whether it is held."""
-    lock = FileLock(lock_path(database, study), timeout=0)
-    with translated_errors(database), suppress(Timeout):
+    lock = lockfile.Lock(lock_path(database, study))
+    with translated_errors(database):
         lock.acquire()
     try:
-        yield lock.is_locked
+        yield lock.is_held
     finally:
         lock.release()

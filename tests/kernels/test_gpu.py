@@ -75,7 +75,7 @@ def measurer(gpus: Sequence[int] = (0,), **changes: Any) -> GpuMeasurer:
         arch=90,
         l2_bytes=60 * 2**20,
         kernel="tests.fake_kernel",
-        locks=Path(LOCKS.name),
+        locks=(Path(LOCKS.name),),
     )
     return GpuMeasurer(SHAPE, replace(options, **changes), compiler)
 

@@ -66,7 +66,9 @@ def compare(request: Comparison) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def measurer(shape: Any, options: GpuOptions, _: Any) -> GpuMeasurer:
-        ours = replace(options, kernel="tests.kernels.test_measured_job", locks=tmp_path / "locks")
+        ours = replace(
+            options, kernel="tests.kernels.test_measured_job", locks=(tmp_path / "locks",)
+        )
         return GpuMeasurer(shape, ours, compiler)
 
     monkeypatch.setattr(job, "GpuMeasurer", measurer)

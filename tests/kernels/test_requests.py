@@ -68,7 +68,7 @@ def test_gpus_are_claimed_in_turn(tmp_path: Path) -> None:
 def test_a_killed_process_has_time_to_give_its_gpu_back(tmp_path: Path) -> None:
     code = "import time; time.sleep(0.5)"
     with subprocess.Popen([sys.executable, "-c", code]) as leaves:
-        (tmp_path / "gpu-0.pid").write_text(str(leaves.pid))
+        (tmp_path / "gpu-0.lock").write_text(str(leaves.pid))
         free, lock = claim_gpu(setup(tmp_path, 0))
         assert free == 0
         lock.release()
@@ -80,7 +80,7 @@ def test_a_gpu_whose_last_process_does_not_end_is_left_alone(
     """Its locks are gone, it is not."""
     monkeypatch.setattr(requests, "LEAVING_S", 0.2)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stays:
-        (tmp_path / "gpu-0.pid").write_text(str(stays.pid))
+        (tmp_path / "gpu-0.lock").write_text(str(stays.pid))
         free, lock = claim_gpu(setup(tmp_path, 0, 1))
         assert free == 1
         said = f"no GPU is free of 2: process {stays.pid} was ended and stays on GPU 0"
@@ -91,5 +91,5 @@ def test_a_gpu_whose_last_process_does_not_end_is_left_alone(
     assert not psutil.pid_exists(stays.pid)
     free, lock = claim_gpu(setup(tmp_path, 0))
     assert free == 0
-    assert (tmp_path / "gpu-0.pid").read_text() == str(os.getpid())
+    assert (tmp_path / "gpu-0.lock").read_text() == str(os.getpid())
     lock.release()

@@ -41,7 +41,7 @@ from autotune.kernels.measure.requests import (
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.predict.measurer import COMPILE_TIMEOUT_S, compile_jobs
-from autotune.machine.gpu_lock import hold_gpus, lock_folder
+from autotune.machine.gpu_lock import hold_gpus, lock_folders
 from autotune.measure.pool import TaskResult, TaskStatus, WorkerPool
 
 KERNEL = "autotune.kernels.measure.process"
@@ -97,7 +97,8 @@ class GpuOptions:
         memory_limit_mib: a measuring process above it is replaced; None is no limit.
         kernel: module with ``set_up``, ``time_candidate``, ``compare``, ``device_facts``.
         uuids: of the GPUs, by index, as far as they are known.
-        locks: the folder of what keeps two commands off one GPU.
+        locks: the folders of what keeps two commands off one GPU.
+        shared_locks: a further one that other machines or containers may see, if any.
     """
 
     gpus: tuple[int, ...]
@@ -108,7 +109,8 @@ class GpuOptions:
     memory_limit_mib: int | None = None
     kernel: str = KERNEL
     uuids: Mapping[int, str] = field(default_factory=dict)
-    locks: Path = field(default_factory=lock_folder)
+    locks: tuple[Path, ...] = field(default_factory=lock_folders)
+    shared_locks: Path | None = None
 
 
 @dataclass
@@ -160,7 +162,10 @@ class GpuMeasurer:
         return Basis.MEASURED
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(hold_gpus(self._options.gpus, self._options.locks))
+        options = self._options
+        self._stack.enter_context(
+            hold_gpus(options.gpus, options.locks, options.uuids, options.shared_locks)
+        )
         self.folder = tempfile.mkdtemp(prefix="autotune-gpu-")
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self._triton_cache = str(Path(self.folder) / "triton")

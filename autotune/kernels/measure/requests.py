@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 
 from autotune.core import MissingEnvironmentError
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import MoeShape
+from autotune.util.lockfile import Lock
 
 EXIT_DEVICE_ERROR = 70
 """A measuring process ends so when its CUDA context is lost."""
@@ -144,7 +144,7 @@ def _is_gone(pid: int) -> bool:
         return True
 
 
-def claim_gpu(setup: GpuSetup) -> tuple[int, FileLock]:
+def claim_gpu(setup: GpuSetup) -> tuple[int, Lock]:
     """The first GPU that no other measuring process holds; the lock goes with the process.
 
     Raises:
@@ -152,15 +152,12 @@ def claim_gpu(setup: GpuSetup) -> tuple[int, FileLock]:
     """
     why = ""
     for gpu in setup.gpus:
-        lock = FileLock(Path(setup.folder) / f"gpu-{gpu}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
+        lock = Lock(Path(setup.folder) / f"gpu-{gpu}.lock")
+        if not lock.acquire():
             continue
-        holder = Path(setup.folder) / f"gpu-{gpu}.pid"
-        last = holder.read_text() if holder.exists() else ""
+        last = lock.note()
         if not last.isdecimal() or int(last) == os.getpid() or _is_gone(int(last)):
-            holder.write_text(str(os.getpid()))
+            lock.leave(str(os.getpid()))
             return gpu, lock
         # A killed process loses its locks before the driver lets go of it, if it ever does.
         lock.release()

@@ -14,13 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import aiohttp
-
 from autotune.serving.measure.prompts import Prompt
 from autotune.serving.measure.timing import LoadResult, RequestRecord
+from autotune.serving.server import web
 from autotune.serving.server.web import without_secrets
+from autotune.util import edge, secret
 
 _ERROR_CHARS = 300
+_STREAM_BYTES = 1 << 20
+"""An answer may have so many, and further :data:`_TOKEN_BYTES` for each token asked for."""
+_TOKEN_BYTES = 2 << 10
+"""vLLM's event of a token has some 250."""
+_FINISH_CHARS = 80
+_EVENTS = 1000
+"""An answer may have so many events, and four further ones for each token asked for."""
 
 
 @dataclass(frozen=True)
@@ -94,26 +101,55 @@ class Stream:
     error: str = ""
 
 
-async def _receive(session: aiohttp.ClientSession, load: Load, stream: Stream) -> None:
+class _Events:
+    """The events of a growing stream, cut at their blank lines in one pass over its bytes."""
+
+    def __init__(self, load: Load) -> None:
+        self._bytes = _STREAM_BYTES + _TOKEN_BYTES * load.max_tokens
+        self._events = _EVENTS + 4 * load.max_tokens
+        self._rest = bytearray()
+
+    def take(self, chunk: bytes) -> list[bytes]:
+        """Add bytes; gives the events that they complete.
+
+        Raises:
+            TooLargeError: the stream is longer than an answer can be.
+        """
+        self._bytes -= len(chunk)
+        if self._bytes < 0:
+            raise web.TooLargeError("its answer is longer than so many tokens can be")
+        seen = max(len(self._rest) - 1, 0)
+        self._rest += chunk
+        if self._rest.find(b"\n\n", seen) < 0:
+            return []
+        *whole, rest = bytes(self._rest).split(b"\n\n")
+        self._rest = bytearray(rest)
+        events = [event for event in whole if event]
+        self._events -= len(events)
+        if self._events < 0:
+            raise web.TooLargeError("its answer has more events than so many tokens can have")
+        return events
+
+
+async def _receive(session: web.Session, load: Load, stream: Stream) -> None:
     """Send one request and take in its answer."""
     body = json.dumps(load.payload(stream.index)).encode()
     stream.start = time.perf_counter()
     try:
-        async with session.post(load.endpoint(), data=body) as response:
+        async with web.request(session, "POST", load.endpoint(), body) as response:
             if response.status != 200:
-                text = await response.text(errors="replace")
+                text = await web.read_body(response, web.ERROR_LIMIT, cut=True)
                 text = without_secrets(" ".join(text.split()), load.headers)
-                stream.error = f"HTTP {response.status}: {text[:_ERROR_CHARS]}"
+                stream.error = web.refusal(response, text)[:_ERROR_CHARS]
                 return
-            rest = b""
+            events = _Events(load)
             async for chunk in response.content.iter_any():
                 now = time.perf_counter()
-                *whole, rest = (rest + chunk).split(b"\n\n")
-                stream.events.extend((now, event) for event in whole)
+                stream.events.extend((now, event) for event in events.take(chunk))
     except TimeoutError:
         stream.error = f"no full answer within {load.timeout_s:g} s"
-    except (aiohttp.ClientError, OSError) as error:
-        stream.error = f"{type(error).__name__}: {error}"[:_ERROR_CHARS]
+    except web.FAULTS as error:
+        stream.error = web.described(error, load.headers)[:_ERROR_CHARS]
 
 
 def _payloads(events: Sequence[tuple[float, bytes]]) -> Iterator[tuple[float, Any]]:
@@ -126,16 +162,20 @@ def _payloads(events: Sequence[tuple[float, bytes]]) -> Iterator[tuple[float, An
         for line in event.split(b"\n"):
             name, _, value = line.partition(b":")
             if name == b"data":
-                yield when, True if value.strip() == b"[DONE]" else json.loads(value)
+                yield when, True if value.strip() == b"[DONE]" else edge.parse_json(value)
 
 
 def _piece(choice: Mapping[str, Any]) -> str:
-    """The text that a chunk adds; what a model "thinks" is generated text as well."""
+    """The text that a chunk adds; what a model "thinks" is generated text as well.
+
+    Raises:
+        TypeError: it is something else.
+    """
     delta = choice.get("delta")
     if delta is None:
-        return choice.get("text") or ""
+        return "" + (choice.get("text") or "")
     thought = delta.get("reasoning") or delta.get("reasoning_content") or ""
-    return thought + (delta.get("content") or "")
+    return "" + thought + (delta.get("content") or "")
 
 
 def _decode(stream: Stream, origin: float) -> RequestRecord:
@@ -146,7 +186,7 @@ def _decode(stream: Stream, origin: float) -> RequestRecord:
     """
     times: list[float] = []
     pieces: list[str] = []
-    usage: Mapping[str, int] = {}
+    usage: Mapping[str, Any] = {}
     finish, done = "", False
     for when, data in _payloads(stream.events):
         if data is True:
@@ -157,6 +197,7 @@ def _decode(stream: Stream, origin: float) -> RequestRecord:
             times.append(when)
             pieces.append(_piece(data["choices"][0]))
             finish = data["choices"][0].get("finish_reason") or finish
+            edge.text(finish, "finish_reason", _FINISH_CHARS)
         usage = usage if data is True else data.get("usage") or usage
     if not done or not times:
         return _failed(stream, origin, "the stream broke off")
@@ -168,15 +209,15 @@ def _decode(stream: Stream, origin: float) -> RequestRecord:
         ttft_s=times[0] - stream.start,
         itl_s=tuple(later - earlier for earlier, later in itertools.pairwise(times)),
         latency_s=times[-1] - stream.start,
-        prompt_tokens=usage.get("prompt_tokens", 0),
-        output_tokens=usage["completion_tokens"],
+        prompt_tokens=edge.whole(usage.get("prompt_tokens", 0), "prompt_tokens"),
+        output_tokens=edge.whole(usage["completion_tokens"], "completion_tokens"),
         text="".join(pieces),
         finish=finish,
     )
 
 
 def _failed(stream: Stream, origin: float, error: str) -> RequestRecord:
-    return RequestRecord(stream.index, stream.start - origin, error=error[:_ERROR_CHARS])
+    return RequestRecord(stream.index, stream.start - origin, error=error)
 
 
 def decode_stream(stream: Stream, origin: float) -> RequestRecord:
@@ -196,30 +237,29 @@ async def run_load_async(load: Load) -> LoadResult:
     one has failed: a server that hangs would cost the time limit again for each.
     """
     streams: list[Stream] = []
-    connector = aiohttp.TCPConnector(limit=load.concurrency, keepalive_timeout=60)
-    timeout = aiohttp.ClientTimeout(total=load.timeout_s)
     headers = {"Content-Type": "application/json", **load.headers}
 
-    async def lane(session: aiohttp.ClientSession) -> None:
+    async def lane(session: web.Session) -> None:
         while len(streams) < load.requests and not any(stream.error for stream in streams):
             stream = Stream(len(streams))
             streams.append(stream)
             await _receive(session, load, stream)
 
-    async with aiohttp.ClientSession(
-        connector=connector, timeout=timeout, headers=headers
-    ) as session:
+    async with web.open_session(load.timeout_s, headers, load.concurrency) as session:
         origin, cpu = time.perf_counter(), time.process_time()
         async with asyncio.TaskGroup() as lanes:
             for _ in range(min(load.concurrency, load.requests)):
                 lanes.create_task(lane(session))
         duration_s, cpu_s = time.perf_counter() - origin, time.process_time() - cpu
-    records = tuple(decode_stream(stream, origin) for stream in streams)
-    if load.headers:  # a server may repeat what it was sent
-        records = tuple(
-            replace(record, error=without_secrets(record.error, load.headers)) for record in records
-        )
+    mask = secret.Mask(secret.of_headers(load.headers))
+    records = tuple(_written(decode_stream(stream, origin), mask) for stream in streams)
     return LoadResult(records, load.concurrency, duration_s, cpu_s)
+
+
+def _written(record: RequestRecord, mask: secret.Mask) -> RequestRecord:
+    """The record without what a server repeats of its credentials; masked first, then cut."""
+    error = mask(record.error)[:_ERROR_CHARS]
+    return replace(record, error=error, text=mask(record.text), finish=mask(record.finish))
 
 
 def run_load(load: Load) -> LoadResult:

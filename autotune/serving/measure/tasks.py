@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.core import BadInputError, MissingEnvironmentError, Trial
+from autotune.serving.server.process import child_environment
 from autotune.serving.server.server import Server
 from autotune.serving.server.supervisor import SUPERVISOR
 
@@ -73,6 +74,7 @@ def check_tasks(tasks: Tasks) -> None:
             check=False,
             stdin=subprocess.DEVNULL,
             timeout=_CHECK_S,
+            env=child_environment({}),
         )
     except subprocess.TimeoutExpired as error:
         raise MissingEnvironmentError(f"--quality: lm-eval took over {_CHECK_S:g} s") from error
@@ -126,6 +128,7 @@ def evaluate(server: Server, tasks: Tasks, *, chat: bool, out: Path) -> dict[str
             stdout=output,
             stderr=subprocess.STDOUT,
             process_group=0,
+            env=child_environment({}),
         ) as process,
     ):
         code = _wait(process, tasks.timeout_s)

@@ -176,6 +176,8 @@ def _check(reply: Reply, launcher: UrlLauncher, path: str) -> None:
         )
     if reply.status in {502, 503, 504}:
         raise MissingEnvironmentError(f"{where}: it does not serve (yet)")
+    if 300 <= reply.status < 400:
+        raise BadInputError(f"{where}: it redirects, which is not followed; give the server's URL")
     if reply.status != 200:
         raise BadInputError(f"{where}: that is no vLLM server, or not its root")
 

@@ -20,6 +20,12 @@ _SLACK_S = 15.0
 """Beyond what the supervisor may take it is killed as well, and its clean-up with it."""
 
 
+def child_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Our environment for a program that we start, without what is secret and ours alone."""
+    ours = {name: value for name, value in os.environ.items() if name != "AUTOTUNE_HEADER"}
+    return ours | dict(more)
+
+
 def _members(supervisor: int) -> list[psutil.Process]:
     """The supervisor with all that it started: its descendants, and its group should it be dead."""
     found = []
@@ -86,7 +92,7 @@ class ProcessHandle:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
+                env=child_environment(env or {}),
                 process_group=0,
             )
 

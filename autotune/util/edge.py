@@ -1,0 +1,223 @@
+"""The edge: where files and JSON of others enter, and leave plain, finite, encodable values.
+
+Past it the code trusts what it has: text of a known size from a regular file; JSON whose numbers
+are finite and of ordinary length, whose nesting is shallow, and whose texts can be written.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from autotune.core import BadInputError
+
+MIB = 1 << 20
+SMALL = 4 * MIB
+"""Bytes of a file that people write, or a model's ``config.json`` (some 5 KiB)."""
+LARGE = 128 * MIB
+"""Bytes of the largest small file of a model: ``tokenizer.json`` has up to 35 MiB."""
+MOST = 2**53
+"""Counts are below it: up to here a float holds every whole number."""
+_DEPTH = 64
+_DIGITS = 40
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+
+
+class EdgeError(ValueError):
+    """What is wrong with data of others, in one line without its name."""
+
+
+def read_bytes(path: Path, limit: int = SMALL) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        EdgeError: a folder, a pipe, a device, or longer.
+        OSError: not there, or not to be read; its ``strerror`` says why.
+    """
+    # Without O_NONBLOCK a pipe would be waited for; what was opened is looked at, not the name.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise EdgeError("is not a regular file")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise EdgeError(f"is larger than {_size(limit)}, which no such file should be")
+    return data
+
+
+def read_text(path: Path, limit: int = SMALL) -> str:
+    """As :func:`read_bytes`, as UTF-8 text; a byte order mark is left out.
+
+    Raises:
+        EdgeError: as there, or not UTF-8.
+        OSError: as there.
+    """
+    return as_text(read_bytes(path, limit))
+
+
+def read_json(path: Path, limit: int = SMALL) -> Any:
+    """As :func:`read_bytes`, as JSON (:func:`parse_json`).
+
+    Raises:
+        EdgeError: as there, or not JSON.
+        OSError: as there.
+    """
+    return parse_json(read_bytes(path, limit))
+
+
+def as_text(data: bytes) -> str:
+    """UTF-8 bytes as text; a byte order mark is left out.
+
+    Raises:
+        EdgeError: not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise EdgeError(f"not UTF-8 at byte {error.start}") from None
+
+
+def parse_json(data: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        EdgeError: not JSON; NaN or Infinity; a number that no machine type holds; nesting beyond
+            64; half of a surrogate pair.
+    """
+    text = as_text(data) if isinstance(data, bytes | bytearray) else data
+    try:
+        value = json.loads(
+            text, parse_constant=_refuse, parse_int=_whole_number, parse_float=_finite
+        )
+    except json.JSONDecodeError as error:
+        raise EdgeError(
+            f"not JSON: {error.msg} at line {error.lineno} column {error.colno}"
+        ) from None
+    except RecursionError:
+        raise EdgeError("not JSON: nested too deep") from None
+    halves = _SURROGATE.search(text) is not None
+    for depth, one in _containers(value, halves=halves):
+        if depth > _DEPTH:
+            raise EdgeError("not JSON: nested too deep")
+        if isinstance(one, str):
+            _check_encodable(one)
+    return value
+
+
+def whole(value: Any, what: str, least: int = 0) -> int:
+    """A count: a whole number from ``least`` to 2^53.
+
+    Raises:
+        EdgeError: anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < MOST:
+        raise EdgeError(f"{what}: expected a whole number from {least}, found {shown(value)}")
+    return value
+
+
+def number(value: Any, what: str) -> float:
+    """A finite number.
+
+    Raises:
+        EdgeError: anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        raise EdgeError(f"{what}: expected a number, found {shown(value)}")
+    return float(value)
+
+
+def text(value: Any, what: str, longest: int) -> str:
+    """A text that can be written, of at most so many characters.
+
+    Raises:
+        EdgeError: anything else.
+    """
+    if not isinstance(value, str) or len(value) > longest:
+        raise EdgeError(f"{what}: expected a text of up to {longest} characters")
+    _check_encodable(value)
+    return value
+
+
+def shown(value: Any) -> str:
+    """A foreign value for a message: cut, and in characters that can be written."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**_DIGITS:
+        return f"a number of over {_DIGITS} digits"
+    try:
+        said = json.dumps(value)
+    except (TypeError, ValueError):
+        said = type(value).__name__
+    return said if len(said) <= 60 else f"{said[:57]}..."
+
+
+def _containers(value: Any, *, halves: bool) -> Iterator[tuple[int, Any]]:
+    """Every object and list with its depth, without recursion; with ``halves`` every text too."""
+    left = [(1, value)]
+    wanted = (dict, list, str) if halves else (dict, list)
+    while left:
+        depth, one = left.pop()
+        yield depth, one
+        if isinstance(one, dict):
+            left.extend((depth + 1, inner) for inner in one.values() if isinstance(inner, wanted))
+            if halves:
+                left.extend((depth, key) for key in one)
+        elif isinstance(one, list):
+            left.extend((depth + 1, inner) for inner in one if isinstance(inner, wanted))
+
+
+def _check_encodable(one: str) -> None:
+    try:
+        one.encode()
+    except UnicodeEncodeError:
+        raise EdgeError("holds half of a surrogate pair, which is no text") from None
+
+
+def _refuse(name: str) -> NoReturn:
+    raise EdgeError(f"not JSON: {name} is no number")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise EdgeError(f"not JSON: a number of over {_DIGITS} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise EdgeError("not JSON: a number too large for a float")
+    return value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _size(size: int) -> str:
+    return f"{size // MIB} MiB" if size >= MIB else f"{size // 1024} KiB"
+
+
+def bad_input(path: Path | str, error: Exception) -> BadInputError:
+    """The one line about a file of the user that could not be read.
+
+    Args:
+        path: as the user knows it.
+        error: what the functions of this module raise.
+    """
+    if isinstance(error, OSError):
+        return BadInputError(f"{path}: cannot be read: {error.strerror or error}")
+    return BadInputError(f"{path}: {error}")

@@ -1,0 +1,165 @@
+"""What a server may do to us: it ends in one line, in time, in little memory; nothing leaks."""
+
+from __future__ import annotations
+
+import base64
+import json
+import resource
+import time
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from autotune.core import AutotuneError, BadInputError
+from autotune.serving.measure.client import Load, run_load
+from autotune.serving.measure.prompts import Prompt
+from autotune.serving.running.server import look
+from autotune.serving.server import web
+from autotune.serving.server.launchers import UrlLauncher
+from tests.serving import hostile_server
+from tests.serving.hostile_server import redirect, response, serving, token
+
+PROMPTS = (Prompt.of("a prompt that is nobody else's"),)
+KEY = 'canary-"quoted"\\slashed-0123456789'
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+
+
+def load_on(url: str, **changes: Any) -> Load:
+    given = {"requests": 1, "concurrency": 1, "max_tokens": 8, "timeout_s": 3.0} | changes
+    return Load(url, "served", PROMPTS, **given)
+
+
+def error_of(url: str, **changes: Any) -> str:
+    (error,) = run_load(load_on(url, **changes)).errors()
+    assert error
+    assert "\n" not in error
+    error.encode()
+    return error
+
+
+# ------------------------------------------------------------------------------------------
+# credentials follow redirects
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 305, 307, 308, 399])
+def test_no_redirect_is_followed(status: int) -> None:
+    """Credentials follow redirects: to another host, with the key and the prompts."""
+    with serving() as other, serving({"*": redirect(status, f"{other.url}/stolen")}) as server:
+        said = error_of(server.url, headers=HEADERS)
+        assert said == f"HTTP {status}: it redirects, and no redirect is followed"
+        reply = web.fetch(f"{server.url}/health", 3.0, HEADERS)
+        assert reply is not None
+        assert reply.status == status
+        with pytest.raises(BadInputError, match="redirects"):
+            look(UrlLauncher(server.url, HEADERS), PROMPTS, None)
+        assert other.seen == []
+        assert server.seen[0].headers["authorization"] == HEADERS["Authorization"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/version", "/metrics"])
+def test_no_later_redirect_is_followed_either(path: str) -> None:
+    with serving() as other, serving({path: redirect(307, other.url)}) as server:
+        if path == "/v1/models":
+            with pytest.raises(BadInputError, match="redirects"):
+                look(UrlLauncher(server.url, HEADERS), PROMPTS, None)
+        else:
+            look(UrlLauncher(server.url, HEADERS), PROMPTS, None)
+        assert other.seen == []
+
+
+def test_the_environment_names_no_proxy_and_no_credentials(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    with serving() as proxy, serving() as server:
+        for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        netrc = tmp_path / "netrc"
+        netrc.write_text("machine 127.0.0.1 login me password canary\n")
+        monkeypatch.setenv("NETRC", str(netrc))
+        reply = web.fetch(f"{server.url}/health", 3.0)
+        assert reply is not None
+        assert not run_load(load_on(server.url)).errors()
+        assert proxy.seen == []
+        assert all("authorization" not in seen.headers for seen in server.seen)
+
+
+# ------------------------------------------------------------------------------------------
+# header secrets reach the database: masked after the cut, escaped echo not recognised
+
+
+def forms() -> dict[str, str]:
+    quoted = json.dumps(KEY)[1:-1]
+    code = base64.b64encode(b"user:" + KEY.encode()).decode()
+    return {
+        "raw": KEY,
+        "JSON": quoted,
+        "JSON in JSON": json.dumps(quoted)[1:-1],
+        "URL": quote(KEY, safe=""),
+        "URL, small": quote(KEY, safe="").replace("%2", "%2").lower(),
+        "base64": code,
+        "base64 for URLs": code.replace("+", "-").replace("/", "_"),
+        "hex": KEY.encode().hex(),
+        "first half": KEY[: len(KEY) // 2],
+        "second half": KEY[len(KEY) // 2 :],
+        "HTML": KEY.replace('"', "&quot;"),
+    }
+
+
+def parts_of(text: str, size: int = 8) -> set[str]:
+    return {text[i : i + size] for i in range(len(text) - size + 1)}
+
+
+@pytest.mark.parametrize("form", forms())
+@pytest.mark.parametrize("offset", [0, 150, 280, 290, 299])
+@pytest.mark.parametrize("where", ["HTTP 401", "in the stream"])
+def test_no_echo_of_a_credential_is_kept(where: str, offset: int, form: str) -> None:
+    """Header secrets reach the database: cut in two, or escaped."""
+    said = "x" * offset + forms()[form] + " is not known"
+    answer = response(said.encode(), "401 No")
+    if where == "in the stream":
+        answer = hostile_server.stream(token(), hostile_server.event({"error": {"message": said}}))
+    with serving({"*": answer}) as server:
+        error = error_of(server.url, headers=HEADERS)
+    assert not parts_of(error) & parts_of(forms()[form])
+    assert not parts_of(error) & parts_of(KEY)
+
+
+def test_no_echo_of_a_credential_is_taken_for_an_answer() -> None:
+    answer = hostile_server.answer_of(text=KEY, finish=KEY)
+    with serving({"*": answer}) as server:
+        (record,) = run_load(load_on(server.url, headers=HEADERS)).records
+    assert KEY not in record.text + record.finish
+    assert record.text == "***b"
+
+
+# ------------------------------------------------------------------------------------------
+# unbounded bodies, tracebacks on a server's answers
+
+PATHS = ("/health", "/v1/models", "/v1/chat/completions", "*")
+
+
+@pytest.mark.parametrize("name", hostile_server.TRANSPORT)
+def test_transport(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unbounded bodies, and every other misbehaviour of transport, on every path."""
+    monkeypatch.setattr("autotune.serving.running.server.LOOK_S", 2.0)
+    answer = hostile_server.TRANSPORT[name]()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.monotonic()
+    with serving({"*": answer}) as server:
+        try:
+            result = run_load(load_on(server.url, timeout_s=2.0, headers=HEADERS))
+            assert result.errors() or result.records[0].output_tokens
+            for error in result.errors():
+                assert "\n" not in error
+                assert len(error) <= 300
+            reply = web.fetch(f"{server.url}/health", 2.0, HEADERS)
+            assert reply is None or len(reply.text) <= web.BODY_LIMIT
+            with pytest.raises(AutotuneError) as caught:
+                look(UrlLauncher(server.url, HEADERS), PROMPTS, None)
+            assert "\n" not in str(caught.value)
+        finally:
+            server.stopped.set()
+    assert time.monotonic() - began < 20.0
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 300 * 1024, f"{grown} KiB"  # ours and, in threads, the server's

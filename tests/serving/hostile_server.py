@@ -258,14 +258,14 @@ TRANSPORT: dict[str, Callable[[], Answer]] = {
     "length given twice": lambda: (
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello"
     ),
-    "negative length": lambda: OK + b"Content-Length: -5\r\n\r\nhello",
+    "negative length": lambda: b"HTTP/1.1 200 OK\r\n" + b"Content-Length: -5\r\n\r\nhello",
     "length of 400 digits": lambda: (
         b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 400 + b"\r\n\r\nhello"
     ),
     "length and chunks": lambda: (
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     ),
-    "length too long": lambda: OK + b"Content-Length: 500\r\n\r\nhello",
+    "length too long": lambda: b"HTTP/1.1 200 OK\r\n" + b"Content-Length: 500\r\n\r\nhello",
     "bad chunk": lambda: CHUNKED + b"zz\r\nhello\r\n",
     "chunk of 2^70": lambda: CHUNKED + b"400000000000000000\r\nhello\r\n",
     "status 999": lambda: response(b"x", "999 Odd"),

@@ -16,7 +16,7 @@ from pathlib import Path
 from autotune.core import Basis, Measurement, Outcome, Phase, Trial
 from autotune.kernels.moe.from_model import load_config, shape_from_config
 from autotune.kernels.moe.shape import MoeWorkload
-from autotune.kernels.plan import STANDARD_LADDER
+from autotune.kernels.request import STANDARD_LADDER
 from autotune.machine.environment import environment
 from autotune.propose.proposers import OptunaProposer
 from autotune.space.space import load_space

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.core import BadInputError
-from autotune.kernels.plan import STANDARD_LADDER
+from autotune.kernels.request import STANDARD_LADDER
 from autotune.util import flags
 
 drafted = st.lists(st.integers(0, 64), min_size=1, max_size=5, unique=True)

@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from autotune.core import Basis
-from autotune.kernels.plan import EFFORTS
+from autotune.kernels.request import EFFORTS
 from autotune.measure.replay import Landscape
 from benchmarks.strategies import LANDSCAPE, ranked, recorded, regrets
 

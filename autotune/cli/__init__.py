@@ -11,7 +11,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from autotune import __version__
-from autotune.cli import compare, export, machine, moe, report, spec, studies, verify
+from autotune.cli import compare, export, machine, moe, report, requests, spec, studies, verify
+from autotune.cli.build import add_command
 from autotune.core import AutotuneError, BadInputError, ExitCode, MissingEnvironmentError
 
 app = typer.Typer(
@@ -22,20 +23,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (
-    moe.moe,
-    export.export,
-    verify.verify,
-    compare.compare,
-    spec.spec,
-    studies.studies,
-    studies.show,
-    report.report,
-    report.dashboard,
-    machine.devices,
-    machine.doctor,
-):
-    app.command()(command)
+add_command(app, requests.Moe, moe.moe)
+add_command(app, requests.Export, export.export)
+add_command(app, requests.Verify, verify.verify)
+add_command(app, requests.Compare, compare.compare)
+app.command()(spec.spec)
+add_command(app, requests.Studies, studies.studies)
+add_command(app, requests.Show, studies.show)
+add_command(app, requests.Report, report.report)
+add_command(app, requests.Dashboard, report.dashboard)
+add_command(app, requests.Devices, machine.devices)
+add_command(app, requests.Doctor, machine.doctor)
 
 
 def _version(wanted: bool) -> None:

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.markup import escape
@@ -18,10 +18,6 @@ from autotune.core import BadInputError
 if TYPE_CHECKING:
     from autotune.machine.devices import Device
     from autotune.store.store import Store
-
-DEFAULT_DB = "sqlite:///outputs/autotune.db"
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
-Db = Annotated[str, typer.Option(help="Database with every trial, as an SQLAlchemy URL.")]
 
 
 def print_json(value: Any) -> None:
@@ -44,14 +40,6 @@ def this_command() -> str:
         else:
             words.append(word)
     return shlex.join(words)
-
-
-def given_flags(context: typer.Context) -> set[str]:
-    """The flags that stand on the command line, such as ``--url``, by their long names."""
-    sources = {
-        p.opts[0]: context.get_parameter_source(p.name or "") for p in context.command.params
-    }
-    return {flag for flag, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 def check_study(

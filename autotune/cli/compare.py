@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from autotune.cli.common import DEFAULT_DB, Db, Json, print_json
+from autotune.cli.common import print_json
 from autotune.cli.consoles import err, out
+from autotune.cli.requests import Compare
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.machine.devices import no_gpu, present_gpus, resolve_device
 from autotune.machine.environment import usable_cpus, visible_gpus
@@ -22,29 +22,8 @@ if TYPE_CHECKING:
     from autotune.kernels.decide.compare import File, Row, Source
 
 
-def compare(
-    first: Annotated[Path, typer.Argument(help="A configuration file, such as the one there.")],
-    second: Annotated[Path, typer.Argument(help="Another one, such as the one to replace it.")],
-    landscape: Annotated[
-        Path | None, typer.Option(help="Look times up in a recorded landscape.")
-    ] = None,
-    study: Annotated[str | None, typer.Option(help="Look times up in this study's trials.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Measured: gives hidden size, top-k and scaling.")
-    ] = None,
-    batch_sizes: Annotated[
-        str | None, typer.Option(help="Values of M; default: the keys of both files.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Measured: of weights and routings.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Compile processes; default: CPUs.")] = None,
-    db: Db = DEFAULT_DB,
-    json_: Json = False,
-) -> None:
-    """Compare two configuration files, measured side by side on this GPU or looked up."""
-    flags.within(workers, "--workers", 1, 1024)
-    flags.within(seed, "--seed", 0, 2**32 - 1)
-    if landscape is not None and study is not None:
-        raise BadInputError("--landscape and --study exclude each other")
+def compare(request: Compare) -> None:
+    """Compare the files and print what is faster."""
     from autotune.kernels.decide.compare import (  # noqa: PLC0415 - slow imports
         File,
         Recorded,
@@ -56,25 +35,33 @@ def compare(
     from autotune.measure.replay import Landscape  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
-    files = File.read(first), File.read(second)
-    ms = flags.batch_sizes(batch_sizes, tuple(keys_of(*files)))
+    files = File.read(request.first), File.read(request.second)
+    batch_sizes = flags.batch_sizes(request.batch_sizes, tuple(keys_of(*files)))
     source: Source
-    if landscape is not None:
-        if not landscape.is_file():
-            raise BadInputError(f"--landscape {landscape}: no such file")
-        source = Recorded(Landscape.read(landscape), files)
-    elif study is not None:
-        with Store.open(db, create=False) as store:
-            source = of_study(store, study, files)
+    if request.landscape is not None:
+        if not request.landscape.is_file():
+            raise BadInputError(f"--landscape {request.landscape}: no such file")
+        source = Recorded(Landscape.read(request.landscape), files)
+    elif request.study is not None:
+        with Store.open(request.db, create=False) as store:
+            source = of_study(store, request.study, files)
     else:
-        source = _measuring(*files, model, workers, seed)
-    quiet = json_ or not err.is_terminal
+        source = _measuring(*files, request)
+    quiet = request.as_json or not err.is_terminal
     with Progress(console=err, transient=True, disable=quiet) as bar:
-        rows = list(bar.track(compared(*files, ms, source), len(ms), description="comparing"))
+        rows = list(
+            bar.track(
+                compared(*files, batch_sizes, source), len(batch_sizes), description="comparing"
+            )
+        )
     found = document(*files, rows, source)
-    if json_:
+    if request.as_json:
         print_json(found)
         return
+    _show_all(found, rows)
+
+
+def _show_all(found: Mapping[str, Any], rows: list[Row]) -> None:
     for text in found["warnings"]:
         err.print(f"[yellow]Warning: {escape(text)}[/yellow]", soft_wrap=True)
     _show(rows, found["basis"])
@@ -88,14 +75,12 @@ def compare(
     )
 
 
-def _measuring(
-    first: File, second: File, model: str | None, workers: int | None, seed: int
-) -> Source:
+def _measuring(first: File, second: File, request: Compare) -> Source:
     from autotune.kernels.decide.compare import Measured, shape_of  # noqa: PLC0415
     from autotune.kernels.measure.available import cannot_measure  # noqa: PLC0415
     from autotune.kernels.moe.from_model import load_config, shape_from_config  # noqa: PLC0415
 
-    visible = visible_gpus()
+    visible, model = visible_gpus(), request.model
     if why := no_gpu(visible) or cannot_measure():
         raise MissingEnvironmentError(
             f"{why}; give --landscape FILE or --study NAME to look times up"
@@ -110,7 +95,8 @@ def _measuring(
         f"{shape.weight_dtype} per {shape.scheme.value}"
         + ("" if model else "; the names do not say these, --model does")
     )
-    return Measured(shape, device, gpus, workers or max(1, usable_cpus() - 1 - len(gpus)), seed)
+    workers = request.workers or max(1, usable_cpus() - 1 - len(gpus))
+    return Measured(shape, device, gpus, workers, request.seed)
 
 
 def _show(rows: list[Row], basis: str) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 from rich.table import Table
 
-from autotune.cli.common import Json, print_json
+from autotune.cli.common import print_json
 from autotune.cli.consoles import out
+from autotune.cli.requests import Devices, Doctor
 from autotune.core import ExitCode
 from autotune.machine.devices import detect_gpus, load_devices, resolve_device
 from autotune.machine.environment import visible_gpus
 
 
-def devices(json_: Json = False) -> None:
-    """List the devices that can be tuned for, and what this machine has."""
+def devices(request: Devices) -> None:
+    """Print the devices."""
     known, here = load_devices(), detect_gpus()
-    if json_:
+    if request.as_json:
         print_json(
             {
                 "known": [d.model_dump(mode="json") for d in known.values()],
@@ -45,16 +44,17 @@ def devices(json_: Json = False) -> None:
     out.print("Every figure's source stands in search_spaces/devices/*.yaml.")
 
 
-def doctor(
-    device: Annotated[str, typer.Option(help="Device to check for.")] = "gb10",
-    json_: Json = False,
-) -> None:
-    """Check that everything needed is here, and that fp8 runs on fp8 tensor cores."""
+def doctor(request: Doctor) -> None:
+    """Print what is missing and what to do.
+
+    Raises:
+        typer.Exit: something is, with the code of a missing environment.
+    """
     from autotune.kernels.check.doctor import diagnose  # noqa: PLC0415
 
     visible = visible_gpus()
-    findings = diagnose(resolve_device(device, visible), visible)
-    if json_:
+    findings = diagnose(resolve_device(request.device, visible), visible)
+    if request.as_json:
         print_json([finding.as_json() for finding in findings])
     else:
         marks = {

@@ -6,12 +6,13 @@ import contextlib
 import json
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from autotune.cli.common import DEFAULT_DB, Db, Json, print_json, tuned_for
+from autotune.cli.common import print_json, tuned_for
 from autotune.cli.consoles import err
+from autotune.cli.requests import Dashboard, Report
 from autotune.core import BadInputError
 from autotune.util import flags
 
@@ -20,36 +21,25 @@ if TYPE_CHECKING:
     from autotune.store.store import Store
 
 
-def report(
-    study: Annotated[str, typer.Argument(help="Name, as `autotune studies` lists it.")],
-    open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-    folder: Annotated[Path, typer.Option("--out", help="Where result files go.")] = Path("outputs"),
-    db: Db = DEFAULT_DB,
-    device: Annotated[
-        str | None, typer.Option(help="Its .yaml file, if the study is of a device of your own.")
-    ] = None,
-    min_gain: Annotated[
-        str | None, typer.Option(help="As for `autotune moe`; default: that of the job, or 1%.")
-    ] = None,
-    json_: Json = False,
-) -> None:
-    """Write a study as it is now into one report.html, and report.md where no job left it."""
+def report(request: Report) -> None:
+    """Write the study's pages and print where they are."""
     from autotune.report.files import write_html, write_markdown  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
+    study, min_gain = request.study, request.min_gain
     gain = None if min_gain is None else flags.fraction(min_gain, "--min-gain")
-    with Store.open(db, create=False) as store:
+    with Store.open(request.db, create=False) as store:
         kind = store.get_study(study).study.kind
         flags.study_name(study)  # of a database made elsewhere: it becomes part of a path
         if kind == "spec":
-            page, place, current = _spec(store, study, folder)
+            page, place, current = _spec(store, study, request.out)
         else:
-            page, place, current = _moe(store, study, folder, device, gain)
+            page, place, current = _moe(store, study, request.out, request.device, gain)
     text = place / "report.md"
     if not (current and text.is_file()):  # a finished job's own says more
         write_markdown(page, place)
     files = [text, write_html(page, place)]
-    if json_:
+    if request.as_json:
         said = {"study": study, "kind": kind, "banner": page.banner, "result": page.result}
         print_json(said | {"files": [str(path) for path in files]})
     else:
@@ -58,7 +48,7 @@ def report(
         typer.echo(page.result)
         for path in files:
             typer.echo(path)
-    if open_ and not webbrowser.open(files[-1].absolute().as_uri()):
+    if request.open_ and not webbrowser.open(files[-1].absolute().as_uri()):
         typer.echo(f"no browser to open here; open {files[-1]} in one", err=True)
 
 
@@ -103,36 +93,34 @@ def _left(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def dashboard(
-    study: Annotated[str | None, typer.Argument(help="Name; default: all studies.")] = None,
-    port: Annotated[int, typer.Option(help="Port of 127.0.0.1; 0 takes a free one.")] = 8080,
-    folder: Annotated[Path, typer.Option("--out", help="Where the mirror goes.")] = Path("outputs"),
-    db: Db = DEFAULT_DB,
-    json_: Json = False,
-) -> None:
-    """Show studies in optuna-dashboard, as they are now; Ctrl-C ends it."""
+def dashboard(request: Dashboard) -> None:
+    """Mirror the studies and serve them until Ctrl-C.
+
+    Raises:
+        BadInputError: there are no trials.
+    """
     from autotune.report.dashboard import check_installed, dashboard_server  # noqa: PLC0415
     from autotune.report.optuna_mirror import mirror  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
-    flags.within(port, "--port", 0, 65535)
+    study = request.study
     check_installed()
-    with Store.open(db, create=False) as store:
+    with Store.open(request.db, create=False) as store:
         names = [study] if study else [found.study.name for found in store.list_studies()]
         details = [store.get_study(name) for name in names]
         flags.study_name(study)
         trials = [{s.id: store.dated_trials(s) for s in detail.searches} for detail in details]
     if not any(found for of_study in trials for found in of_study.values()):
-        what = f"study {study!r}" if study else db
+        what = f"study {study!r}" if study else request.db
         raise BadInputError(
             f"{what} holds no trials yet; `autotune moe` and `autotune spec` do them"
         )
-    path = folder / (study or "") / "dashboard.journal"
+    path = request.out / (study or "") / "dashboard.journal"
     waiting = err.status("mirroring …") if err.is_terminal else contextlib.nullcontext()
     with waiting:
         mirrored = mirror(zip(details, trials, strict=True), path)
-    with dashboard_server(path, port) as server:
-        if json_:
+    with dashboard_server(path, request.port) as server:
+        if request.as_json:
             print_json({"url": server.url, "storage": str(path), "studies": mirrored})
         else:
             typer.echo(

@@ -7,15 +7,22 @@ from typing import Annotated
 
 import typer
 
-from autotune.cli.common import (
-    DEFAULT_DB,
-    Db,
-    Json,
-    given_flags,
-    this_command,
-)
+from autotune.cli.common import this_command
+from autotune.cli.requests import DEFAULT_DB
 from autotune.core import BadInputError
 from autotune.util import flags
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+Db = Annotated[str, typer.Option(help="Database with every trial, as an SQLAlchemy URL.")]
+
+
+def given_flags(context: typer.Context) -> set[str]:
+    """The flags that stand on the command line, such as ``--url``, by their long names."""
+    sources = {
+        p.opts[0]: context.get_parameter_source(p.name or "") for p in context.command.params
+    }
+    return {flag for flag, source in sources.items() if source and source.name == "COMMANDLINE"}
+
 
 MODELS = "What is served"
 SEARCH = "What is tried"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from autotune.cli.common import DEFAULT_DB, Db, Json, print_json
+from autotune.cli.common import print_json
 from autotune.cli.consoles import out
+from autotune.cli.requests import Show, Studies
 from autotune.core import BadInputError, Outcome
 from autotune.util.words import counted
 
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
     from autotune.serving.stored import Served
 
 
-def studies(db: Db = DEFAULT_DB, json_: Json = False) -> None:
-    """List the studies of a database."""
+def studies(request: Studies) -> None:
+    """Print the studies of a database."""
     from autotune.store.store import Store  # noqa: PLC0415
 
-    with Store.open(db, create=False) as store:
+    with Store.open(request.db, create=False) as store:
         found = store.list_studies()
-    if json_:
+    if request.as_json:
         print_json([{**summary.as_json(), "trials": summary.trials} for summary in found])
         return
     shown = Table("study", "kind", "trials", "basis", "runs", "last run", box=None)
@@ -48,30 +49,26 @@ def studies(db: Db = DEFAULT_DB, json_: Json = False) -> None:
     if found:
         out.print(shown)
     else:
-        typer.echo(f"no studies in {db}; start one with: autotune moe --device gb10")
+        typer.echo(f"no studies in {request.db}; start one with: autotune moe --device gb10")
 
 
-def show(
-    study: Annotated[str, typer.Argument(help="Name, as `autotune studies` lists it.")],
-    db: Db = DEFAULT_DB,
-    json_: Json = False,
-) -> None:
-    """Show a study: what it is about, its searches, the best trials so far."""
+def show(request: Show) -> None:
+    """Print a study."""
     from autotune.cli.overview import best_rows, served_rows  # noqa: PLC0415
     from autotune.serving.stored import load_served  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
-    with Store.open(db, create=False) as store:
-        detail = store.get_study(study)
+    with Store.open(request.db, create=False) as store:
+        detail = store.get_study(request.study)
         trials = {record.id: store.trials(record) for record in detail.searches}
         served = None
         if detail.study.kind == "spec":
             with contextlib.suppress(BadInputError):  # nothing was loaded yet
-                served = load_served(store, study)
+                served = load_served(store, request.study)
     rows = best_rows(detail, trials)
     rows.sort(key=lambda row: (row["search"], len(row["workload"]), row["workload"]))
     settings = [] if served is None else served_rows(served)
-    if json_:
+    if request.as_json:
         more = {} if served is None else {"settings": settings}
         print_json({**detail.as_json(), "trials": detail.trials, "best": rows, **more})
         return

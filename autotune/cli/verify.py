@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
 from rich.progress import Progress
 
-from autotune.cli.common import Json, print_json
+from autotune.cli.common import print_json
 from autotune.cli.consoles import err, out
+from autotune.cli.requests import Verify
 from autotune.core import BadInputError, ExitCode
 from autotune.machine.devices import get_device
 from autotune.machine.environment import usable_cpus
-from autotune.util import flags
 
 if TYPE_CHECKING:
     from autotune.kernels.check.verify import Verified
@@ -23,55 +22,39 @@ if TYPE_CHECKING:
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
-def verify(
-    files: Annotated[list[Path], typer.Argument(help="Configuration files, or folders of them.")],
-    device: Annotated[
-        str | None, typer.Option(help="Judge by this device, not the one in the name.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Hidden size and top-k, which no file name holds.")
-    ] = None,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Compile every row: exact shared memory, spills.")
-    ] = False,
-    landscape: Annotated[
-        Path | None, typer.Option(help="Recorded times for the gaps, instead of the cost model.")
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for warnings too.")] = False,
-    notes: Annotated[
-        bool, typer.Option("--notes", help="Show notes of several files too.")
-    ] = False,
-    workers: Annotated[int | None, typer.Option(help="Compile processes; default: CPUs.")] = None,
-    json_: Json = False,
-) -> None:
-    """Check fused-MoE configuration files: schema, values, what the device can hold, gaps."""
-    flags.within(workers, "--workers", 1, 1024)
-    judged_by = None if device is None else get_device(device)
+def verify(request: Verify) -> None:
+    """Check the files and print what is wrong with them.
+
+    Raises:
+        typer.Exit: something is, with the code of a flagged file.
+    """
+    judged_by = None if request.device is None else get_device(request.device)
     from autotune.kernels.check.verify import Judge, files_in  # noqa: PLC0415
     from autotune.kernels.check.verify_all import Options, verify_all  # noqa: PLC0415
     from autotune.kernels.moe.from_model import load_config, shape_from_config  # noqa: PLC0415 - slow imports
     from autotune.measure.replay import Landscape  # noqa: PLC0415
 
+    landscape = request.landscape
     if landscape is not None and not landscape.is_file():
         raise BadInputError(f"--landscape {landscape}: no such file")
-    shape = None if model is None else shape_from_config(load_config(model))
+    shape = None if request.model is None else shape_from_config(load_config(request.model))
     options = Options(
         judge=Judge(judged_by, (shape.hidden, shape.topk) if shape else None),
         landscape=None if landscape is None else Landscape.read(landscape),
-        compile=compile_,
-        workers=workers or (usable_cpus() if compile_ else 1),
+        compile=request.compile_,
+        workers=request.workers or (usable_cpus() if request.compile_ else 1),
     )
-    paths = files_in(files)
-    quiet = json_ or not err.is_terminal
+    paths = files_in(request.files)
+    quiet = request.as_json or not err.is_terminal
     with Progress(console=err, transient=True, disable=quiet) as bar:
         task = bar.add_task("verifying", total=len(paths))
         done = verify_all(paths, options, lambda _: bar.advance(task))
-    if json_:
+    if request.as_json:
         print_json([one.as_json() for one in done])
     else:
-        _show(done, notes or len(done) == 1)
+        _show(done, request.notes or len(done) == 1)
     levels = {one.worst() for one in done}
-    if "error" in levels or (strict and "warning" in levels):
+    if "error" in levels or (request.strict and "warning" in levels):
         raise typer.Exit(ExitCode.FLAGGED)
 
 

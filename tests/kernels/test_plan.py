@@ -12,8 +12,10 @@ import pytest
 
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.kernels import estimate, plan
+from autotune.kernels.make_plan import make_plan
 from autotune.kernels.measure import available as measurable
-from autotune.kernels.plan import STANDARD_LADDER, Plan, Request, make_plan
+from autotune.kernels.plan import Plan
+from autotune.kernels.request import STANDARD_LADDER, MoeRequest
 from autotune.machine.devices import GpuInfo, get_device
 from autotune.machine.environment import usable_cpus
 
@@ -40,8 +42,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def made(visible: str | None = None, **changes: Any) -> Plan:
-    request = Request(device="gb10", command="autotune moe")
-    return make_plan(replace(request, **changes), visible)
+    given = {"device": "gb10", "command": "autotune moe", **changes}
+    return make_plan(MoeRequest.model_validate(given), visible)
 
 
 def test_without_the_gpu_it_is_a_prediction(machine: Any) -> None:
@@ -95,17 +97,17 @@ def test_auto_where_no_gpu_may_be_used(machine: Any) -> None:
 def test_a_model_or_sizes(machine: Any) -> None:
     assert (made().model, made().shape.hidden) == ("gemma-4-26b-a4b", 2816)
     sizes = {"experts": 64, "intermediate": 512, "hidden": 1024, "topk": 4}
-    found = made(sizes=sizes, dtype="bf16", tp=2)
+    found = made(**sizes, dtype="bf16", tp=2)
     assert (found.model, found.shape.intermediate) == ("given by its sizes", 256)
     assert found.shape.weight_dtype == "bf16"
     with pytest.raises(BadInputError, match="exclude each other"):
-        made(sizes=sizes, model="mixtral-8x7b")
+        made(**sizes, model="mixtral-8x7b")
     with pytest.raises(BadInputError, match="--hidden, --topk not given"):
-        made(sizes={**sizes, "hidden": None, "topk": None})
+        made(**{**sizes, "hidden": None, "topk": None})
 
 
 def test_what_is_asked_for_is_in_the_plan(machine: Any) -> None:
-    found = made(retry_failed=True, seed=3, study="s", ms=(8,), workers=5, budget_s=9.0)
+    found = made(retry_failed=True, seed=3, study="s", batch_sizes="8", workers=5, budget="9s")
     assert (found.retry_failed, found.seed, found.study) == (True, 3, "s")
     assert (found.ms, found.workers, found.budget_s) == ((8,), 5, 9.0)
     # What failed is no part of what makes trials comparable.
@@ -133,12 +135,12 @@ def test_the_estimate_is_near_what_an_h200_took() -> None:
 
 def test_a_budget_limits_the_search_alone(machine: Any) -> None:
     machine(gpu(0))
-    short = estimate.seconds(made(budget_s=60.0))
-    none = estimate.seconds(made(budget_s=0.001))
+    short = estimate.seconds(made(budget="60s"))
+    none = estimate.seconds(made(budget="0.001s"))
     assert short == pytest.approx(none + 60 - 0.001)
     assert none > estimate.MEASURED_START_S  # the start, and the finalists
     machine()
-    assert estimate.seconds(made(budget_s=60.0, workers=1)) == 60
+    assert estimate.seconds(made(budget="60s", workers=1)) == 60
 
 
 def test_kernels_that_are_launched_are_more(machine: Any) -> None:

@@ -22,7 +22,7 @@ from autotune.kernels.export.publish import PREDICTED_MARK
 from autotune.kernels.moe.constraints import shared_memory_bytes
 from autotune.kernels.moe.file_name import Limits, Named, assumed_sizes, parse_name
 from autotune.kernels.moe.shape import MoeShape, Scheme
-from autotune.kernels.plan import STANDARD_LADDER
+from autotune.kernels.request import STANDARD_LADDER
 from autotune.machine.devices import get_device
 from tests.kernels.kept_study import FILE, KEPT
 

@@ -16,9 +16,9 @@ from autotune.kernels.config_file import FIELDS, look_up
 from autotune.kernels.decide.confirm import LEAST_LOSS, held_out
 from autotune.kernels.moe.constraints import CONSTRAINTS
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
-from autotune.kernels.plan import STANDARD_LADDER
 from autotune.kernels.predict.cost_model import predict
 from autotune.kernels.predict.measurer import estimated_resources, tile_of
+from autotune.kernels.request import STANDARD_LADDER
 from autotune.machine.devices import Device
 from autotune.measure.replay import Landscape
 

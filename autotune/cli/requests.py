@@ -1,0 +1,181 @@
+"""What each command of ``autotune`` is asked: one model a command, whose docstring is its help.
+
+``autotune.kernels.request`` and ``autotune.serving.request`` declare what is tuned; here are the
+places for results, which are the caller's own, and the smaller commands.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import model_validator
+
+from autotune.core import BadInputError
+from autotune.kernels.request import MoeRequest
+from autotune.util.request import (
+    BatchSizes,
+    Line,
+    Paths,
+    Request,
+    Seed,
+    Share,
+    Workers,
+    extra,
+    flag,
+)
+
+DEFAULT_DB = "sqlite:///outputs/autotune.db"
+OUT = Path("outputs")
+Study = Annotated[str, flag("Name, as `autotune studies` lists it.", positional=True)]
+
+
+class AsJson(Request):
+    """What every command can: print for programs."""
+
+    as_json: Annotated[bool, flag("Print one JSON document to stdout.", name="--json")] = False
+
+
+class Stored(AsJson):
+    """What a command with a database can."""
+
+    db: Annotated[str, flag("Database with every trial, as an SQLAlchemy URL.")] = DEFAULT_DB
+
+
+class Output(Stored):
+    """What a command that leaves files can."""
+
+    out: Annotated[Path, flag("Where result files go.")] = OUT
+
+
+class Moe(MoeRequest, Output):
+    """Tune the fused-MoE kernel and write the JSON file that vLLM looks for."""
+
+
+class Export(Output):
+    """Write a study's file for vLLM (a commit, never pushed), SGLang or a folder."""
+
+    study: Study
+    to: Annotated[str, flag("folder, vllm or sglang.", enum=["folder", "vllm", "sglang"])]
+    dest: Annotated[Path | None, flag("Folder for the files; default: one of the study's.")] = None
+    repo: Annotated[Path | None, flag("vllm: a git checkout of vLLM.", only="vllm")] = None
+    base: Annotated[str, flag("vllm: what the branch starts from.")] = "HEAD"
+    branch: Annotated[str | None, flag("vllm: its name; default by the file.", only="vllm")] = None
+    signoff: Annotated[
+        str | None, flag('vllm: "Name <mail>"; default: the checkout\'s user.', only="vllm")
+    ] = None
+    min_gain: Annotated[Share, flag("A row that gains less is vLLM's default.")] = "1%"
+    allow_predicted: Annotated[bool, flag("Export predictions, marked as such.")] = False
+    compared: Annotated[
+        Path | None, flag("vllm: what `autotune compare OLD NEW --json` printed.", only="vllm")
+    ] = None
+    serve_log: Annotated[
+        Path | None, flag("vllm: log of a server that picked the file up.", only="vllm")
+    ] = None
+    serve_study: Annotated[
+        str | None,
+        flag("vllm: a spec study run with --moe-config default,FOLDER.", only="vllm"),
+    ] = None
+    model_name: Annotated[
+        Line | None, flag("vllm: the model, for the title; default by the shape.", only="vllm")
+    ] = None
+    cuda: Annotated[
+        Line | None,
+        flag("vllm: CUDA version, where the study did not record it.", only="vllm"),
+    ] = None
+    ai_assistance: Annotated[
+        str | None, flag("vllm: answer to the template's question about AI.", only="vllm")
+    ] = None
+    device: Annotated[str | None, flag("The .yaml file of a device that is none of ours.")] = None
+    out: Annotated[Path, flag("Where result files are.")] = OUT
+
+    @model_validator(mode="after")
+    def _only_for_vllm(self) -> Self:
+        """Refuse flags that another target would ignore, and a missing checkout."""
+        only = [
+            n for n, f in self.declared() if extra(f).get("only") and getattr(self, n) is not None
+        ]
+        if self.to != "vllm" and only:
+            raise BadInputError(f"{self.flag_name(only[0])}: only for --to vllm")
+        if self.to == "vllm" and self.repo is None:
+            raise BadInputError("--to vllm: needs --repo CHECKOUT, a git checkout of vLLM")
+        return self
+
+
+class Verify(AsJson):
+    """Check fused-MoE configuration files: schema, values, what the device can hold, gaps."""
+
+    files: Annotated[Paths, flag("Configuration files, or folders of them.", positional=True)]
+    device: Annotated[str | None, flag("Judge by this device, not the one in the name.")] = None
+    model: Annotated[str | None, flag("Hidden size and top-k, which no file name holds.")] = None
+    compile_: Annotated[
+        bool, flag("Compile every row: exact shared memory, spills.", name="--compile")
+    ] = False
+    landscape: Annotated[
+        Path | None, flag("Recorded times for the gaps, instead of the cost model.")
+    ] = None
+    strict: Annotated[bool, flag("Exit code 1 for warnings too.")] = False
+    notes: Annotated[bool, flag("Show notes of several files too.")] = False
+    workers: Workers = None
+
+
+class Compare(Stored):
+    """Compare two configuration files, measured side by side on this GPU or looked up."""
+
+    first: Annotated[Path, flag("A configuration file, such as the one there.", positional=True)]
+    second: Annotated[Path, flag("Another one, such as the one to replace it.", positional=True)]
+    landscape: Annotated[Path | None, flag("Look times up in a recorded landscape.")] = None
+    study: Annotated[str | None, flag("Look times up in this study's trials.")] = None
+    model: Annotated[str | None, flag("Measured: gives hidden size, top-k and scaling.")] = None
+    batch_sizes: Annotated[
+        BatchSizes | None, flag("Values of M; default: the keys of both files.")
+    ] = None
+    seed: Annotated[Seed, flag("Measured: of weights and routings.")] = 0
+    workers: Workers = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.landscape is not None and self.study is not None:
+            raise BadInputError("--landscape and --study exclude each other")
+        return self
+
+
+class Studies(Stored):
+    """List the studies of a database."""
+
+
+class Show(Stored):
+    """Show a study: what it is about, its searches, the best trials so far."""
+
+    study: Study
+
+
+class Report(Output):
+    """Write a study as it is now into one report.html, and report.md where no job left it."""
+
+    study: Study
+    open_: Annotated[bool, flag("Open the page in a browser.", name="--open")] = False
+    device: Annotated[
+        str | None, flag("Its .yaml file, if the study is of a device of your own.")
+    ] = None
+    min_gain: Annotated[
+        Share | None, flag("As for `autotune moe`; default: that of the job, or 1%.")
+    ] = None
+
+
+class Dashboard(Output):
+    """Show studies in optuna-dashboard, as they are now; Ctrl-C ends it."""
+
+    study: Annotated[str | None, flag("Name; default: all studies.", positional=True)] = None
+    port: Annotated[int, flag("Port of 127.0.0.1; 0 takes a free one.", least=0, most=65535)] = 8080
+    out: Annotated[Path, flag("Where the mirror goes.")] = OUT
+
+
+class Devices(AsJson):
+    """List the devices that can be tuned for, and what this machine has."""
+
+
+class Doctor(AsJson):
+    """Check that everything needed is here, and that fp8 runs on fp8 tensor cores."""
+
+    device: Annotated[str, flag("Device to check for.")] = "gb10"

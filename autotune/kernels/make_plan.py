@@ -1,0 +1,93 @@
+"""From what ``autotune moe`` is asked to a plan: what is tuned, where, measured or predicted."""
+
+from __future__ import annotations
+
+from autotune.kernels.compile.job import kernel_info
+from autotune.kernels.config_file import FIELDS
+from autotune.kernels.measure.available import cannot_measure
+from autotune.kernels.moe.from_model import explicit_shape, load_config, shape_from_config
+from autotune.kernels.moe.routing import parse_routing
+from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.plan import Plan, default_study
+from autotune.kernels.request import MoeRequest
+from autotune.machine.devices import Device, GpuInfo, present_gpus, resolve_device
+from autotune.machine.environment import usable_cpus
+from autotune.space.space import load_space
+from autotune.util import flags
+
+DEFAULT_MODEL = "gemma-4-26b-a4b"
+
+
+def make_plan(request: MoeRequest, visible: str | None) -> Plan:
+    """Decide everything, and whether it is measured or predicted.
+
+    Args:
+        request: what is asked for.
+        visible: ``CUDA_VISIBLE_DEVICES``, if set.
+
+    Raises:
+        BadInputError: values that do not go together, or name nothing.
+        MissingEnvironmentError: vLLM, or the GPU of ``auto``.
+        NoFeasibleCandidateError: the device can run nothing of the space.
+    """
+    device = resolve_device(request.device, visible)
+    shape, model = _layer(request)
+    routing = parse_routing(request.routing)
+    routing.weights(shape.global_experts)  # refuses a file for another number of experts
+    gpus, unmeasured = _to_measure_on(request, device, visible)
+    # The processes that measure, and the one that searches, must not wait for a compiler's CPU.
+    spare = 1 + len(gpus) if gpus else 0
+    plan = Plan(
+        study=request.study or default_study(device, shape),
+        device=device,
+        model=model,
+        shape=shape,
+        ms=request.ladder,
+        space=load_space(request.space, "moe", whole=FIELDS),
+        effort=request.effort,
+        budget_s=None if request.budget is None else flags.seconds(request.budget, "--budget"),
+        sampler=request.sampler,
+        seed=request.seed,
+        min_gain=flags.fraction(request.min_gain, "--min-gain"),
+        workers=request.workers or max(1, usable_cpus() - spare),
+        kernel=kernel_info(),
+        command=request.command or request.command_line("moe"),
+        gpus=gpus,
+        routing=routing,
+        memory_limit_mib=flags.mebibytes(request.memory_limit),
+        retry_failed=request.retry_failed,
+        unmeasured=unmeasured,
+    )
+    _ = plan.trials_per_m  # before anything is written: is any candidate feasible?
+    return plan
+
+
+def _layer(request: MoeRequest) -> tuple[MoeShape, str]:
+    """The shape, and the model's name for people."""
+    if all(size is None for size in request.sizes.values()):
+        model = DEFAULT_MODEL if request.model is None else request.model
+        shape = shape_from_config(
+            load_config(model),
+            dtype=request.dtype,
+            tp=request.tp,
+            ep=request.ep,
+            scheme=request.scheme,
+        )
+        return shape, model
+    shape = explicit_shape(
+        **request.sizes,
+        dtype=request.dtype,
+        scheme=request.scheme,
+        tp=request.tp,
+        ep=request.ep,
+    )
+    return shape, "given by its sizes"
+
+
+def _to_measure_on(
+    request: MoeRequest, device: Device, visible: str | None
+) -> tuple[tuple[GpuInfo, ...], str]:
+    """The GPUs to measure on, or none and why those that are here are left alone."""
+    gpus = () if request.predict else present_gpus(device, visible)
+    lacking = cannot_measure() if gpus else None
+    return ((), lacking) if lacking else (gpus, "")

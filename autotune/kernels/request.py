@@ -1,0 +1,124 @@
+"""What ``autotune moe`` is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Self
+
+from pydantic import model_validator
+
+from autotune.core import BadInputError
+from autotune.kernels.moe.from_model import model_names
+from autotune.util import flags
+from autotune.util.request import (
+    BatchSizes,
+    Duration,
+    Request,
+    Seed,
+    Share,
+    StudyName,
+    checked,
+    flag,
+)
+
+STANDARD_LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096)
+"""The 18 keys of vLLM's own tuner (benchmarks/kernels/benchmark_moe.py)."""
+
+EFFORTS: dict[str, int | None] = {"quick": 24, "standard": 64, "exhaustive": None}
+"""Candidates measured per M; None is every feasible one."""
+
+PREDICTED_EFFORTS: dict[str, int | None] = {"quick": 12, "standard": 32, "exhaustive": None}
+"""Candidates predicted per M: each is compiled first, and the model has put them in order."""
+
+SAMPLERS = ("tpe", "random")
+PRESETS = ", ".join(model_names())
+LAYER = "The layer"
+BATCHES = "Batch sizes"
+SEARCH = "The search"
+MEASURING = "Measuring"
+_SIZES = ("experts", "intermediate", "hidden", "topk")
+
+Model = Annotated[str | None, flag(f"Folder with config.json, hub id, or {PRESETS}.", panel=LAYER)]
+MemoryLimit = Annotated[str, checked(lambda text, _: flags.mebibytes(text))]
+
+
+class MoeRequest(Request):
+    """A kernel to tune: the layer, the batch sizes, and how to search and measure."""
+
+    device: Annotated[str, flag("Device to tune for; auto looks at this machine.")]
+    model: Model = None
+    experts: Annotated[int | None, flag("E, instead of a model.", panel=LAYER)] = None
+    intermediate: Annotated[int | None, flag("N, width after the gate.", panel=LAYER)] = None
+    hidden: Annotated[int | None, flag("K, hidden size.", panel=LAYER)] = None
+    topk: Annotated[int | None, flag("Experts per token.", panel=LAYER)] = None
+    dtype: Annotated[str, flag("fp8_w8a8, int8_w8a8, bf16; auto: the model's.", panel=LAYER)] = (
+        "auto"
+    )
+    scheme: Annotated[
+        str | None, flag("Scaling: tensor, channel, block; default: the model's.", panel=LAYER)
+    ] = None
+    tp: Annotated[int, flag("Tensor-parallel size; divides N.", panel=LAYER)] = 1
+    ep: Annotated[int, flag("Expert-parallel size; divides E.", panel=LAYER)] = 1
+    batch_sizes: Annotated[
+        BatchSizes | None,
+        flag("Values of M, such as 1,8,64; default: vLLM's 18.", panel=BATCHES),
+    ] = None
+    gamma: Annotated[
+        str | None, flag("Drafted tokens, such as 2,4: adds the M of decoding.", panel=BATCHES)
+    ] = None
+    concurrency: Annotated[
+        str | None,
+        flag("Sequences decoded at once, such as 1,4,8: adds their M.", panel=BATCHES),
+    ] = None
+    space: Annotated[str, flag("stock, wide, or the path of a .yaml file.", panel=SEARCH)] = "stock"
+    effort: Annotated[
+        str, flag("quick, standard or exhaustive.", panel=SEARCH, enum=list(EFFORTS))
+    ] = "standard"
+    budget: Annotated[Duration | None, flag("Stop searching after, such as 10m.", panel=SEARCH)] = (
+        None
+    )
+    sampler: Annotated[str, flag("tpe or random.", panel=SEARCH, enum=list(SAMPLERS))] = "tpe"
+    seed: Annotated[Seed, flag("Seed of the search.", panel=SEARCH)] = 0
+    min_gain: Annotated[
+        Share, flag("A row that gains less stays vLLM's default.", panel=SEARCH)
+    ] = "1%"
+    retry_failed: Annotated[
+        bool, flag("Try again what timed out, crashed or lacked memory.", panel=SEARCH)
+    ] = False
+    workers: Annotated[
+        int | None, flag("Compile processes; default: CPUs.", panel=SEARCH, least=1, most=1024)
+    ] = None
+    predict: Annotated[
+        bool, flag("Predict even if the GPU is in this machine.", panel=MEASURING)
+    ] = False
+    routing: Annotated[
+        str,
+        flag("Experts of the tokens: uniform, zipf:1.1, or a file of counts.", panel=MEASURING),
+    ] = "uniform"
+    memory_limit: Annotated[
+        MemoryLimit | None,
+        flag("Replace a measuring process above it, such as 16G.", panel=MEASURING),
+    ] = None
+    study: Annotated[StudyName | None, flag("Name; default from device and shape.")] = None
+    command: str = ""
+    """The command as typed, for the records; no flag."""
+
+    @property
+    def sizes(self) -> Mapping[str, int | None]:
+        """``experts``, ``intermediate``, ``hidden`` and ``topk``, instead of a model."""
+        return {name: getattr(self, name) for name in _SIZES}
+
+    @property
+    def ladder(self) -> tuple[int, ...]:
+        """The batch sizes, ascending, with those of decoding."""
+        decode = flags.decode_sizes(self.gamma, self.concurrency)
+        return tuple(sorted({*flags.batch_sizes(self.batch_sizes, STANDARD_LADDER), *decode}))
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        _ = self.ladder
+        if self.model is not None and any(size is not None for size in self.sizes.values()):
+            raise BadInputError(
+                "--model and --experts/--intermediate/--hidden/--topk exclude each other"
+            )
+        return self

@@ -1,0 +1,202 @@
+"""What a command is asked, declared once: its flags, the API's JSON schema and the documentation.
+
+A :class:`Request` holds texts as people write them, such as ``0-6`` or ``10m``, and refuses what
+cannot be read; plan makers turn the texts into values. ``autotune.cli.build`` makes a Typer command
+of a request, ``autotune.cli.reference`` a page, ``model_json_schema()`` the schema of an API.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self, cast
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+from autotune.core import BadInputError
+from autotune.util import flags
+
+MASK = "***"
+
+
+def flag(
+    text: str,
+    *,
+    panel: str | None = None,
+    name: str | None = None,
+    least: int | None = None,
+    most: int | None = None,
+    **more: Any,
+) -> Any:
+    """Declare a field of a request as a flag of the command line.
+
+    Args:
+        text: what it is for, in one line of help.
+        panel: heading of ``--help`` and of the documentation; None is the command's own.
+        name: the flag, where it is not the field's name with dashes.
+        least: smallest number.
+        most: largest number.
+        more: further keywords, which stand in the JSON schema: ``enum`` (texts that are allowed),
+            ``metavar``, ``positional``, ``secret`` (values are written nowhere), ``examples``, or
+            what a request itself reads.
+    """
+    named = {"panel": panel, "flag": name, **more}
+    extra = {key: value for key, value in named.items() if value is not None}
+    return Field(description=text, ge=least, le=most, json_schema_extra=extra)
+
+
+def extra(field: FieldInfo) -> Mapping[str, Any]:
+    """The keywords of :func:`flag`."""
+    return cast("Mapping[str, Any]", field.json_schema_extra or {})
+
+
+def flag_of(name: str) -> str:
+    """Such as ``--batch-sizes`` for ``batch_sizes``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Whether the field's values may be credentials."""
+    return bool(extra(field).get("secret"))
+
+
+def checked(parse: Callable[[str, str], object]) -> AfterValidator:
+    """A validator that keeps a text which ``parse``, given the text and its flag, can read."""
+
+    def check(text: str, info: ValidationInfo) -> str:
+        parse(text, flag_of(info.field_name or ""))
+        return text
+
+    return AfterValidator(check)
+
+
+def _several(value: object) -> object:
+    """A single text where several may be given."""
+    return (value,) if isinstance(value, str | Path) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_several)]
+"""A flag that may be repeated; an API may give a single text."""
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_several)]
+Duration = Annotated[str, checked(flags.seconds)]
+"""Such as ``90s``, ``10m`` or ``2h``."""
+Share = Annotated[str, checked(flags.fraction)]
+"""Such as ``1%`` or ``0.01``."""
+BatchSizes = Annotated[str, checked(lambda text, _: flags.batch_sizes(text, ()))]
+"""Such as ``1,8,64``, or ``auto``."""
+StudyName = Annotated[str, AfterValidator(flags.study_name)]
+Line = Annotated[str, checked(flags.one_line)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Workers = Annotated[int | None, flag("Compile processes; default: CPUs.", least=1, most=1024)]
+
+
+class Request(BaseModel):
+    """The flags of a command; the field's default is that of the flag.
+
+    Making one raises :class:`autotune.core.BadInputError`, in one line that names the flag, whether
+    the values come from the command line, from JSON or from Python.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_line(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise BadInputError(_refusal(cls, error)) from None  # pydantic's repeats the value
+
+    @field_validator("*")
+    @classmethod
+    def _known(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        if value is not None and (known := extra(field).get("enum")):
+            flags.one_of(value, cls.flag_name(info.field_name or ""), known)
+        return value
+
+    @classmethod
+    def flag_name(cls, name: str) -> str:
+        """The field as the command line has it: a flag, or an argument in capitals."""
+        field = cls.model_fields[name]
+        if extra(field).get("positional"):
+            return name.upper()
+        return str(extra(field).get("flag") or flag_of(name))
+
+    @classmethod
+    def declared(cls) -> Iterator[tuple[str, FieldInfo]]:
+        """The fields that the command line has, by name; a model's own before what it shares."""
+        names = (name for model in cls.__mro__ for name in inspect.get_annotations(model))
+        for name in dict.fromkeys(names):
+            field = cls.model_fields.get(name)
+            if field is not None and field.description is not None:
+                yield name, field
+
+    def given(self) -> set[str]:
+        """The names of the fields that were given a value, default or not."""
+        return self.model_fields_set & {name for name, _ in self.declared()}
+
+    def secrets(self) -> Iterator[str]:
+        """The values that must be written nowhere, as they were given."""
+        for name, field in self.declared():
+            if is_secret(field) and (value := getattr(self, name)):
+                yield from value if isinstance(value, tuple) else (value,)
+
+    def command_line(self, command: str) -> str:
+        """The command that asks for the same, with ``***`` for what is secret."""
+        words = ["autotune", command]
+        for name, field in self.declared():
+            if name not in self.model_fields_set:
+                continue
+            value = getattr(self, name)
+            for one in value if isinstance(value, tuple) else (value,):
+                words += _words(self.flag_name(name), field, one)
+        return shlex.join(words)
+
+
+def _words(flag: str, field: FieldInfo, value: object) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [flag] if value else [flag.replace("--", "--no-", 1)] if field.default else []
+    text = MASK if is_secret(field) else str(value)
+    if extra(field).get("positional"):
+        return [text]
+    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+
+
+def _refusal(model: type[Request], error: ValidationError) -> str:
+    """The first of pydantic's findings in one line, like those of the command line."""
+    found = error.errors(include_url=False, include_context=False)[0]
+    kind, value = found["type"], found["input"]
+    if not found["loc"]:
+        return f"expected an object with the flags of a command, not {type(value).__name__}"
+    name = str(found["loc"][0])
+    if kind == "extra_forbidden":
+        return f"No such option: {flag_of(name)}"
+    field, flag = model.model_fields[name], model.flag_name(name)
+    if kind == "missing":
+        what = "argument" if extra(field).get("positional") else "option"
+        return f"Missing {what} '{flag}'."
+    shown = "" if is_secret(field) else f" {value}"
+    if kind in {"greater_than_equal", "less_than_equal"}:
+        bounds = {k: getattr(m, k) for m in field.metadata for k in ("ge", "le") if hasattr(m, k)}
+        return f"{flag}{shown}: expected {bounds['ge']} to {bounds['le']}"
+    if kind.startswith("int_") and not is_secret(field):
+        return f"Invalid value for '{flag}': {value!r} is not a valid integer."
+    said = found["msg"].removeprefix("Input ").replace("should be", "expected")
+    return f"{flag}{shown}: {said}"

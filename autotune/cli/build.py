@@ -45,7 +45,7 @@ def _is_typed(context: typer.Context, name: str) -> bool:
 def _parameter(request: type[Request], name: str, field: FieldInfo) -> inspect.Parameter:
     """The field as a parameter of the function that Typer reads."""
     more, kind = extra(field), plain(field.annotation)
-    shown = {"help": field.description, "rich_help_panel": more.get("panel")}
+    shown: dict[str, Any] = {"help": field.description, "rich_help_panel": more.get("panel")}
     shown |= {key: more[key] for key in ("metavar", "hidden") if key in more}
     many = get_origin(kind) is list
     default = inspect.Parameter.empty if field.is_required() else field.default

@@ -95,6 +95,12 @@ def one_line(text: str | None, flag: str) -> None:
         raise BadInputError(f"{flag} {text!r}: expected a line of text")
 
 
+def plain_text(text: str, flag: str) -> None:
+    """Refuse what no file and no database can hold; a shell gives no NUL, JSON may."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise BadInputError(f"{flag}: is not UTF-8 text, or holds a NUL character")
+
+
 def one_of(text: str, flag: str, known: Iterable[str]) -> None:
     """Refuse what is not among ``known``."""
     if text not in known:

@@ -124,9 +124,12 @@ class Request(BaseModel):
     @field_validator("*")
     @classmethod
     def _known(cls, value: Any, info: ValidationInfo) -> Any:
-        field = cls.model_fields[info.field_name or ""]
-        if value is not None and (known := extra(field).get("enum")):
-            flags.one_of(value, cls.flag_name(info.field_name or ""), known)
+        name = info.field_name or ""
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, str | Path):
+                flags.plain_text(str(one), cls.flag_name(name))
+        if value is not None and (known := extra(cls.model_fields[name]).get("enum")):
+            flags.one_of(value, cls.flag_name(name), known)
         return value
 
     @classmethod

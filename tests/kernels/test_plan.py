@@ -96,7 +96,7 @@ def test_auto_where_no_gpu_may_be_used(machine: Any) -> None:
 
 def test_a_model_or_sizes(machine: Any) -> None:
     assert (made().model, made().shape.hidden) == ("gemma-4-26b-a4b", 2816)
-    sizes = {"experts": 64, "intermediate": 512, "hidden": 1024, "topk": 4}
+    sizes: dict[str, Any] = {"experts": 64, "intermediate": 512, "hidden": 1024, "topk": 4}
     found = made(**sizes, dtype="bf16", tp=2)
     assert (found.model, found.shape.intermediate) == ("given by its sizes", 256)
     assert found.shape.weight_dtype == "bf16"

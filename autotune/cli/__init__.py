@@ -6,7 +6,8 @@ import io
 import os
 import signal
 import sys
-from typing import Annotated, NoReturn
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -14,6 +15,7 @@ from autotune import __version__
 from autotune.cli import compare, export, machine, moe, report, requests, spec, studies, verify
 from autotune.cli.build import add_command
 from autotune.core import AutotuneError, BadInputError, ExitCode, MissingEnvironmentError
+from autotune.util.request import Request
 
 app = typer.Typer(
     name="autotune",
@@ -23,17 +25,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-add_command(app, requests.Moe, moe.moe)
-add_command(app, requests.Export, export.export)
-add_command(app, requests.Verify, verify.verify)
-add_command(app, requests.Compare, compare.compare)
-app.command()(spec.spec)
-add_command(app, requests.Studies, studies.studies)
-add_command(app, requests.Show, studies.show)
-add_command(app, requests.Report, report.report)
-add_command(app, requests.Dashboard, report.dashboard)
-add_command(app, requests.Devices, machine.devices)
-add_command(app, requests.Doctor, machine.doctor)
+COMMANDS: tuple[tuple[type[Request], Callable[[Any], None]], ...] = (
+    (requests.Moe, moe.moe),
+    (requests.Export, export.export),
+    (requests.Verify, verify.verify),
+    (requests.Compare, compare.compare),
+    (requests.Studies, studies.studies),
+    (requests.Show, studies.show),
+    (requests.Report, report.report),
+    (requests.Dashboard, report.dashboard),
+    (requests.Devices, machine.devices),
+    (requests.Doctor, machine.doctor),
+)
+"""What each command is asked, and what it does; in the order of ``autotune --help``."""
+
+for _request, _run in COMMANDS:
+    add_command(app, _request, _run)
+    if _run is compare.compare:
+        app.command()(spec.spec)
 
 
 def _version(wanted: bool) -> None:

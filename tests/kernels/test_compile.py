@@ -35,7 +35,7 @@ from autotune.kernels.compile.worker import (
     launch_arguments,
 )
 from autotune.measure.pool import TaskResult, TaskStatus, WorkerPool
-from tests.kernels.test_feasibility import job, shape
+from tests.support.compiles import job, shape
 
 LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096)
 SMALL = (16, 64, 64, 4, 2)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import random
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,15 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.core import Candidate, Outcome
+from autotune.core import Candidate
 from autotune.kernels.compile import kernel_source
-from autotune.kernels.compile.job import (
-    CompileJob,
-    compile_many,
-    compile_pool,
-    kernel_info,
-    specialise,
-)
+from autotune.kernels.compile.job import kernel_info, specialise
 from autotune.kernels.compile.worker import launch_arguments
 from autotune.kernels.moe import constraints as feasibility
 from autotune.kernels.moe.constraints import (
@@ -30,31 +22,22 @@ from autotune.kernels.moe.constraints import (
     row_blocks_most,
     shared_memory_bytes,
 )
-from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.kernels.moe.shape import MoeShape
+from tests.support.compiles import (
+    STOCK,
+    Case,
+    compiled,
+    extremes,
+    few,
+    job,
+    params,
+    recorded,
+    sample,
+    shape,
+    size,
+)
 
-PARAMETERS = ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "num_warps", "num_stages")
-STOCK = (
-    (16, 32, 64, 128, 256), (32, 64, 128, 256), (64, 128, 256), (4, 8), (2, 3, 4, 5),
-)  # fmt: skip
 GROUPS = (1, 16, 32, 64)
-
-
-def shape(kind: str) -> MoeShape:
-    """Gemma 4 26B-A4B; with blocks, the width rounded to them."""
-    dtype, weights, scheme, block = {
-        "channel": ("fp8_w8a8", "fp8", Scheme.CHANNEL, None),
-        "tensor": ("fp8_w8a8", "fp8", Scheme.TENSOR, None),
-        "block": ("fp8_w8a8", "fp8", Scheme.BLOCK, (128, 128)),
-        "int8": (None, "int8", Scheme.CHANNEL, None),
-        "bf16": (None, "bf16", Scheme.NONE, None),
-    }[kind]
-    return MoeShape(
-        experts=128, intermediate=768 if block else 704, hidden=2816, topk=8, dtype=dtype,
-        weight_dtype=weights, scheme=scheme, block_shape=block, global_experts=128,
-    )  # fmt: skip
-
-
-KINDS = ("channel", "tensor", "block", "int8", "bf16")
 
 
 @dataclass(frozen=True)
@@ -66,90 +49,58 @@ class Limits:
 GB10 = Limits(121, 101376)
 
 
-def params(*values: int) -> dict[str, int]:
-    return dict(zip(PARAMETERS, values, strict=True))
+def accepted(case: Case) -> bool:
+    """Whether no constraint refuses the candidate of a device with room for anything."""
+    limits = Limits(case.arch, 10**9)
+    it = shape(case.kind)
+    return not any(check(params(*case.candidate), it, limits) for check in CONSTRAINTS.values())
 
 
-def job(kind: str, arch: int, candidate: tuple[int, ...], gemm: int = 1, m: int = 64) -> CompileJob:
-    block_m, block_n, block_k, warps, stages = candidate
-    return CompileJob(
-        shape=shape(kind),
-        arch=arch,
-        block_m=block_m,
-        block_n=block_n,
-        block_k=block_k,
-        num_warps=warps,
-        num_stages=stages,
-        gemm=1 if gemm == 1 else 2,
-        specialisation=specialise(shape(kind), m),
-    )
-
-
-def sample() -> list[tuple[str, int, int, tuple[int, ...]]]:
-    """(kind, arch, gemm, candidate): corners of the grid and a seeded draw from inside it.
-
-    Tiles over 128 x 128 take seconds each and are left to the corners.
-    """
-    draw = random.Random(20)
-    grid = [c for c in itertools.product(*STOCK) if c[0] * c[1] <= 128 * 128]
-    corners = [
-        (16, 32, 64, 8, 2), (16, 32, 256, 4, 5), (16, 256, 256, 8, 5), (256, 32, 64, 4, 2),
-        (256, 64, 256, 8, 3), (32, 256, 128, 4, 4),
-    ]  # fmt: skip
-    chosen: list[tuple[str, int, int, tuple[int, ...]]] = []
-    for kind, arch in itertools.product(KINDS, (121, 90, 100)):
-        most = 20 if kind in ("channel", "tensor", "block") and arch != 100 else 8
-        rest = draw.sample(grid, most)
-        for index, candidate in enumerate([*corners, *rest]):
-            chosen.append((kind, arch, 1 + index % 2, candidate))
-    return chosen
-
-
-@pytest.mark.compile
-def test_predicted_shared_memory_is_what_the_compiler_takes() -> None:
-    kernel, chosen = kernel_info(), sample()
-    jobs = [
-        job(kind, arch, candidate, gemm, m)
-        for m, (kind, arch, gemm, candidate) in zip(
-            itertools.cycle((1, 7, 8, 64, 1024)), chosen, strict=False
-        )
+def test_predicted_shared_memory_is_what_the_compiler_took() -> None:
+    """Of the table that ``make compile-tables`` remakes; a test below compiles some of it again."""
+    table = recorded(kernel_info())["shared_bytes"]
+    assert len(sample()) >= 200
+    wrong = [
+        (case.key, predicted, table[case.key])
+        for case in sample()
+        if (predicted := shared_memory_bytes(params(*case.candidate), shape(case.kind), case.arch))
+        != table[case.key]
     ]
-    assert len(jobs) >= 200
-    wrong = []
-    with compile_pool(os.cpu_count() or 1, kernel) as pool:
-        results = compile_many(pool, jobs, kernel, None, disassemble=False)
-        for (kind, arch, gemm, candidate), compiled in zip(chosen, results, strict=True):
-            assert compiled.outcome is Outcome.OK, compiled.message
-            predicted = shared_memory_bytes(params(*candidate), shape(kind), arch)
-            if predicted != compiled.shared_bytes:
-                wrong.append((kind, arch, gemm, candidate, predicted, compiled.shared_bytes))
     assert wrong == []
 
 
-@pytest.mark.compile
-@pytest.mark.parametrize("arch", [121, 90])
-def test_the_extremes_that_the_compiler_accepts_and_refuses(arch: int) -> None:
+def test_the_extremes_that_the_compiler_accepts_and_refuses() -> None:
     """What the ``wide`` space may hold: the constraints say no exactly where Triton does."""
-    limits = Limits(arch, 10**9)
-    candidates = [
-        (8, 64, 64, 4, 2), (16, 8, 64, 4, 2), (16, 16, 512, 4, 2), (32, 64, 64, 1, 3),
-        (64, 64, 64, 2, 3), (64, 64, 64, 16, 3), (64, 64, 64, 32, 3), (64, 64, 64, 4, 1),
-        (64, 64, 64, 4, 8), (16, 64, 32, 4, 2), (16, 64, 16, 4, 2), (16, 64, 8, 4, 2),
-        (48, 64, 64, 4, 2), (16, 64, 64, 3, 2),
-    ]  # fmt: skip
+    table = recorded(kernel_info())["shared_bytes"]
+    told = {case.key: accepted(case) for case in extremes()}
+    assert told == {key: table[key] is not None for key in told}
+    assert {True, False} == set(told.values())
+
+
+FEW = 24, 6
+"""Of 282 and 56: compiled again by `make test`; `make nightly` compiles them all."""
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    ("usual", "extreme"),
+    [FEW, pytest.param(None, None, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])],
+    ids=["few", "all"],
+)
+def test_the_table_is_what_the_installed_compiler_takes(
+    usual: int | None, extreme: int | None
+) -> None:
     kernel = kernel_info()
-    for kind in ("channel", "bf16"):
-        it = shape(kind)
-        jobs = [job(kind, arch, candidate) for candidate in candidates]
-        with compile_pool(2, kernel) as pool:
-            results = list(compile_many(pool, jobs, kernel, None, 60, disassemble=False))
-        for candidate, compiled in zip(candidates, results, strict=True):
-            refused = [
-                name for name, check in CONSTRAINTS.items()
-                if check(params(*candidate), it, limits)
-            ]  # fmt: skip
-            accepted = compiled.outcome is Outcome.OK
-            assert accepted == (not refused), (kind, candidate, refused, compiled.message)
+    table = recorded(kernel)["shared_bytes"]
+    cases = few(sample(), usual, seed=1) + few(extremes(), extreme, seed=2)
+    found = {case.key: size(one) for case, one in zip(cases, compiled(cases, kernel), strict=True)}
+    assert found == {key: table[key] for key in found}
+    assert len(found) == len(cases) >= sum(FEW)
+    assert None in found.values()
+
+
+def test_few_of_the_cases_are_of_every_kind_on_every_architecture() -> None:
+    assert len({(case.kind, case.arch) for case in few(sample(), FEW[0], seed=1)}) == 15
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autotune.serving.server.server import ServeSettings
+from autotune.serving.server.launchers import LocalLauncher
+from autotune.serving.server.server import Server, ServeSettings, start
+from tests.serving.tiny_models import TinyModels
 
 START_S = 240.0
 CPU_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_CI_ENV": "1"}
@@ -21,3 +24,39 @@ def cpu_settings(
     return ServeSettings(
         str(model), speculative, extra_args=(*CPU_ARGS, *(args or CACHE_ARGS)), env=CPU_ENV
     )
+
+
+class SharedServer:
+    """One server with a drafter for all tests that only ask; started when first needed.
+
+    A test may end it: whoever comes next gets a new one.
+    """
+
+    def __init__(self, models: TinyModels, folder: Path) -> None:
+        self._models, self._folder = models, folder
+        self._server: Server | None = None
+
+    def get(self) -> Server:
+        """The server, running."""
+        if self._server is not None and self._server.failure() is not None:
+            self.stop()
+        if self._server is None:
+            target = self._models.qwen3
+            drafter = self._models.noisy(target, 0.1)
+            settings = cpu_settings(
+                target,
+                speculative={
+                    "method": "draft_model",
+                    "model": str(drafter),
+                    "num_speculative_tokens": 2,
+                },
+            )
+            log = Path(tempfile.mkdtemp(dir=self._folder)) / "log"
+            self._server = start(LocalLauncher(), settings, log, START_S)
+        return self._server
+
+    def stop(self) -> None:
+        """End the server, if there is one."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None

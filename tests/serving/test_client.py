@@ -6,9 +6,7 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +17,9 @@ from autotune.serving.measure.metrics import parse_metrics, server_metrics, watc
 from autotune.serving.measure.prompts import Prompt, load_prompts
 from autotune.serving.measure.timing import LoadResult, RequestRecord, Spread
 from autotune.serving.running.server import look
-from autotune.serving.server.launchers import LocalLauncher, UrlLauncher
-from autotune.serving.server.server import Server, start
-from tests.serving.real_server import START_S, cpu_settings
+from autotune.serving.server.launchers import UrlLauncher
+from autotune.serving.server.server import Server
 from tests.serving.sse_server import DONE, SseServer, chat, event, serving, usage
-from tests.serving.tiny_models import TinyModels
 
 TWO = (Prompt.of("one"), Prompt.of("two"))
 
@@ -334,30 +330,20 @@ def test_the_peak_is_seen_while_a_load_runs() -> None:
 # the real server
 
 
-@pytest.fixture(scope="module")
-def real(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    settings = cpu_settings(
-        tiny_models.qwen3,
-        speculative={
-            "method": "draft_model",
-            "model": str(tiny_models.noisy(tiny_models.qwen3, 0.1)),
-            "num_speculative_tokens": 2,
-        },
-    )
-    log: Path = tmp_path_factory.mktemp("server") / "log"
-    with start(LocalLauncher(), settings, log, START_S) as server:
-        yield server
-
-
 @pytest.mark.server
 @pytest.mark.parametrize("as_chat", [True, False])
-def test_the_real_server_is_loaded(as_chat: bool, real: Server) -> None:
+def test_the_real_server_is_loaded(as_chat: bool, real_server: Server) -> None:
     load = load_on(
-        real, prompts=load_prompts("chat"), requests=8, concurrency=4, max_tokens=24, chat=as_chat
+        real_server,
+        prompts=load_prompts("chat"),
+        requests=8,
+        concurrency=4,
+        max_tokens=24,
+        chat=as_chat,
     )
-    before = server_metrics(real.url)
+    before = server_metrics(real_server.url)
     result = run_load(load)
-    after = server_metrics(real.url)
+    after = server_metrics(real_server.url)
     assert before is not None
     assert after is not None
     assert result.errors() == []
@@ -374,12 +360,12 @@ def test_the_real_server_is_loaded(as_chat: bool, real: Server) -> None:
     assert after.kv_cache_tokens is not None
     assert after.kv_cache_tokens > 1024
     assert all(len(record.itl_s) + 1 <= 24 + as_chat for record in result.records)
-    assert real.context == 1024
+    assert real_server.context == 1024
 
 
 @pytest.mark.server
-def test_greedy_answers_repeat(real: Server) -> None:
-    load = load_on(real, prompts=load_prompts("code")[:3], requests=3, max_tokens=16)
+def test_greedy_answers_repeat(real_server: Server) -> None:
+    load = load_on(real_server, prompts=load_prompts("code")[:3], requests=3, max_tokens=16)
     first, again, salted = (
         run_load(each) for each in (load, load, replace(load, cache_salt="other"))
     )
@@ -392,16 +378,23 @@ def test_greedy_answers_repeat(real: Server) -> None:
 @pytest.mark.parametrize(
     ("changes", "status"), [({"model": "nobody"}, 404), ({"max_tokens": 5000}, 400)]
 )
-def test_a_refusal_is_a_failed_request(changes: dict[str, Any], status: int, real: Server) -> None:
-    (error,) = run_load(load_on(real, requests=1, **changes)).errors()
+def test_a_refusal_is_a_failed_request(
+    changes: dict[str, Any], status: int, real_server: Server
+) -> None:
+    (error,) = run_load(load_on(real_server, requests=1, **changes)).errors()
     assert error.startswith(f"HTTP {status}: ")
-    assert real.failure() is None
+    assert real_server.failure() is None
 
 
 @pytest.mark.server
-def test_the_real_server_says_what_it_is(real: Server) -> None:
-    found = look(UrlLauncher(f"{real.url}/v1"), load_prompts("chat"), real.model)
-    assert (found.model, found.context, found.gamma, found.chat) == (real.model, 1024, 2, True)
+def test_the_real_server_says_what_it_is(real_server: Server) -> None:
+    found = look(UrlLauncher(f"{real_server.url}/v1"), load_prompts("chat"), real_server.model)
+    assert (found.model, found.context, found.gamma, found.chat) == (
+        real_server.model,
+        1024,
+        2,
+        True,
+    )
     assert found.version is not None
     assert 0 < time.time() - (found.started or 0.0) < 3600
     assert int(found.cache["kv_cache_size_tokens"]) > 1024

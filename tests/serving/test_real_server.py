@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -116,39 +115,25 @@ def tree(pid: int) -> dict[str, int]:
     return found
 
 
-@pytest.fixture(scope="module")
-def pair(
-    tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[subprocess.Popen[bytes], Server]]:
-    """A tuner with its server in another process, and a server of this process, made at once."""
-    folder = tmp_path_factory.mktemp("pair")
-    command = [sys.executable, "-c", TUNER, str(tiny_models.qwen3), str(folder / "a.log")]
+def test_kill_9_of_the_tuner_leaves_no_process_of_vllm(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", TUNER, str(tiny_models.qwen3), str(tmp_path / "log")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as tuner:
-        settings = cpu_settings(tiny_models.qwen3)
-        with start(LocalLauncher(), settings, folder / "b.log", START_S) as server:
+        try:
             assert tuner.stdout is not None
             assert tuner.stdout.readline() == b"up\n"
-            yield tuner, server
-        tuner.kill()
-
-
-def test_kill_9_of_the_tuner_leaves_no_process_of_vllm(
-    pair: tuple[subprocess.Popen[bytes], Server],
-) -> None:
-    tuner, _ = pair
-    pids = tree(tuner.pid)
+            pids = tree(tuner.pid)
+        finally:
+            tuner.kill()
     names = " ".join(pids)
     assert "EngineCore" in names
     assert "Worker" in names
-    tuner.kill()
-    tuner.wait()
     assert gone(list(pids.values()), 20.0)
 
 
-def test_a_stopped_engine_is_a_hang_and_dies_with_its_server(
-    pair: tuple[subprocess.Popen[bytes], Server],
-) -> None:
-    _, server = pair
+def test_a_stopped_engine_is_a_hang_and_dies_with_its_server(doomed_server: Server) -> None:
+    server = doomed_server
     pids = tree(os.getpid())
     load = Load(server.url, server.model, [Prompt.of("Hello")], 1, 1, 8, timeout_s=2.0)
     assert run_load(load).errors() == []

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from autotune import cli
+from autotune.machine.memory import MemoryKind, MemoryReading
 from tests.serving.tiny_models import TinyModels
 
 BAD, MISSING = 2, 3
@@ -206,6 +207,9 @@ def test_a_program_that_is_not_there_is_missing(
     command = f"spec --target {tiny_models.qwen3} --drafter ngram --vllm {folder}/absent --force"
     command += f" --db sqlite:///{tmp_path}/a.db --out {tmp_path}/out"
     monkeypatch.setattr("sys.argv", ["autotune", *command.split()])
+    # Where memory is short the pair itself is refused, before programs are looked for.
+    free = MemoryReading(2**40, 2**40, MemoryKind.CPU, "here")
+    monkeypatch.setattr("autotune.serving.request.read_memory", lambda _: free)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == MISSING

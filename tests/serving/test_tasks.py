@@ -24,9 +24,7 @@ from autotune.serving.export import write as export
 from autotune.serving.measure import measurer, tasks
 from autotune.serving.measure.tasks import Tasks, check_tasks, evaluate, fallen, read_scores
 from autotune.serving.report.markdown_report import report
-from autotune.serving.server.launchers import LocalLauncher
-from autotune.serving.server.server import Server, start
-from tests.serving.real_server import START_S, cpu_settings
+from autotune.serving.server.server import Server
 from tests.serving.test_spec_job import Bench
 from tests.serving.tiny_models import TinyModels
 
@@ -160,14 +158,12 @@ def test_without_the_baseline_s_scores_nothing_can_be_said(
 
 @pytest.mark.server
 @pytest.mark.timeout(900)
-def test_a_real_evaluation_of_a_real_server(tiny_models: TinyModels, tmp_path: Path) -> None:
+def test_a_real_evaluation_of_a_real_server(real_server: Server, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "tasks")
-    settings = cpu_settings(tiny_models.qwen3)
-    with start(LocalLauncher(), settings, tmp_path / "log", START_S) as server:
-        found = evaluate(server, given(folder, limit=4), chat=True, out=tmp_path / "out")
-        assert "error" not in found, (tmp_path / "out" / "lm-eval.log").read_text()[-2000:]
-        assert found["scores"]["speaks words,none"]["value"] == 1.0
-        late = evaluate(server, given(folder, timeout_s=0.5), chat=True, out=tmp_path / "late")
-        assert "did not end within 0.5 s" in late["error"]
+    found = evaluate(real_server, given(folder, limit=4), chat=True, out=tmp_path / "out")
+    assert "error" not in found, (tmp_path / "out" / "lm-eval.log").read_text()[-2000:]
+    assert found["scores"]["speaks words,none"]["value"] == 1.0
+    late = evaluate(real_server, given(folder, timeout_s=0.5), chat=True, out=tmp_path / "late")
+    assert "did not end within 0.5 s" in late["error"]
     left = subprocess.run(["pgrep", "-f", str(tmp_path / "late")], capture_output=True, check=False)
     assert left.stdout == b""

@@ -8,13 +8,17 @@ which drafts with method ``mtp``; and noisy copies of a target, which draft for 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -183,15 +187,34 @@ def make_noisy_copy(target: Path, folder: Path, *, noise: float, seed: int = 0) 
     return folder
 
 
+def digest() -> str:
+    """What the models follow from: this file and the libraries that write them."""
+    made_by = [Path(__file__).read_bytes()]
+    made_by += [metadata.version(name).encode() for name in ("torch", "transformers", "tokenizers")]
+    return hashlib.sha256(b"\0".join(made_by)).hexdigest()[:16]
+
+
 class TinyModels:
-    """Makes each model when it is first asked for, under one folder."""
+    """Makes each model when it is first asked for, under one folder.
+
+    Several processes may share the folder: a model is made by one of them, and is there whole.
+    """
 
     def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
         self.root = root
-        self.make = functools.cache(self._make)
 
-    def _make(self, name: str) -> Path:
-        return _MAKERS[name](self.root / name)
+    def make(self, name: str) -> Path:
+        return self._made(name, _MAKERS[name])
+
+    def _made(self, name: str, make: Callable[[Path], object]) -> Path:
+        folder = self.root / name
+        if not folder.exists():
+            with FileLock(self.root / "lock"), tempfile.TemporaryDirectory(dir=self.root) as place:
+                if not folder.exists():
+                    make(Path(place) / name)
+                    (Path(place) / name).rename(folder)
+        return folder
 
     @property
     def qwen3(self) -> Path:
@@ -220,8 +243,10 @@ class TinyModels:
 
     def noisy(self, target: Path, noise: float) -> Path:
         """A drafter for ``target``, made once for each level of noise."""
-        folder = self.root / f"{target.name}-noise-{noise:g}"
-        return folder if folder.exists() else make_noisy_copy(target, folder, noise=noise)
+        return self._made(
+            f"{target.name}-noise-{noise:g}",
+            lambda folder: make_noisy_copy(target, folder, noise=noise),
+        )
 
 
 _MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -234,9 +259,14 @@ _MAKERS: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.fixture(scope="session")
-def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
-    """The tiny models of this test session."""
-    return TinyModels(tmp_path_factory.mktemp("tiny-models"))
+def tiny_models(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> TinyModels:
+    """The tiny models: in pytest's cache, from one run to the next; without one, of this run."""
+    cache: pytest.Cache | None = getattr(request.config, "cache", None)
+    if cache is None:
+        return TinyModels(tmp_path_factory.getbasetemp().parent / "tiny-models")
+    return TinyModels(cache.mkdir(f"tiny-models-{digest()}"))
 
 
 def make_deep_pair(root: Path, *, layers: int = 16, noise: float = 0.02) -> tuple[Path, Path]:

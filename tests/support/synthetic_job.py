@@ -1,0 +1,68 @@
+"""A whole job without a GPU or a compiler: the real loop, proposer, store and writer of files.
+
+Only the measurer is made up (:mod:`tests.synthetic`); it takes a few milliseconds for each
+candidate, so that a kill may come between any two steps.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from autotune.core import Basis, HoldsNothing, Job, Measurement, Phase
+from autotune.decide.selection import select
+from autotune.export.files import write_whole
+from autotune.propose.proposers import OptunaProposer
+from autotune.store.run_log import recorded
+from autotune.store.store import Store
+from autotune.tune import Limits, Search, measure_all, search_all
+from tests.synthetic import Tokens, feasible, space, synthetic
+
+WORKLOADS = (Tokens(1), Tokens(24), Tokens(512))
+DEFAULT = feasible()[300]
+TRIALS = 28
+"""Of each workload: three whole batches and a short one."""
+MEASURING_S = 0.004
+
+
+class SlowFormula(HoldsNothing):
+    """The synthetic formula, for which one has to wait."""
+
+    basis = Basis.SYNTHETIC
+
+    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
+        for candidate, workload in jobs:
+            assert isinstance(workload, Tokens)
+            time.sleep(MEASURING_S)
+            yield synthetic(candidate, workload)
+
+
+def database(folder: Path) -> Path:
+    return folder / "autotune.db"
+
+
+def final_file(folder: Path) -> Path:
+    return folder / "winners.json"
+
+
+def run(folder: Path) -> None:
+    """Tune all workloads and write the winners, or go on with what was interrupted."""
+    with Store.open(f"sqlite:///{database(folder)}") as store, store.lock_study("s"):
+        search = store.search(store.study("s", "moe", {}), {"seed": 1})
+        with recorded(store, search, "synthetic") as log, SlowFormula() as measurer:
+            jobs = [(DEFAULT, workload) for workload in WORKLOADS]
+            baselines = [p.trial for p in measure_all(jobs, Phase.BASELINE, measurer, log)]
+            searches = [
+                Search(w, OptunaProposer(space(), feasible(), seed=1), Limits(TRIALS))
+                for w in WORKLOADS
+            ]
+            for _ in search_all(searches, measurer, log):
+                pass
+        chosen = {
+            each.workload.label: select(each.workload, baseline, each.trials, 0.01)
+            for each, baseline in zip(searches, baselines, strict=True)
+        }
+    winners = {label: dict(one.winner.candidate.params) for label, one in chosen.items()}
+    write_whole(final_file(folder), json.dumps(winners, indent=1).encode())

@@ -22,10 +22,10 @@ from autotune.machine.devices import get_device, present_gpus
 from autotune.store.database import VERSION_TABLE
 from autotune.store.store import Store
 from autotune.util.resources import data_root
+from tests.support.commands import BAD, DONE, MISSING, NOTHING, Command, check
 
 DEVICE_FILE = data_root() / "search_spaces" / "devices" / "gb10.yaml"
 BINARY = Path(sys.executable).with_name("autotune")
-DONE, BAD, MISSING, NOTHING = 0, 2, 3, 4
 GEMMA = shape_from_config(load_config("gemma-4-26b-a4b"))
 STUDY = default_study(get_device("gb10"), GEMMA)
 SIZES = "--experts 8 --intermediate 256 --hidden 512 --topk 2"
@@ -46,7 +46,6 @@ FIELDS = {
 }
 
 Files = dict[str, str | bytes]
-Command = Callable[..., tuple[int, str, str]]
 
 
 @dataclass(frozen=True)
@@ -393,19 +392,6 @@ def command(place: Path, monkeypatch: pytest.MonkeyPatch, in_process: Command) -
     monkeypatch.setattr("autotune.kernels.job.compile_pool", no_compiling)
     monkeypatch.setattr("autotune.kernels.check.doctor.compile_pool", no_compiling)
     return in_process
-
-
-def check(got: tuple[int, str, str], code: int, *words: str) -> None:
-    """One line on stderr with the words, nothing on stdout, the exit code."""
-    returned, out, err = got
-    assert err.startswith("autotune: "), err
-    assert err.count("\n") == 1, err
-    assert err.endswith("\n")
-    assert "Traceback" not in err
-    for word in words:
-        assert word in err
-    assert out == ""
-    assert returned == code
 
 
 def lay(folder: Path, files: Files) -> None:

@@ -27,7 +27,7 @@ from autotune.report.optuna_mirror import mirror, open_mirror
 from autotune.store.records import DatedTrial, StudyDetail
 from autotune.store.store import Store
 from tests.browser import chromium
-from tests.test_store import Size, begin, url
+from tests.support.stores import Size, begin, url
 
 BINARY = Path(sys.executable).with_name("autotune")
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import random
 import signal
 import sqlite3
@@ -19,6 +18,7 @@ import pytest
 
 from autotune.store.records import RunStatus
 from tests.support import synthetic_job
+from tests.support.forks import FORKS
 
 pytestmark = pytest.mark.kill
 
@@ -114,15 +114,11 @@ class RealCommand:
         return path.read_bytes()
 
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.support.synthetic_job"])  # imported once for all runs
-
-
 class SyntheticCommand:
     """The same steps in a process of its own, with a measurer that is made up."""
 
     def __init__(self, folder: Path) -> None:
-        self.process = _FORKS.Process(target=synthetic_job.run, args=(folder,))
+        self.process = FORKS.Process(target=synthetic_job.run, args=(folder,))
         self.process.start()
 
     def over(self, within_s: float) -> bool:

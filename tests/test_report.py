@@ -19,9 +19,9 @@ from autotune.report.files import write_html
 from autotune.report.page import Page
 from autotune.store.store import Store
 from tests.browser import Browser, chromium
-from tests.kernels.test_page import RESULTS, h200, predicted, trial
-from tests.serving.test_page import LEFT, TRIALS, page_of, put
-from tests.test_store import begin
+from tests.support.kernel_pages import RESULTS, h200, predicted, trial
+from tests.support.serving_pages import LEFT, TRIALS, page_of, put
+from tests.support.stores import begin
 
 BINARY = Path(sys.executable).with_name("autotune")
 STUDY = "h200-gemma4"
@@ -323,7 +323,7 @@ def _hostile_page(store: Store, setup: dict[str, Any], trials: list[Any]) -> Pag
     from dataclasses import replace
 
     from autotune.kernels.moe.shape import MoeWorkload
-    from tests.kernels.test_page import SETUP, SHAPE
+    from tests.support.kernel_pages import SETUP, SHAPE
 
     study = store.study(HOSTILE, "moe", {"device": "gb10", "shape": SHAPE.as_json()})
     search = store.search(study, SETUP | setup)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import sqlite3
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -34,38 +31,11 @@ from autotune.core import (
 )
 from autotune.store.records import RunRecord, RunStatus, SearchRecord
 from autotune.store.store import Store
+from tests.support import store_processes
+from tests.support.forks import FORKS
+from tests.support.stores import Size, begin, trial, url
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class Size:
-    m: int
-
-    @property
-    def key(self) -> str:
-        return f"m{self.m}"
-
-    @property
-    def label(self) -> str:
-        return f"M={self.m}"
-
-    def as_json(self) -> dict[str, Any]:
-        return {"m": self.m}
-
-
-def url(path: Path) -> str:
-    return f"sqlite:///{path}"
-
-
-def trial(sequence: int, m: int = 1, phase: Phase = Phase.SEARCH) -> Trial:
-    measurement = Measurement(Outcome.OK, Basis.MEASURED, sequence + 0.1, (1.5, sequence / 3))
-    return Trial(Candidate.of({"BLOCK": sequence}), f"m{m}", phase, sequence, measurement)
-
-
-def begin(store: Store, name: str = "s") -> tuple[SearchRecord, RunRecord]:
-    search = store.search(store.study(name, "moe", {"device": "gb10"}), {"seed": 1})
-    return search, store.start_run(search, store.environment({"driver": "1"}), "autotune moe")
 
 
 @pytest.fixture
@@ -279,51 +249,21 @@ def test_cache(store: Store, path: Path) -> None:
 
 # --- several processes, and kill -9 ---------------------------------------------------------------
 
-PRELUDE = """
-import sys
-from pathlib import Path
-from autotune.core import *
-from autotune.store.store import Store
-from tests.test_store import Size, begin, trial
-path, name = sys.argv[1:3]
-"""
-WRITE = """
-with Store.open(f"sqlite:///{path}") as store, store.lock_study(name):
-    search, run = begin(store, name)
-    workload = store.workload(search, Size(1))
-    print("ready", flush=True)
-    for i in range(int(sys.argv[3])):
-        store.add_trials(run, workload.id, [trial(i * 7 + j) for j in range(7)])
-"""
-HOLD = """
-import time
-with Store.open(f"sqlite:///{path}") as store, store.lock_study(name):
-    begin(store, name)
-    print("ready", flush=True)
-    time.sleep(600)
-"""
-OPEN = """
-import time
-while not Path(path + ".go").exists():
-    time.sleep(0.001)
-Store.open(f"sqlite:///{path}").close()
-"""
+READY_S = 60.0
 
 
-def spawn(script: str, *words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PRELUDE + script, *map(str, words)]
-    root = Path(__file__).parent.parent
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+def start(target: Callable[..., None], path: Path, name: str, *args: object) -> BaseProcess:
+    """Start another process; it is ready on return."""
+    ready = FORKS.Event()
+    process = FORKS.Process(target=target, args=(path, name, *args, ready))
+    process.start()
+    assert ready.wait(READY_S)
+    return process
 
 
-def wait_ready(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+def kill(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
 
 
 @pytest.mark.kill
@@ -331,15 +271,14 @@ def test_kill_in_the_middle_of_writing_leaves_whole_batches(path: Path) -> None:
     chance = random.Random(7)
     for round_ in range(4):
         name = f"study {round_}"
-        writer = spawn(WRITE, path, name, 1_000_000)
-        wait_ready(writer)
+        writer = start(store_processes.write, path, name, 1_000_000)
         time.sleep(chance.uniform(0.0, 0.3))
         kill(writer)
         with Store.open(url(path), create=False) as store:
             detail = store.get_study(name)
             found = store.trials(detail.searches[0])
             assert [t.sequence for t in found] == list(range(len(found)))
-            assert len(found) % 7 == 0
+            assert len(found) % store_processes.BATCH == 0
             assert found == [trial(i) for i in range(len(found))]
             assert detail.last_run is not None
             assert detail.last_run.status is RunStatus.KILLED
@@ -353,30 +292,34 @@ def test_kill_in_the_middle_of_writing_leaves_whole_batches(path: Path) -> None:
 
 
 def test_two_processes_write_different_studies(path: Path) -> None:
-    writers = [spawn(WRITE, path, name, 100) for name in ("a", "b")]
+    writers = [start(store_processes.write, path, name, 100) for name in ("a", "b")]
     for writer in writers:
-        writer.communicate()
-    assert [writer.returncode for writer in writers] == [0, 0]
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
     with Store.open(url(path)) as store:
         assert [summary.trials for summary in store.list_studies()] == [700, 700]
 
 
 def test_four_processes_create_the_same_database(tmp_path: Path) -> None:
-    for round_ in range(3):
-        path = tmp_path / f"{round_}.db"
-        openers = [spawn(OPEN, path, "-") for _ in range(4)]
-        time.sleep(1.0)
-        Path(f"{path}.go").touch()
+    for round_ in range(5):
+        together = FORKS.Barrier(4)
+        openers = [
+            FORKS.Process(
+                target=store_processes.open_together, args=(tmp_path / f"{round_}.db", together)
+            )
+            for _ in range(4)
+        ]
         for opener in openers:
-            opener.communicate()
-        assert [opener.returncode for opener in openers] == [0] * 4
+            opener.start()
+        for opener in openers:
+            opener.join()
+        assert [opener.exitcode for opener in openers] == [0] * 4
 
 
 @pytest.mark.kill
 def test_lock_is_refused_and_freed_by_kill(store: Store, path: Path) -> None:
-    holder = spawn(HOLD, path, "mine")
+    holder = start(store_processes.hold, path, "mine")
     try:
-        wait_ready(holder)
         with pytest.raises(BadInputError) as error, store.lock_study("mine"):
             pass
         assert f"being tuned by process {holder.pid} (since 2" in str(error.value)

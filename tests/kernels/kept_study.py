@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
 from autotune.kernels.export.upstream import CONFIGS
+from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.store.store import Store
 
 KEPT = Path(__file__).parents[2] / "benchmarks/results/h200-gemma4"
@@ -79,3 +83,31 @@ def checkout(folder: Path, files: Mapping[str, str | bytes] = SMALL) -> Path:
     git(folder, "commit", "-q", "-m", "[Kernel] Configurations of others (#1234)")
     git(folder, "tag", "v0.24.0")
     return folder
+
+
+def predicted(url: str) -> None:
+    """A predicted study in a database of its own."""
+    shape = MoeShape.from_json(json.loads((KEPT / "provenance.json").read_text())["shape"])
+    workload = MoeWorkload(shape, 8)
+    setup: dict[str, Any] = {
+        "basis": "predicted",
+        "triton": "3.8.0",
+        "vllm": "0.32.0",
+        "kernel_sha256": "0" * 64,
+    }
+    setup |= {"sampler": "tpe", "seed": 0}
+    with Store.open(url) as store:
+        study = store.study("p", "moe", {"device": "gb10", "shape": shape.as_json()})
+        search = store.search(study, setup | {"space": {"name": "stock"}})
+        environment = {"packages": {"torch": "2.13.0"}, "gpus": [], "system": "Linux"}
+        environment |= {"machine": "x86_64", "python": "3.11", "autotune": "0.1.0"}
+        one = store.start_run(search, store.environment(environment), "autotune moe")
+        for phase, columns, us in (
+            (Phase.BASELINE, 64, 100.0),
+            (Phase.SEARCH, 32, 80.0),
+        ):
+            config = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": columns, "BLOCK_SIZE_K": 128}
+            config |= {"GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 4}
+            measurement = Measurement(Outcome.OK, Basis.PREDICTED, us)
+            trial = Trial(Candidate.of(config), workload.key, phase, 0, measurement)
+            store.add_trials(one, store.workload(search, workload).id, [trial])

@@ -104,11 +104,13 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Answer:
     return Answer(said["ours"], said["rows"], ran.stdout, path)
 
 
+@pytest.mark.server
 def test_vllm_reads_our_file(vllm: Answer) -> None:
     assert f"Using configuration from {vllm.path} for MoE layer" in vllm.log
     assert {int(m): Candidate.of(dict(row)) for m, row in vllm.file.items()} == ROWS
 
 
+@pytest.mark.server
 def test_our_look_up_is_that_of_vllm_at_every_m(vllm: Answer) -> None:
     rows = parse(vllm.path.read_bytes(), "ours")
     ours = [look_up(rows, m).params for m in MS]
@@ -117,6 +119,7 @@ def test_our_look_up_is_that_of_vllm_at_every_m(vllm: Answer) -> None:
     assert [ours[m - 1] for m in (3, 82, 83)] == [ROWS[m].params for m in (2, 64, 100)]
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("name", SHAPES)
 def test_defaults_are_those_of_vllm(vllm: Answer, name: str) -> None:
     shape = SHAPES[name]
@@ -130,6 +133,7 @@ def test_defaults_are_those_of_vllm(vllm: Answer, name: str) -> None:
     assert [ours[m].params for m in MS] == theirs
 
 
+@pytest.mark.compile
 def test_gemmas_defaults() -> None:
     """As written down by hand from vLLM's ``get_default_config``."""
     expected = {

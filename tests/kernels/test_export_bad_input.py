@@ -14,9 +14,19 @@ import pytest
 
 from autotune.kernels.export.upstream import CONFIGS
 from autotune.store.store import Store
-from tests.kernels.kept_study import FILE, KEPT, NAME, PERSON, SMALL, STUDY, checkout, database, git
-from tests.kernels.test_publish import predicted
-from tests.test_bad_input import BAD, MISSING, check
+from tests.kernels.kept_study import (
+    FILE,
+    KEPT,
+    NAME,
+    PERSON,
+    SMALL,
+    STUDY,
+    checkout,
+    database,
+    git,
+    predicted,
+)
+from tests.support.commands import BAD, MISSING, check
 
 Run = Callable[..., tuple[int, str, str]]
 F = ["export", STUDY, "--to", "folder", "--db", "sqlite:///{t}/kept.db"]

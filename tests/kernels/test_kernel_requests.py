@@ -15,7 +15,7 @@ from autotune.core import MissingEnvironmentError
 from autotune.kernels.measure import process as kernel
 from autotune.kernels.measure.requests import EXIT_RECYCLE, Comparison, GpuSetup, Timing
 from autotune.kernels.moe.routing import Routing
-from tests.kernels.test_requests import SHAPE
+from tests.synthetic import SHAPE
 
 STEP, CAPTURE, REPLAY, CHECK = "step", "capture", "replay", "check"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
+from autotune.core import Basis, Phase
 from autotune.kernels.config_file import FIELDS
 from autotune.kernels.moe.routing import Routing
-from autotune.kernels.moe.shape import MoeShape, MoeWorkload, Scheme
+from autotune.kernels.moe.shape import Scheme
 from autotune.kernels.predict.roofline import Ceilings, share
 from autotune.kernels.report.page import moe_page
 from autotune.kernels.stored import load
@@ -21,26 +20,17 @@ from autotune.machine.devices import get_device
 from autotune.report.page import Page, Section, Table
 from autotune.store.records import RunStatus
 from autotune.store.store import Store
+from tests.support.kernel_pages import (
+    RESULTS,
+    SETUP,
+    SHAPE,
+    h200,
+    predicted,
+    stored,
+    trial,
+)
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "h200-gemma4"
-SHAPE = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
 KEPT: dict[str, Any] = json.loads((RESULTS / "provenance.json").read_text())
-SETUP = {
-    "basis": "predicted",
-    "vllm": "1",
-    "triton": "2",
-    "kernel_sha256": "3" * 64,
-    "space": {"name": "stock", "digest": "d"},
-    "sampler": "tpe",
-    "seed": 0,
-}
-
-
-def h200(folder: Path) -> str:
-    """The database of the kept run."""
-    path = folder / "h200.db"
-    path.write_bytes(gzip.decompress((RESULTS / "trials.db.gz").read_bytes()))
-    return f"sqlite:///{path}"
 
 
 def section(page: Page, title: str) -> Section:
@@ -111,53 +101,6 @@ def test_the_command_and_the_environment_are_there(measured: Page) -> None:
 
 
 # --- predictions, and what was cut off -----------------------------------------------------------
-
-
-def candidate(columns: int) -> Candidate:
-    names = ("BLOCK_SIZE_M", "BLOCK_SIZE_K", "GROUP_SIZE_M", "num_warps", "num_stages")
-    return Candidate.of(
-        dict(zip(names, (16, 128, 1, 4, 3), strict=True)) | {"BLOCK_SIZE_N": columns}
-    )
-
-
-GEMM = {"registers": 60, "spill_bytes": 0, "shared_bytes": 30720, "mma": "QMMA"}
-
-
-def trial(m: int, phase: Phase, sequence: int, columns: int, us: float | None) -> Trial:
-    measurement = Measurement(
-        Outcome.OK if us else Outcome.OUT_OF_RESOURCES,
-        Basis.PREDICTED,
-        us,
-        message="" if us else "too much shared memory",
-        details={"compiled": [GEMM, {**GEMM, "registers": 64}], "limit": "bytes"} if us else {},
-    )
-    return Trial(candidate(columns), MoeWorkload(SHAPE, m).key, phase, sequence, measurement)
-
-
-def stored(
-    store: Store, trials: list[Trial], ms: tuple[int, ...], setup: dict[str, Any] = SETUP
-) -> None:
-    study = store.study("p", "moe", {"device": "gb10", "shape": SHAPE.as_json()})
-    search = store.search(study, setup)
-    run = store.start_run(search, store.environment({"driver": "1"}), "autotune moe --x")
-    for m in ms:
-        workload = MoeWorkload(SHAPE, m)
-        own = [t for t in trials if t.workload_key == workload.key]
-        store.add_trials(run, store.workload(search, workload).id, own)
-
-
-def predicted(path: Path) -> Page:
-    trials = [
-        trial(1, Phase.BASELINE, 0, 64, 10.0),
-        trial(1, Phase.SEARCH, 0, 64, 10.0),
-        trial(1, Phase.SEARCH, 1, 128, 8.0),
-        trial(1, Phase.SEARCH, 2, 256, None),
-        trial(64, Phase.BASELINE, 0, 64, 20.0),
-        trial(64, Phase.SEARCH, 0, 64, 20.0),
-    ]
-    with Store.open(f"sqlite:///{path}/p.db") as store:
-        stored(store, trials, (1, 64))
-        return moe_page(store, load(store, "p", 0.01), 0.01)
 
 
 def test_a_prediction_is_called_one_wherever_a_number_stands(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
 from autotune.export.checkout import Checkout
 from autotune.kernels.compile.kernel_source import kernel_info
 from autotune.kernels.config_file import parse
@@ -24,10 +23,21 @@ from autotune.kernels.export.publish import VllmOptions, uuids_of_trials
 from autotune.kernels.export.publish import to_vllm as to_vllm_repo
 from autotune.kernels.export.write import PREDICTED_NOTE
 from autotune.kernels.moe.routing import Routing
-from autotune.kernels.moe.shape import MoeShape, MoeWorkload
+from autotune.kernels.moe.shape import MoeShape
 from autotune.kernels.stored import Tuned, load
 from autotune.store.store import Store
-from tests.kernels.kept_study import FILE, KEPT, NAME, PERSON, SMALL, STUDY, checkout, database, git
+from tests.kernels.kept_study import (
+    FILE,
+    KEPT,
+    NAME,
+    PERSON,
+    SMALL,
+    STUDY,
+    checkout,
+    database,
+    git,
+    predicted,
+)
 from tests.kernels.test_earlier import later, search
 from tests.kernels.test_measured_job import plan
 
@@ -257,34 +267,6 @@ def test_a_predicted_study_says_so_everywhere(tmp_path: Path, run: Run) -> None:
     assert "measured on" not in text.read_text().lower()
     branch = git(repo, "for-each-ref", "--format=%(refname)", "refs/heads/moe-config-*").strip()
     assert "PREDICTED" in git(repo, "log", "-1", "--format=%s", branch)
-
-
-def predicted(url: str) -> None:
-    """A predicted study in a database of its own."""
-    shape = MoeShape.from_json(json.loads((KEPT / "provenance.json").read_text())["shape"])
-    workload = MoeWorkload(shape, 8)
-    setup: dict[str, Any] = {
-        "basis": "predicted",
-        "triton": "3.8.0",
-        "vllm": "0.32.0",
-        "kernel_sha256": "0" * 64,
-    }
-    setup |= {"sampler": "tpe", "seed": 0}
-    with Store.open(url) as store:
-        study = store.study("p", "moe", {"device": "gb10", "shape": shape.as_json()})
-        search = store.search(study, setup | {"space": {"name": "stock"}})
-        environment = {"packages": {"torch": "2.13.0"}, "gpus": [], "system": "Linux"}
-        environment |= {"machine": "x86_64", "python": "3.11", "autotune": "0.1.0"}
-        one = store.start_run(search, store.environment(environment), "autotune moe")
-        for phase, columns, us in (
-            (Phase.BASELINE, 64, 100.0),
-            (Phase.SEARCH, 32, 80.0),
-        ):
-            config = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": columns, "BLOCK_SIZE_K": 128}
-            config |= {"GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 4}
-            measurement = Measurement(Outcome.OK, Basis.PREDICTED, us)
-            trial = Trial(Candidate.of(config), workload.key, phase, 0, measurement)
-            store.add_trials(one, store.workload(search, workload).id, [trial])
 
 
 def test_sglang_gets_its_own_name_and_form(url: str, run: Run) -> None:

@@ -45,6 +45,7 @@ def test_gemma_asks_for_the_file_that_is_missing() -> None:
     assert shape.config_file_name("NVIDIA_GB10") == name
 
 
+@pytest.mark.server
 def test_file_names_are_those_of_vllm() -> None:
     shapes = [shape_from_config(load_config(name)) for name in model_names()]
     shapes += [replace(PLAIN, dtype=None, weight_dtype="bf16", scheme=Scheme.NONE)]

@@ -84,3 +84,39 @@ def serving(script: Script) -> Iterator[SseServer]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+async def three_tokens(response: web.StreamResponse, _: dict[str, Any]) -> None:
+    """Role at once with the first token, two more after pauses, four tokens counted."""
+    await asyncio.sleep(0.1)
+    await response.write(event({"choices": [{"delta": {"role": "assistant", "content": ""}}]}))
+    await response.write(chat("a"))
+    await asyncio.sleep(0.05)
+    await response.write(b": ping\n\n" + chat("é"))
+    await asyncio.sleep(0.05)
+    await response.write(chat("c", finish_reason="length"))
+    await asyncio.sleep(0.1)  # what comes after the last token is not the answer's time
+    await response.write(usage(4) + DONE)
+
+
+METRICS = """\
+# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
+# TYPE vllm:spec_decode_num_drafts_total counter
+vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} 10.0
+vllm:spec_decode_num_drafts_total{engine="1",model_name="m"} 5.0
+# TYPE vllm:spec_decode_num_drafts_created gauge
+vllm:spec_decode_num_drafts_created{engine="0",model_name="m"} 1.79e+09
+vllm:spec_decode_num_draft_tokens_total{engine="0",model_name="m"} 30.0
+vllm:spec_decode_num_accepted_tokens_total{engine="0",model_name="m"} 13.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="1"} 4.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="0"} 9.0
+vllm:num_preemptions_total{engine="0",model_name="m"} 2.0
+vllm:generation_tokens_total{engine="0",model_name="m"} 123.0
+vllm:prompt_tokens_total{engine="0",model_name="m"} 45.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.75
+vllm:num_requests_waiting{engine="0",model_name="m"} 3.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="capacity"} 3.0
+vllm:cache_config_info{engine="0",cache_dtype="fp8",kv_cache_size_tokens="524288"} 1.0
+process_cpu_seconds_total 7.5
+"""

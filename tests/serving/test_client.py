@@ -19,7 +19,16 @@ from autotune.serving.measure.timing import LoadResult, RequestRecord, Spread
 from autotune.serving.running.server import look
 from autotune.serving.server.launchers import UrlLauncher
 from autotune.serving.server.server import Server
-from tests.serving.sse_server import DONE, SseServer, chat, event, serving, usage
+from tests.serving.sse_server import (
+    DONE,
+    METRICS,
+    SseServer,
+    chat,
+    event,
+    serving,
+    three_tokens,
+    usage,
+)
 
 TWO = (Prompt.of("one"), Prompt.of("two"))
 
@@ -27,19 +36,6 @@ TWO = (Prompt.of("one"), Prompt.of("two"))
 def load_on(server: SseServer | Server, **changes: Any) -> Load:
     model = getattr(server, "model", "m")
     return replace(Load(server.url, model, TWO, 4, 2, 3, timeout_s=30.0), **changes)
-
-
-async def three_tokens(response: web.StreamResponse, _: dict[str, Any]) -> None:
-    """Role at once with the first token, two more after pauses, four tokens counted."""
-    await asyncio.sleep(0.1)
-    await response.write(event({"choices": [{"delta": {"role": "assistant", "content": ""}}]}))
-    await response.write(chat("a"))
-    await asyncio.sleep(0.05)
-    await response.write(b": ping\n\n" + chat("é"))
-    await asyncio.sleep(0.05)
-    await response.write(chat("c", finish_reason="length"))
-    await asyncio.sleep(0.1)  # what comes after the last token is not the answer's time
-    await response.write(usage(4) + DONE)
 
 
 def test_times_and_tokens_of_a_request() -> None:
@@ -262,29 +258,6 @@ def test_the_summary_is_that_of_vllm_bench_serve() -> None:
         assert mine.std == pytest.approx(getattr(theirs, f"std_{name}_ms"))
         percentiles = dict(getattr(theirs, f"percentiles_{name}_ms"))
         assert (mine.p50, mine.p99) == pytest.approx((percentiles[50.0], percentiles[99.0]))
-
-
-METRICS = """\
-# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
-# TYPE vllm:spec_decode_num_drafts_total counter
-vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} 10.0
-vllm:spec_decode_num_drafts_total{engine="1",model_name="m"} 5.0
-# TYPE vllm:spec_decode_num_drafts_created gauge
-vllm:spec_decode_num_drafts_created{engine="0",model_name="m"} 1.79e+09
-vllm:spec_decode_num_draft_tokens_total{engine="0",model_name="m"} 30.0
-vllm:spec_decode_num_accepted_tokens_total{engine="0",model_name="m"} 13.0
-vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="1"} 4.0
-vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="0"} 9.0
-vllm:num_preemptions_total{engine="0",model_name="m"} 2.0
-vllm:generation_tokens_total{engine="0",model_name="m"} 123.0
-vllm:prompt_tokens_total{engine="0",model_name="m"} 45.0
-vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
-vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.75
-vllm:num_requests_waiting{engine="0",model_name="m"} 3.0
-vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="capacity"} 3.0
-vllm:cache_config_info{engine="0",cache_dtype="fp8",kv_cache_size_tokens="524288"} 1.0
-process_cpu_seconds_total 7.5
-"""
 
 
 def test_counters_are_read_and_subtracted() -> None:

@@ -12,7 +12,7 @@ from autotune.serving.memory.fit import check_fit
 from autotune.serving.pair.pairing import Pair
 from autotune.serving.server.server import ServeSettings
 from autotune.util.finding import Finding
-from tests.serving.test_memory import GIB, model, reading
+from tests.support.memory import GIB, model, reading
 
 LENGTH = 100_000
 """Of a request whose KV cache is 100000 · 1024 bytes, which does not fit where 1/20 GiB is left."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.core import BadInputError
-from autotune.machine.memory import MemoryKind, MemoryReading
+from autotune.machine.memory import MemoryReading
 from autotune.serving.memory.attention import attention_layers
 from autotune.serving.memory.model import (
     MemoryNeed,
@@ -25,8 +25,8 @@ from autotune.serving.memory.weights import weight_bytes
 from autotune.serving.pair.checkpoint import Checkpoint, load_checkpoint
 from autotune.serving.pair.pairing import Pair, load_pair
 from tests.serving.tiny_models import TinyModels
+from tests.support.memory import GIB, model, reading
 
-GIB = 2**30
 KINDS = ("qwen3", "qwen3_moe", "gemma4", "gemma4_moe", "gemma4_assistant")
 GEMMA_26B: dict[str, Any] = {
     "model_type": "gemma4_text",
@@ -50,15 +50,6 @@ CHANNEL_FP8 = {
     "quant_method": "compressed-tensors",
     "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}},
 }
-
-
-def model(**config: Any) -> Checkpoint:
-    plain = {"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 64}
-    return Checkpoint("model", plain | config)
-
-
-def reading(free: float, total: float = 100, kind: str = "gpu") -> MemoryReading:
-    return MemoryReading(int(total * GIB), int(free * GIB), MemoryKind(kind), "the GPU")
 
 
 @pytest.mark.parametrize("kind", KINDS)

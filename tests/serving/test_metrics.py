@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from autotune.serving.measure.metrics import Peak, server_metrics
-from tests.serving.sse_server import serving
-from tests.serving.test_client import METRICS, three_tokens
+from tests.serving.sse_server import METRICS, serving, three_tokens
 
 WITHOUT = "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total 7.5\n"
 """What vLLM answers with --disable-log-stats."""

@@ -24,8 +24,8 @@ from autotune.serving.server.failures import FailureKind, ServerFailure
 from autotune.serving.server.launchers import LocalLauncher
 from autotune.serving.server.server import Server, ServerFailedError, start
 from tests.serving.real_server import START_S, cpu_settings
-from tests.serving.test_server import gone
 from tests.serving.tiny_models import TinyModels
+from tests.support.processes import gone
 
 pytestmark = pytest.mark.server
 

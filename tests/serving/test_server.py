@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -33,6 +33,7 @@ from autotune.serving.server.server import (
     serve_args,
     start,
 )
+from tests.support.processes import alive, gone, wait_for
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fake_vllm.py"))
 FULL = ServeSettings(
@@ -51,29 +52,6 @@ FULL_ARGS = [
     *("--kv-cache-dtype", "fp8", "--gpu-memory-utilization", "0.85", "--max-num-seqs", "8"),
     *("--limit-mm-per-prompt", '{"image":0}'),
 ]
-
-
-def gone(pids: list[int], within_s: float = 10.0) -> bool:
-    end = time.monotonic() + within_s
-    while left := [pid for pid in pids if alive(pid)]:
-        if time.monotonic() >= end:
-            break
-        time.sleep(0.05)
-    return not left
-
-
-def alive(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def wait_for(condition: Callable[[], object], within_s: float = 20.0) -> None:
-    end = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 class Fake:

@@ -167,7 +167,16 @@ def folder(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) ->
     return root
 
 
-@pytest.mark.parametrize("name", CASES)
+LOADS_LM_EVAL = "quality of an unknown task"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.server if name == LOADS_LM_EVAL else ())
+        for name in CASES
+    ],
+)
 def test_bad_input_is_one_line_and_exit_code_2(
     name: str,
     folder: Path,

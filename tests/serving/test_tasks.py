@@ -105,6 +105,7 @@ def test_without_lm_eval_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     assert raised.value.exit_code == 3
 
 
+@pytest.mark.server
 def test_a_task_that_lm_eval_does_not_know_is_refused(tmp_path: Path) -> None:
     folder = make_task(tmp_path / "tasks")
     check_tasks(given(folder))

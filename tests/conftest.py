@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from autotune import cli
+
+with contextlib.suppress(ImportError):
+    from _pytest.nodeid import coerce_node_id
 
 ONE_AT_A_TIME = ("server", "browser", "timing")
 """Markers whose tests share one worker each: they need the machine, or its time, to themselves."""
@@ -19,20 +23,29 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell ``--dist loadgroup`` which tests stay together.
+def group_of(item: pytest.Item) -> str | None:
+    """The group whose tests run on one worker, one after the other; None for most tests.
 
     Tests that compile stay with their file, whose compiling processes they share.
     """
+    named = [name for name in ONE_AT_A_TIME if item.get_closest_marker(name)]
+    if not named and item.get_closest_marker("compile"):
+        named = [item.path.stem]
+    return named[0] if named else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tell ``--dist loadgroup`` which tests stay together."""
     # Whoever ends the server that others share comes after them.
     items.sort(key=lambda item: "doomed_server" in getattr(item, "fixturenames", ()))
     for item in items:
-        named = [name for name in ONE_AT_A_TIME if item.get_closest_marker(name)]
-        if not named and item.get_closest_marker("compile"):
-            named = [item.path.stem]
-        if named:
-            item.add_marker(pytest.mark.xdist_group(named[0]))
+        group = group_of(item)
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+            # xdist 3.8 writes it into ``_nodeid``, which pytest from 9.2 on does not read.
+            if getattr(config.option, "loadgroup", False) and not hasattr(item, "_nodeid"):
+                item._id = coerce_node_id(f"{item.nodeid}@{group}")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_a_hanging_task_times_out_and_its_processes_are_gone(
     (result,) = pool.map_ordered(hang, [str(file)], 1.5)
     assert result.status is TaskStatus.TIMEOUT
     worker, child = map(int, file.read_text().split())
-    assert wait_for(lambda: gone(worker) and dead(child), 2)
+    assert wait_for(lambda: gone(worker) and dead(child), AT_ONCE_S)
     assert [r.value for r in pool.map_ordered(double, [1, 2], 30)] == [2, 4]
 
 
@@ -197,33 +198,57 @@ def test_leaving_the_block_kills_at_once_and_cleans_up(tmp_path: Path) -> None:
         assert litter is not None
         assert Path(litter).exists()
         results = pool.map_ordered(hang, [str(file)], 100)
-        signal.signal(signal.SIGALRM, _interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 1.5)
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted_when(lambda: has_pids(file)):
             next(results)
         interrupted = time.monotonic()
-    assert time.monotonic() - interrupted < 2
+    assert time.monotonic() - interrupted < AT_ONCE_S
     worker, child = map(int, file.read_text().split())
     assert gone(worker)
-    assert wait_for(lambda: dead(child), 1)
+    assert wait_for(lambda: dead(child), AT_ONCE_S)
     assert not Path(litter).parent.exists()
+
+
+AT_ONCE_S = 20.0
+"""What hangs would hang for longer; a busy machine takes its time all the same."""
+
+
+def has_pids(file: Path) -> bool:
+    return file.exists() and len(file.read_text().split()) == 2
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@contextmanager
+def interrupted_when(condition: Callable[[], object]) -> Iterator[None]:
+    """Press Ctrl-C in the block as soon as the condition holds; the block must end by it."""
+    main = threading.get_ident()
+
+    def press() -> None:
+        if wait_for(condition, 60):
+            signal.pthread_kill(main, signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, _interrupt)
+    thread = threading.Thread(target=press)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        thread.join()
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_closing_the_generator_cancels_what_is_outstanding(tmp_path: Path) -> None:
     with WorkerPool(1) as pool:
         files = [str(tmp_path / str(number)) for number in range(4)]
         results = pool.map_ordered(touch_and_sleep, files, 100)
-        signal.signal(signal.SIGALRM, _interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 1.5)
-        with pytest.raises(KeyboardInterrupt):  # leaves the generator, hence closes it
+        with interrupted_when(Path(files[0]).exists):  # leaves the generator, hence closes it
             next(results)
         start = time.monotonic()
-        assert [r.value for r in pool.map_ordered(double, [5], 30)] == [10]
-        assert time.monotonic() - start < 10
+        assert [r.value for r in pool.map_ordered(double, [5], 60)] == [10]
+        assert time.monotonic() - start < AT_ONCE_S
 
 
 class _DiesOnArrival:
@@ -256,14 +281,14 @@ def test_a_killed_process_that_does_not_end_is_not_waited_for(
     for name in ("kill", "killpg"):
         monkeypatch.setattr(os, name, ignored)
     began = time.monotonic()
-    (result,) = pool.map_ordered(hang, [str(file)], 1.5)
+    (result,) = pool.map_ordered(hang, [str(file)], 3.0)
     stuck, child = map(int, file.read_text().split())
     try:
         assert result.status is TaskStatus.TIMEOUT
         assert not dead(stuck)
         assert [r.value for r in pool.map_ordered(double, [1, 2], 30)] == [2, 4]
         pool.close()
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 3 * AT_ONCE_S
         assert not dead(stuck)
     finally:
         for process in (stuck, child):
@@ -275,19 +300,22 @@ def sleep_half(number: int) -> int:
     return number
 
 
-def test_a_task_in_the_background() -> None:
+def wait_at_the_gate(folder: str) -> str:
+    """Say that we began, and go on when somebody opens."""
+    (Path(folder) / "began").touch()
+    assert wait_for((Path(folder) / "gate").exists, 60)
+    return "through"
+
+
+def test_a_task_in_the_background(tmp_path: Path) -> None:
     """It runs while the caller does something else, and answers as often as asked."""
     with WorkerPool(1) as pool:
-        list(pool.map_ordered(double, [1], 30))  # the worker is there
-        began = time.monotonic()
-        answer = pool.start(sleep_half, 7, 30)
-        assert time.monotonic() - began < 0.3
-        time.sleep(0.6)
-        began = time.monotonic()
-        assert [answer().value, answer().value] == [7, 7]
-        assert time.monotonic() - began < 0.3
+        answer = pool.start(wait_at_the_gate, str(tmp_path), 60)
+        assert wait_for((tmp_path / "began").exists, 60)  # we are here, and it cannot have ended
+        (tmp_path / "gate").touch()
+        assert [answer().value, answer().value] == ["through", "through"]
         assert answer().status is TaskStatus.OK
-        assert answer().seconds >= 0.5
+        assert answer().seconds > 0
 
 
 def test_tasks_in_the_background_go_first(pool: WorkerPool) -> None:
@@ -320,10 +348,10 @@ def test_what_fails_in_the_background_is_a_result(
 def test_what_hangs_in_the_background_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "pids"
     with WorkerPool(1) as pool:
-        answer = pool.start(hang, str(file), 1.5)
+        answer = pool.start(hang, str(file), 3.0)
         assert answer().status is TaskStatus.TIMEOUT
         worker, child = map(int, file.read_text().split())
-        assert wait_for(lambda: gone(worker) and dead(child), 2)
+        assert wait_for(lambda: gone(worker) and dead(child), AT_ONCE_S)
 
 
 @pytest.mark.kill
@@ -331,11 +359,11 @@ def test_leaving_the_block_kills_what_runs_in_the_background(tmp_path: Path) -> 
     file = tmp_path / "pids"
     with WorkerPool(1) as pool:
         pool.start(hang, str(file), 100)
-        assert wait_for(lambda: file.exists() and len(file.read_text().split()) == 2, 30)
+        assert wait_for(lambda: has_pids(file), 60)
         began = time.monotonic()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < AT_ONCE_S
     worker, child = map(int, file.read_text().split())
-    assert wait_for(lambda: gone(worker) and dead(child), 2)
+    assert wait_for(lambda: gone(worker) and dead(child), AT_ONCE_S)
 
 
 def test_an_answer_that_will_not_come_is_not_waited_for(tmp_path: Path) -> None:
@@ -383,7 +411,7 @@ def start_parent(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int, int]:
         env={**os.environ, "PYTHONPATH": root, "TMPDIR": str(tmp_path)},
         start_new_session=True,
     )
-    assert wait_for(lambda: file.exists() and len(file.read_text().split()) == 2, 30)
+    assert wait_for(lambda: has_pids(file), 60)
     worker, child = map(int, file.read_text().split())
     return parent, worker, child
 

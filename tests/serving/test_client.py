@@ -38,20 +38,26 @@ def load_on(server: SseServer | Server, **changes: Any) -> Load:
     return replace(Load(server.url, model, TWO, 4, 2, 3, timeout_s=30.0), **changes)
 
 
+EARLY = 0.01
+"""Seconds by which a sleep may seem shorter between two clocks."""
+SOON_S = 5.0
+
+
 def test_times_and_tokens_of_a_request() -> None:
     with serving(three_tokens) as server:
         result = run_load(load_on(server, requests=1))
     (record,) = result.records
     assert (record.text, record.finish, record.error) == ("aéc", "length", "")
     assert (record.prompt_tokens, record.output_tokens) == (5, 4)
-    assert record.ttft_s == pytest.approx(0.1, abs=0.04)
+    # A busy machine makes pauses longer, never shorter.
+    assert record.ttft_s >= 0.1 - EARLY
     assert len(record.itl_s) == 3
-    assert record.itl_s[1:] == pytest.approx((0.05, 0.05), abs=0.04)
-    assert record.latency_s == pytest.approx(0.2, abs=0.08)
+    assert min(record.itl_s[1:]) >= 0.05 - EARLY
+    assert result.duration_s - record.latency_s >= 0.1 - EARLY  # after the last token
     assert record.latency_s == pytest.approx(record.ttft_s + sum(record.itl_s))
     assert record.tpot_s == pytest.approx((record.latency_s - record.ttft_s) / 3)
     assert record.tok_s == pytest.approx(4 / record.latency_s)
-    assert result.duration_s >= 0.3 - 0.01
+    assert result.duration_s >= 0.3 - EARLY
     assert result.client_cpu_s < result.duration_s
 
 
@@ -97,7 +103,7 @@ def test_the_loop_is_closed(concurrency: int) -> None:
     assert [record.index for record in result.records] == list(range(2 * concurrency))
     late = sorted(record.start_s for record in result.records)[concurrency:]
     assert min(late) >= 0.29
-    assert result.duration_s < 2 * 0.3 + 0.5
+    assert result.duration_s < 2 * 0.3 + SOON_S
 
 
 def test_more_lanes_than_requests_do_no_harm() -> None:
@@ -142,24 +148,24 @@ def test_a_faulty_answer_is_a_failed_request(name: str) -> None:
 def test_a_late_answer_is_a_failed_request() -> None:
     async def never(response: web.StreamResponse, _: dict[str, Any]) -> None:
         await response.write(chat("a"))
-        await asyncio.sleep(5)
+        await asyncio.sleep(10 * SOON_S)
 
     with serving(never) as server:
         result = run_load(load_on(server, requests=1, timeout_s=0.3))
     assert result.errors() == ["no full answer within 0.3 s"]
-    assert result.duration_s < 2
+    assert result.duration_s < SOON_S
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_nothing_is_sent_any_more_once_a_request_has_failed(lanes: int) -> None:
     async def stalled(_: web.StreamResponse, __: dict[str, Any]) -> None:
-        await asyncio.sleep(5.0)
+        await asyncio.sleep(10 * SOON_S)
 
     with serving(stalled) as server:
         result = run_load(load_on(server, requests=20, concurrency=lanes, timeout_s=0.5))
     assert len(result.records) == len(server.bodies) == lanes
     assert all(record.error for record in result.records)
-    assert result.duration_s < 2.0
+    assert result.duration_s < SOON_S
 
 
 def test_nobody_there_is_a_failed_request() -> None:

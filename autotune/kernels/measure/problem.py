@@ -234,18 +234,27 @@ class Problem:
         shape = self.shape
         if shape.scheme is Scheme.NONE:
             return x
-        top = _FP8_MAX if shape.weight_dtype == "fp8" else _INT8_MAX
         if shape.block_shape is not None:
-            group = shape.block_shape[1]
-            padded = torch.nn.functional.pad(x, (0, -x.shape[1] % group))
-            view = padded.unflatten(1, (-1, group))
-            scale = view.abs().amax(-1, keepdim=True).clamp(min=1e-10) / top
-            return (self._rounded(view / scale) * scale).flatten(1)[:, : x.shape[1]]
+            return self._requantised_by_group(x, shape.block_shape[1])
+        top = _FP8_MAX if shape.weight_dtype == "fp8" else _INT8_MAX
         largest = (
             x.abs().amax(-1, keepdim=True) if shape.scheme is Scheme.CHANNEL else x.abs().max()
         )
         scale = largest.clamp(min=1e-10) / top
         return self._rounded(x / scale) * scale
+
+    def _requantised_by_group(self, x: torch.Tensor, group: int) -> torch.Tensor:
+        """``x`` [rows, depth], quantised by vLLM's own code, back in float32.
+
+        vLLM rounds the scales to powers of two where DeepGEMM wants them so, whichever kernel runs
+        (``is_deep_gemm_e8m0_used``, on by default in 0.33): another grid, and so another result.
+        """
+        from vllm.model_executor.layers.quantization.utils.fp8_utils import (  # noqa: PLC0415
+            per_token_group_quant_fp8,
+        )
+
+        quantised, scale = per_token_group_quant_fp8(x.bfloat16().contiguous(), group)
+        return (quantised.float().unflatten(1, (-1, group)) * scale.float()[..., None]).flatten(1)
 
     def _rounded(self, x: torch.Tensor) -> torch.Tensor:
         if self.shape.weight_dtype == "fp8":

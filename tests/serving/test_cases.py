@@ -230,7 +230,11 @@ def test_layers_that_keep_no_cache(kind: str, config: dict[str, Any], attending:
 
 
 def test_a_hybrid_starts_where_its_cache_fits() -> None:
-    sizes = {"num_hidden_layers": 48, "head_dim": 256, "max_position_embeddings": 262144}
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": 48,
+        "head_dim": 256,
+        "max_position_embeddings": 262144,
+    }
     hybrid = model("qwen3_next", **sizes, full_attention_interval=4)
     assert kv_bytes_per_token(hybrid) == 12 * 2 * 2 * 256 * 2
     serving = Serving(262144)

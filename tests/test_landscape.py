@@ -11,7 +11,8 @@ from autotune.kernels.request import EFFORTS
 from autotune.measure.replay import Landscape
 from benchmarks.strategies import LANDSCAPE, ranked, recorded, regrets
 
-SEEDS = 20
+FEW, ALL = 6, 20
+"""Seeds of `make test` and of `make nightly`."""
 STANDARD, QUICK = EFFORTS["standard"], EFFORTS["quick"]
 MS = (1, 4, 8, 16, 64, 256, 1024, 4096)
 
@@ -32,20 +33,21 @@ def test_what_was_recorded(landscape: Landscape) -> None:
     }
 
 
+@pytest.mark.parametrize("seeds", [FEW, pytest.param(ALL, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(
     ("trials", "share", "median", "worst"),
     [(STANDARD, 0.15, 0.01, 0.03), (QUICK, 0.05, 0.03, 0.06)],
     ids=["standard", "quick"],
 )
 def test_the_search_finds_what_exhaustive_measuring_found(
-    landscape: Landscape, trials: int, share: float, median: float, worst: float
+    landscape: Landscape, trials: int, share: float, median: float, worst: float, seeds: int
 ) -> None:
     """Regret against the best of the whole landscape, at every M, over seeds."""
     table = recorded(landscape)
     order = ranked(table)
     best = {m: min(times.values()) for m, times in table.items()}
     assert all(trials <= share * len(table[m]) for m in MS if m > 1)
-    found = [regrets("model + tpe", seed, trials, landscape, order, best) for seed in range(SEEDS)]
+    found = [regrets("model + tpe", seed, trials, landscape, order, best) for seed in range(seeds)]
     assert statistics.median(r for f in found for r in f.values()) <= median
     for m in MS:
         assert max(f[m] for f in found) <= worst, m

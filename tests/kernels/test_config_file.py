@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ from autotune.kernels.compile.job import compile_pool, kernel_info
 from autotune.kernels.config_file import FIELDS, look_up, parse, render, shipped
 from autotune.kernels.moe.defaults import default_rows
 from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.measure.pool import WorkerPool
+from tests.support.installed_vllm import InstalledVllm
 
 GOLDEN = (
     Path(__file__).parents[1]
@@ -81,7 +81,7 @@ class Answer:
 
 
 @pytest.fixture(scope="module")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Answer:
+def vllm(tmp_path_factory: pytest.TempPathFactory, installed_vllm: InstalledVllm) -> Answer:
     """Let the installed vLLM read a folder that holds our file for Gemma 4 on a GB10."""
     folder = tmp_path_factory.mktemp("tuned")
     path = folder / GEMMA.config_file_name("NVIDIA_GB10")
@@ -91,17 +91,18 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Answer:
     asked |= {"tuned": GEMMA.as_json(), "fp8": GEMMA.as_json() | {"experts": 127}}
     question, reply = folder / "question", folder / "reply"
     question.write_text(json.dumps(asked))
-    ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(question), str(reply)],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "VLLM_TUNED_CONFIG_FOLDER": str(folder)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+    log = installed_vllm.run(
+        SCRIPT, str(question), str(reply), VLLM_TUNED_CONFIG_FOLDER=str(folder)
     )
-    assert ran.returncode == 0, ran.stdout
     said = json.loads(reply.read_text())
-    return Answer(said["ours"], said["rows"], ran.stdout, path)
+    return Answer(said["ours"], said["rows"], log, path)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[WorkerPool]:
+    """One process that has loaded the kernel."""
+    with compile_pool(1, kernel_info()) as opened:
+        yield opened
 
 
 @pytest.mark.server
@@ -121,20 +122,18 @@ def test_our_look_up_is_that_of_vllm_at_every_m(vllm: Answer) -> None:
 
 @pytest.mark.server
 @pytest.mark.parametrize("name", SHAPES)
-def test_defaults_are_those_of_vllm(vllm: Answer, name: str) -> None:
+def test_defaults_are_those_of_vllm(vllm: Answer, pool: WorkerPool, name: str) -> None:
     shape = SHAPES[name]
     if shape == GEMMA:
         shape = MoeShape(127, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 127)
-    kernel = kernel_info()
-    with compile_pool(1, kernel) as pool:
-        ours = default_rows(pool, kernel, shape, MS)
+    ours = default_rows(pool, kernel_info(), shape, MS)
     # SPLIT_K is 1 throughout, and no field of the file.
     theirs = [{name: row[name] for name in FIELDS} for row in vllm.rows[name]]
     assert [ours[m].params for m in MS] == theirs
 
 
-@pytest.mark.compile
-def test_gemmas_defaults() -> None:
+@pytest.mark.server
+def test_gemmas_defaults(pool: WorkerPool) -> None:
     """As written down by hand from vLLM's ``get_default_config``."""
     expected = {
         32: (16, 64, 128, 1, 4, 4),
@@ -144,9 +143,7 @@ def test_gemmas_defaults() -> None:
         512: (64, 128, 128, 1, 8, 3),
         8192: (128, 128, 128, 1, 8, 3),
     }
-    kernel = kernel_info()
-    with compile_pool(1, kernel) as pool:
-        rows = default_rows(pool, kernel, GEMMA, tuple(expected))
+    rows = default_rows(pool, kernel_info(), GEMMA, tuple(expected))
     assert {m: tuple(row[name] for name in FIELDS) for m, row in rows.items()} == expected
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from autotune.kernels.export.publish import VllmOptions, to_folder, to_vllm
 from autotune.kernels.stored import Tuned, load
 from autotune.store.store import Store
 from tests.kernels.kept_study import FILE, KEPT, PERSON, STUDY, checkout, database
+from tests.support.installed_vllm import InstalledVllm
 
 pytestmark = pytest.mark.server
 
@@ -37,21 +35,15 @@ def tuned(tmp_path: Path) -> Tuned:
         return load(store, STUDY, 0.01)
 
 
-def vllm_says(folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"VLLM_TUNED_CONFIG_FOLDER": str(folder), "VLLM_NO_USAGE_STATS": "1"},
-        timeout=300,
-    )
-    return done.stdout + done.stderr
+def vllm_says(vllm: InstalledVllm, folder: Path) -> str:
+    return vllm.run(SCRIPT, VLLM_TUNED_CONFIG_FOLDER=str(folder))
 
 
-def test_vllm_picks_the_file_up(tuned: Tuned, tmp_path: Path) -> None:
+def test_vllm_picks_the_file_up(
+    tuned: Tuned, installed_vllm: InstalledVllm, tmp_path: Path
+) -> None:
     done = to_folder(tuned, tmp_path / "folder")
-    said = vllm_says(tmp_path / "folder")
+    said = vllm_says(installed_vllm, tmp_path / "folder")
     (line,) = [line for line in said.splitlines() if "Using configuration from" in line]
     # What the export promised, word for word.
     assert done.say[1].removeprefix("it is picked up when vLLM logs: ") in line
@@ -68,8 +60,8 @@ def test_vllm_picks_the_file_up(tuned: Tuned, tmp_path: Path) -> None:
     assert f"    Using configuration from {tmp_path}/folder/{FILE} for MoE layer." in text
 
 
-def test_without_the_file_it_says_so(tmp_path: Path) -> None:
-    said = vllm_says(tmp_path)
+def test_without_the_file_it_says_so(installed_vllm: InstalledVllm, tmp_path: Path) -> None:
+    said = vllm_says(installed_vllm, tmp_path)
     assert "Using default MoE config. Performance might be sub-optimal!" in said
     assert FILE in said
     assert "ROWS null" in said

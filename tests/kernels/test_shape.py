@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from autotune.kernels.moe.from_model import (
     shape_from_config,
 )
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload, Scheme
+from tests.support.installed_vllm import InstalledVllm
 
 PLAIN = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
 SMALL = {
@@ -46,7 +44,7 @@ def test_gemma_asks_for_the_file_that_is_missing() -> None:
 
 
 @pytest.mark.server
-def test_file_names_are_those_of_vllm() -> None:
+def test_file_names_are_those_of_vllm(installed_vllm: InstalledVllm) -> None:
     shapes = [shape_from_config(load_config(name)) for name in model_names()]
     shapes += [replace(PLAIN, dtype=None, weight_dtype="bf16", scheme=Scheme.NONE)]
     asked = [[s.experts, s.intermediate, s.dtype, s.block_shape] for s in shapes]
@@ -57,13 +55,7 @@ def test_file_names_are_those_of_vllm() -> None:
         f"rows = json.loads({json.dumps(json.dumps(asked))})\n"
         "print('NAMES' + json.dumps([f.get_config_file_name(*row) for row in rows]))\n"
     )
-    shown = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    shown = installed_vllm.run(script)
     line = next(line for line in shown.splitlines() if line.startswith("NAMES"))
     names = json.loads(line.removeprefix("NAMES"))
     assert names == [s.config_file_name("NVIDIA_GB10") for s in shapes]

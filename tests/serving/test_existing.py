@@ -24,6 +24,8 @@ from autotune.serving.server.launchers import UrlLauncher, free_port
 from autotune.serving.server.web import without_secrets
 from tests.serving import fake_serving
 
+pytestmark = pytest.mark.timing
+
 BINARY = Path(sys.executable).with_name("autotune")
 SECRET = "sk-very-secret-0123456789"
 PROMPTS = (Prompt.of("Q"),)

@@ -22,6 +22,8 @@ from autotune.serving.server.server import ServeSettings
 from tests.serving.fake_docker import IMAGE
 from tests.serving.tiny_models import TinyModels
 
+pytestmark = pytest.mark.timing
+
 BINARY = Path(sys.executable).with_name("autotune")
 SMALL = "--server-arg=--kv-cache-memory-bytes=268435456"
 """What is free on the machine of the test then decides nothing."""

@@ -122,6 +122,7 @@ def test_a_clean_up_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert done.exists()
 
 
+@pytest.mark.timing
 def test_a_server_starts_answers_and_ends(fake: Fake) -> None:
     with fake.start("good") as server:
         assert (server.model, server.context) == ("good", 7)
@@ -137,6 +138,7 @@ def test_a_server_starts_answers_and_ends(fake: Fake) -> None:
     server.stop()
 
 
+@pytest.mark.timing
 def test_it_is_in_our_session_but_not_in_our_group(fake: Fake) -> None:
     """Another session would be another share of the processors (autogroup)."""
     with fake.start("good"):
@@ -145,6 +147,7 @@ def test_it_is_in_our_session_but_not_in_our_group(fake: Fake) -> None:
         assert os.getpgid(pid) != os.getpgid(0)
 
 
+@pytest.mark.timing
 def test_a_stubborn_server_is_killed_with_what_it_started(fake: Fake) -> None:
     with fake.start("stubborn", grace_s=0.5):
         pids = fake.pids()
@@ -168,6 +171,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("model", ["good", "stubborn"])
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_no_server_outlives_the_tuner(
@@ -184,6 +188,7 @@ def test_no_server_outlives_the_tuner(
     assert gone([*pids, supervisor])
 
 
+@pytest.mark.timing
 def test_no_server_outlives_its_supervisor(fake: Fake) -> None:
     server = fake.start("good")
     (pid,) = fake.pids()
@@ -195,6 +200,7 @@ def test_no_server_outlives_its_supervisor(fake: Fake) -> None:
     server.stop()
 
 
+@pytest.mark.timing
 def test_a_server_that_never_answers_is_ended(fake: Fake) -> None:
     began = time.monotonic()
     with pytest.raises(ServerFailedError) as caught:
@@ -205,6 +211,7 @@ def test_a_server_that_never_answers_is_ended(fake: Fake) -> None:
     assert gone(fake.pids(), 0.0)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("model", "kind", "code", "line"),
     [
@@ -224,6 +231,7 @@ def test_a_death_after_the_start_is_told(
     assert failure.log == fake.log
 
 
+@pytest.mark.timing
 def test_a_stopped_server_hangs(fake: Fake) -> None:
     with fake.start("good", grace_s=0.5) as server:
         (pid,) = fake.pids()
@@ -265,6 +273,7 @@ def taken() -> Iterator[int]:
     stranger.server_close()
 
 
+@pytest.mark.timing
 def test_a_port_lost_to_a_stranger_is_given_up(
     taken: int, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +284,7 @@ def test_a_port_lost_to_a_stranger_is_given_up(
         assert server.model == "good"
 
 
+@pytest.mark.timing
 def test_a_port_is_not_tried_for_ever(
     taken: int, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,6 +366,7 @@ def test_the_docker_command() -> None:
         DockerLauncher("i", mounts=(Mount(Path("/a:b"), "/c"),)).command(FULL, 1)
 
 
+@pytest.mark.timing
 def test_docker_starts_stops_and_removes(docker: Path, fake: Fake) -> None:
     launcher = DockerLauncher("image", docker=str(docker))
     with start(launcher, ServeSettings("good"), fake.log, 20) as server:
@@ -370,6 +381,7 @@ def test_docker_starts_stops_and_removes(docker: Path, fake: Fake) -> None:
     assert remove == f"rm --force {name}"
 
 
+@pytest.mark.timing
 def test_no_container_outlives_the_tuner(docker: Path, fake: Fake, tmp_path: Path) -> None:
     script = TUNER.replace("LocalLauncher(program=tuple(program), grace_s=0.5)", "launcher")
     script = "from autotune.serving.server.launchers import DockerLauncher\n" + script.replace(
@@ -384,6 +396,7 @@ def test_no_container_outlives_the_tuner(docker: Path, fake: Fake, tmp_path: Pat
     assert gone([int((docker.parent / "pid").read_text())])
 
 
+@pytest.mark.timing
 def test_docker_without_its_daemon_is_missing(
     docker: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,6 +406,7 @@ def test_docker_without_its_daemon_is_missing(
     assert not (docker.parent / "calls").exists()
 
 
+@pytest.mark.timing
 def test_docker_with_a_taken_port_is_tried_again(
     docker: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

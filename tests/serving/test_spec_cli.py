@@ -16,6 +16,8 @@ import pytest
 from tests.serving.test_spec_job import FAKE
 from tests.serving.tiny_models import TinyModels
 
+pytestmark = pytest.mark.timing
+
 SMALL = "--server-arg=--kv-cache-memory-bytes=268435456"
 """What is free on the machine of the test then decides nothing."""
 BINARY = Path(sys.executable).with_name("autotune")

@@ -155,7 +155,7 @@ def test_a_stubborn_server_is_killed_with_what_it_started(fake: Fake) -> None:
         assert all(map(alive, pids))
         began = time.monotonic()
     assert gone(pids, 0.0)
-    assert 0.4 < time.monotonic() - began < 10
+    assert 0.4 < time.monotonic() - began < 60
 
 
 TUNER = """
@@ -204,10 +204,10 @@ def test_no_server_outlives_its_supervisor(fake: Fake) -> None:
 def test_a_server_that_never_answers_is_ended(fake: Fake) -> None:
     began = time.monotonic()
     with pytest.raises(ServerFailedError) as caught:
-        fake.start("mute", timeout_s=1.5)
+        fake.start("mute", timeout_s=3.0)
     assert caught.value.failure.kind is FailureKind.HANG
     assert "serving serve mute" in caught.value.failure.line
-    assert 1.4 < time.monotonic() - began < 10
+    assert 2.9 < time.monotonic() - began < 60
     assert gone(fake.pids(), 0.0)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psutil
 
 
-def gone(pids: list[int], within_s: float = 10.0) -> bool:
+def gone(pids: list[int], within_s: float = 30.0) -> bool:
     end = time.monotonic() + within_s
     while left := [pid for pid in pids if alive(pid)]:
         if time.monotonic() >= end:
@@ -24,7 +24,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], object], within_s: float = 20.0) -> None:
+def wait_for(condition: Callable[[], object], within_s: float = 60.0) -> None:
     end = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end, "waited in vain"

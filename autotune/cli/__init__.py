@@ -30,6 +30,7 @@ COMMANDS: tuple[tuple[type[Request], Callable[[Any], None]], ...] = (
     (requests.Export, export.export),
     (requests.Verify, verify.verify),
     (requests.Compare, compare.compare),
+    (requests.Spec, spec.spec),
     (requests.Studies, studies.studies),
     (requests.Show, studies.show),
     (requests.Report, report.report),
@@ -41,8 +42,6 @@ COMMANDS: tuple[tuple[type[Request], Callable[[Any], None]], ...] = (
 
 for _request, _run in COMMANDS:
     add_command(app, _request, _run)
-    if _run is compare.compare:
-        app.command()(spec.spec)
 
 
 def _version(wanted: bool) -> None:

@@ -12,7 +12,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from autotune.cli.common import this_command
-from autotune.util.request import Request, extra
+from autotune.util.request import Request, extra, is_secret
 
 R = TypeVar("R", bound=Request)
 
@@ -22,15 +22,16 @@ def add_command(app: typer.Typer, request: type[R], run: Callable[[R], None]) ->
 
     Its help is the model's docstring.
     """
+    secret = [request.flag_name(name) for name, field in request.declared() if is_secret(field)]
 
-    def call(context: typer.Context, **values: Any) -> None:
-        given = {name: value for name, value in values.items() if _is_typed(context, name)}
+    def call(typer_context: typer.Context, **values: Any) -> None:
+        given = {name: value for name, value in values.items() if _is_typed(typer_context, name)}
         if "command" in request.model_fields:
-            given["command"] = this_command()
+            given["command"] = this_command(secret)
         run(request.model_validate(given))
 
     kind = inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter("context", kind, annotation=typer.Context)]
+    parameters = [inspect.Parameter("typer_context", kind, annotation=typer.Context)]
     parameters += [_parameter(request, name, field) for name, field in request.declared()]
     call.__dict__["__signature__"] = inspect.Signature(parameters)
     call.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from autotune.cli.consoles import err
 from autotune.core import BadInputError
+from autotune.util.request import MASK
 
 if TYPE_CHECKING:
     from autotune.machine.devices import Device
@@ -25,18 +26,19 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-_HEADER = "--header"
-"""Its values may be credentials, which are written nowhere."""
+def this_command(secret: Collection[str] = ()) -> str:
+    """The command as typed, for the database and the files.
 
-
-def this_command() -> str:
-    """The command as typed, but for what is secret, for the database and the files."""
+    Args:
+        secret: flags whose values stand there as ``***``.
+    """
     words = ["autotune"]
     for before, word in pairwise(["autotune", *sys.argv[1:]]):
-        if before == _HEADER:
-            words.append("***")
-        elif word.startswith(f"{_HEADER}="):
-            words.append(f"{_HEADER}=***")
+        flag, equals, _ = word.partition("=")
+        if before in secret:
+            words.append(MASK)
+        elif flag in secret and equals:
+            words.append(f"{flag}={MASK}")
         else:
             words.append(word)
     return shlex.join(words)

@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from autotune.core import BadInputError
 from autotune.kernels.request import MoeRequest
+from autotune.serving.request import SpecRequest
 from autotune.util.request import (
     BatchSizes,
     Line,
@@ -50,6 +51,10 @@ class Output(Stored):
 
 class Moe(MoeRequest, Output):
     """Tune the fused-MoE kernel and write the JSON file that vLLM looks for."""
+
+
+class Spec(SpecRequest, Output):
+    """Tune speculative decoding and serving flags on real vLLM servers."""
 
 
 class Export(Output):

@@ -8,15 +8,17 @@ from pathlib import Path
 from autotune.cli import spec_terminal as terminal
 from autotune.cli.common import check_study, print_json, tell_of
 from autotune.cli.consoles import err
+from autotune.cli.requests import Spec
 from autotune.export.files import check_writable
 from autotune.machine.environment import secret_headers
 from autotune.serving.export import write as export
 from autotune.serving.job import Result, run
+from autotune.serving.make_plan import make_plan
 from autotune.serving.matrix.matrix import Entry, matrix_study, prepare, run_each
 from autotune.serving.matrix.report import matrix_document, write_matrix
-from autotune.serving.plan import Plan, refusal
+from autotune.serving.plan import Plan
+from autotune.serving.preflight import refusal
 from autotune.serving.report.page import write_page
-from autotune.serving.request import Request, make_plan
 from autotune.serving.running.job import (
     ExistingPlan,
     existing_document,
@@ -28,26 +30,27 @@ from autotune.serving.running.server import is_exposed
 from autotune.store.store import Store
 
 
-def tune(request: Request, *, out: Path, db: str, as_json: bool) -> None:
-    """One target: the best setting and its files; ``as_json`` prints one document to stdout."""
+def tune(request: Spec) -> None:
+    """Find one target's best setting and write its files."""
+    out = request.out
     plan = make_plan(request)
     terminal.show_findings([f for f in plan.findings if plan.force or not f.refuses])
     if not plan.force:
         refusal(plan.findings)
-    with Store.open(db) as store:
+    with Store.open(request.db) as store:
         _check(store, plan, _logs(out, plan))
         result = _tuned(plan, store, out)
         files = export.write(result, out)
         files.insert(0, write_page(store, plan, out))
-    if as_json:
+    if request.as_json:
         print_json(export.document(result) | {"files": [str(path) for path in files]})
     else:
         terminal.show_result(result, files)
 
 
-def compare(request: Request, targets: Sequence[str], *, out: Path, db: str, as_json: bool) -> None:
-    """Several targets: the matrix, and every target's own files."""
-    entries = prepare(request, targets)
+def compare(request: Spec) -> None:
+    """Tune several targets one after the other; write the matrix, and every target's own files."""
+    out, entries = request.out, prepare(request)
     folder = export.folder_of(out, matrix_study(request))
     check_writable(folder)
     for entry in entries:
@@ -64,30 +67,28 @@ def compare(request: Request, targets: Sequence[str], *, out: Path, db: str, as_
         write_matrix(request, changed, folder)
 
     on_change(entries)
-    with Store.open(db) as store:
+    with Store.open(request.db) as store:
         run_each(entries, tune_one, on_change)
     files = write_matrix(request, entries, folder)
-    if as_json:
+    if request.as_json:
         print_json(matrix_document(request, entries) | {"files": [str(path) for path in files]})
     else:
         terminal.show_matrix(entries, files)
 
 
-def measure(
-    request: Request, url: str, headers: Sequence[str], *, out: Path, db: str, as_json: bool
-) -> None:
-    """A server that runs already: its one setting."""
-    plan = make_existing_plan(request, url, [*secret_headers(), *headers])
-    folder = export.folder_of(out, plan.study)
+def measure(request: Spec) -> None:
+    """Measure the one setting of a server that runs already."""
+    plan = make_existing_plan(request, [*secret_headers(), *request.header])
+    folder = export.folder_of(request.out, plan.study)
     if is_exposed(plan.launcher.root, plan.launcher.headers):
         err.print("[yellow]Warning: headers go unencrypted: http, and another machine[/yellow]")
-    with Store.open(db) as store:
+    with Store.open(request.db) as store:
         _check(store, plan, folder)
         terminal.show_existing_plan(plan)
         result = run_existing(plan, store, folder / "logs")
         files = write_existing(result, folder)
-        files.insert(0, write_page(store, plan, out))
-    if as_json:
+        files.insert(0, write_page(store, plan, request.out))
+    if request.as_json:
         print_json(existing_document(result) | {"files": [str(path) for path in files]})
     else:
         terminal.show_existing(result, files)

@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import functools
 import re
-import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autotune.core import BadInputError, Basis, Candidate, Scalar
-from autotune.decide.stats import LEAST_PAIRS
-from autotune.engine.arguments import argument_value, whole_value
-from autotune.engine.variables import ROUTING
-from autotune.machine.environment import environment, exported
+from autotune.core import Basis, Candidate, Scalar
+from autotune.machine.environment import environment
 from autotune.machine.memory import MemoryKind, MemoryReading
 from autotune.serving.forecast.acceptance import distinct_experts
 from autotune.serving.measure.prompts import Prompt
 from autotune.serving.measure.tasks import Tasks
 from autotune.serving.memory.fit import check_fit
 from autotune.serving.pair.methods import NO_DRAFTER
-from autotune.serving.pair.pairing import Pair, check_gamma, check_pair, is_stretched
+from autotune.serving.pair.pairing import Pair, check_gamma
 from autotune.serving.recipe import GAMMA, Recipe
 from autotune.serving.scenario import SpecScenario
-from autotune.serving.server.launchers import DockerLauncher, LocalLauncher
+from autotune.serving.server.launchers import LocalLauncher
 from autotune.serving.server.mounts import Mount
 from autotune.serving.server.server import Launcher
 from autotune.space.space import Space
-from autotune.util.finding import Finding, Severity, refuse, warn
+from autotune.util.finding import Finding
 
 FINALISTS = 2
 """Settings that meet the baseline again in fresh boots; of a Pareto front, its knee and ends."""
 START_ESTIMATE_S = {MemoryKind.CPU: 30.0, MemoryKind.GPU: 160.0, MemoryKind.UNIFIED: 240.0}
 """For the estimate only: a tiny model on a CPU; Gemma 4 26B-A4B on an H200 (138 to 165 s); unified
 memory is a guess."""
-MOST_GAMMA = 64
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ class Plan:
             memory = replace(memory, free=memory.total)
         said = {
             candidate: "; ".join(f.message for f in found if f.refuses)
-            for candidate, found in _fits(self, self.points, memory).items()
+            for candidate, found in memory_findings(self, self.points, memory).items()
         }
         return {candidate: why for candidate, why in said.items() if why}
 
@@ -222,116 +217,7 @@ class Plan:
         }
 
 
-def preflight(plan: Plan) -> list[Finding]:
-    """Everything that speaks against the plan, the worst first. No server is started.
-
-    Raises:
-        BadInputError: a size in a configuration, or a length among the flags, that cannot be read.
-    """
-    length = whole_value(plan.recipe.server_args, "--max-model-len")
-    found = [*check_pair(plan.pair, max_model_len=length), *_check_synthetic(plan)]
-    found += _check_length(plan, length)
-    found += _unless_all(list(check_gamma(plan.pair, gamma)) for gamma in plan.gammas if gamma)
-    pairs = plan.confirm_rounds * plan.scenario.repeats
-    if pairs < LEAST_PAIRS:
-        found.append(
-            warn(
-                "few-pairs",
-                f"--repeats times --confirm-boots is {pairs}, which gives no 95 % interval: "
-                f"nothing can win below {LEAST_PAIRS}",
-            )
-        )
-    found += [*_check_dummy(plan), *_memory_findings(plan)]
-    if not any(finding.refuses for finding in found):  # it may take vLLM seconds to say
-        found += _check_program(plan)
-    order = list(Severity)
-    return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.severity))
-
-
-def _check_length(plan: Plan, max_model_len: int | None) -> Iterator[Finding]:
-    """VLLM refuses a request whose prompt and output are longer than what it serves."""
-    target = plan.pair.target
-    own = None if is_stretched(target) else target.size("max_position_embeddings")
-    searched = any("max-model-len" in candidate.params for candidate in plan.grid)
-    longest = None if searched else max_model_len or own
-    if longest is not None and plan.scenario.max_tokens >= longest:
-        yield refuse(
-            "max-tokens",
-            f"--max-tokens {plan.scenario.max_tokens} leaves no room for a prompt: {longest} "
-            "tokens are served (--max-model-len); ask for fewer",
-        )
-
-
-def _check_program(plan: Plan) -> Iterator[Finding]:
-    """Anything can be called by ``--vllm``; what is vLLM tells its version.
-
-    Raises:
-        MissingEnvironmentError: the program, or docker or its daemon, is not there.
-    """
-    launcher = plan.launcher
-    if isinstance(launcher, LocalLauncher | DockerLauncher):
-        launcher.require()
-    if isinstance(launcher, LocalLauncher) and launcher.program and launcher.version() is None:
-        program = shlex.join(launcher.program)
-        yield warn(
-            "vllm-version",
-            f"--vllm: `{program} --version` fails, hangs or says nothing; is it vLLM? Trials of "
-            "its versions cannot be told apart",
-        )
-
-
-def _check_dummy(plan: Plan) -> Iterator[Finding]:
-    """Eight of 128 experts in most of Gemma 4's layers (`benchmarks/dummy_routing.py`)."""
-    tried = dict(plan.space.parameters).get("load_format", ())
-    dummy = "dummy" in {argument_value(plan.recipe.server_args, "--load-format"), *tried}
-    inherited = exported(ROUTING) if isinstance(plan.launcher, LocalLauncher) else None
-    simulated = plan.recipe.env.get(ROUTING, inherited)
-    if dummy and plan.pair.target.experts and not simulated:
-        yield warn(
-            "dummy-routing",
-            "--load-format dummy: made-up weights may send all tokens to the same few experts, so "
-            "that large batches and gammas look cheaper than they are; add --env "
-            f"{ROUTING}=uniform_random",
-        )
-
-
-def _check_synthetic(plan: Plan) -> Iterator[Finding]:
-    """VLLM 0.32 asserts that its CPU sampler is not asked for it (v1/sample/rejection_sampler)."""
-    if plan.recipe.synthetic and plan.memory.kind is MemoryKind.CPU:
-        yield refuse(
-            "synthetic-cpu",
-            "--synthetic-acceptance: vLLM has it on GPUs only, and nvidia-smi shows none here; on "
-            "a CPU the server starts and dies at its first request",
-        )
-
-
-def _unless_all(groups: Iterable[list[Finding]]) -> list[Finding]:
-    """The findings of several settings; what refuses some but not all of them is a warning."""
-    listed = list(groups)
-    if all(any(finding.refuses for finding in group) for group in listed):
-        return [finding for group in listed for finding in group]
-    return [
-        Finding(f.code, Severity.WARN, f"{f.message}; the others go on") if f.refuses else f
-        for group in listed
-        for f in group
-    ]
-
-
-def _memory_findings(plan: Plan) -> list[Finding]:
-    """Refused is a plan of which the baseline cannot start, or nothing but the baseline can."""
-    found = _fits(plan, [plan.baseline, *plan.points], plan.memory)
-    against = [f for f in found.pop(plan.baseline) if f.refuses]
-    others = [
-        [f for f in group if f.refuses or candidate.int(GAMMA)]  # what is noted is noted once
-        for candidate, group in found.items()
-    ]
-    if not against or all(any(f.refuses for f in group) for group in others):
-        return [*against, *_unless_all(others)]
-    said = "the baseline has the first value of every parameter: give one first that fits"
-    return [refuse(f.code, f"{f.message}; {said}") for f in against]
-
-
-def _fits(
+def memory_findings(
     plan: Plan, candidates: Iterable[Candidate], memory: MemoryReading
 ) -> dict[Candidate, list[Finding]]:
     """What the memory says of each; the number of drafted tokens makes no difference above 0."""
@@ -344,17 +230,6 @@ def _fits(
             known[like] = check_fit(plan.pair, settings, plan.scenario.concurrency[-1], memory)
         found[candidate] = known[like]
     return found
-
-
-def refusal(findings: Sequence[Finding]) -> None:
-    """End the command where a finding refuses; ``--force`` passes over it.
-
-    Raises:
-        BadInputError: the refusals, in one line.
-    """
-    refused = [finding.message for finding in findings if finding.refuses]
-    if refused:
-        raise BadInputError(f"{'; '.join(refused)} (--force goes on)")
 
 
 def default_study(target: str, drafter: str) -> str:

@@ -1,457 +1,363 @@
-"""From the texts of ``autotune spec``'s flags to a plan. Errors name the flag, in one line."""
+"""What ``autotune spec`` is asked."""
 
 from __future__ import annotations
 
-import re
-import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Self
 
-from autotune.core import BadInputError, Scalar
-from autotune.engine.arguments import argument_value
-from autotune.engine.variables import FOLDER
+from pydantic import AfterValidator, BeforeValidator, model_validator
+
+from autotune.core import BadInputError
 from autotune.export.files import at_home
-from autotune.machine.environment import environment, visible_gpus
-from autotune.machine.memory import MemoryReading, first_gpu, read_memory
-from autotune.serving.forecast.acceptance import Rates, check_reached
-from autotune.serving.measure.prompts import load_prompts, prompts_key
-from autotune.serving.measure.stopping import parse_slo
-from autotune.serving.measure.tasks import Tasks, check_tasks
-from autotune.serving.memory.search import at_utilization, within_free
-from autotune.serving.memory.utilization import parse_range
+from autotune.serving import parse
 from autotune.serving.pair.methods import NO_DRAFTER
-from autotune.serving.pair.pairing import Pair, load_pair
-from autotune.serving.plan import MOST_GAMMA, Plan, default_study, preflight
-from autotune.serving.recipe import (
-    GAMMA,
-    KV_DTYPE,
-    LOCKED_OUT,
-    MOE_CONFIG,
-    UTILIZATION,
-    Recipe,
-    check_server_args,
-    flag_of,
-    taken,
+from autotune.serving.scenario import OBJECTIVES
+from autotune.util.request import (
+    Duration,
+    Request,
+    Share,
+    StudyName,
+    Texts,
+    checked,
+    checked_each,
+    extra,
+    flag,
+    several,
 )
-from autotune.serving.scenario import OBJECTIVES, SpecScenario
-from autotune.serving.server.launching import devices_of, make_launcher, make_mounts
-from autotune.serving.server.moe_config import digest_of, parse_moe_config
-from autotune.serving.server.mounts import Mount, mounts_of
-from autotune.serving.server.server import Launcher
-from autotune.space.space import Space, load_space
-from autotune.util import flags
 
-GAMMAS = "0-6"
-_MOST_CONCURRENCY = 4096
-_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+MODELS = "What is served"
+SEARCH = "What is tried"
+LOAD = "The load"
+DECISION = "What decides"
+SERVERS = "Servers"
+DOCKER = "With --launcher docker"
+URL = "With --launcher url"
+"""The panels of ``--help``."""
 
+LAUNCHERS: Mapping[str, str] = {
+    "local": "starts servers as processes of this machine",
+    "docker": "starts servers in containers of --image",
+    "url": "measures the server that runs at --url",
+}
+_ANY = tuple(LAUNCHERS)
+_WITH_IMAGE = ("local", "docker")
 
-@dataclass(frozen=True)
-class Request:
-    """The flags as typed; None was not given. See ``autotune spec --help``."""
-
-    target: str
-    drafter: str
-    gamma: str | None
-    kv_cache_dtype: str | None
-    gpu_memory_utilization: str | None
-    sets: Sequence[str]
-    space: str | None
-    concurrency: str
-    prompts: str
-    max_tokens: int
-    ignore_eos: bool
-    repeats: int
-    waves: int
-    objective: str
-    confirm_boots: int
-    min_gain: float
-    budget_s: float | None
-    server_args: Sequence[str]
-    env: Sequence[str]
-    moe_config: str | None
-    synthetic: str | None
-    program: str | None
-    image: str | None
-    start_timeout: str
-    request_timeout: str
-    study: str | None
-    command: str
-    launcher: str = "local"
-    mounts: Sequence[str] = ()
-    retry_failed: bool = False
-    gpus: str = "all"
-    docker_args: Sequence[str] = ()
-    schedule: bool = True
-    slo: str | None = None
-    context: int | None = None
-    quality: str | None = None
-    quality_tolerance: float = 0.02
-    quality_limit: int | None = None
-    quality_tasks: Path | None = None
-    quality_timeout: str = "1h"
-    force: bool = False
+Home = Annotated[str, AfterValidator(at_home)]
+"""A path or another name; ``~`` is written out, which a shell leaves alone in ``--target=~/m``."""
+Homes = Annotated[
+    tuple[str, ...],
+    BeforeValidator(several),
+    AfterValidator(lambda texts: tuple(map(at_home, texts))),
+]
+Gammas = Annotated[str, checked(parse.parse_gammas)]
+Values = Annotated[str, checked(parse.parse_values)]
+Utilization = Annotated[str, checked(parse.check_utilization)]
+Concurrency = Annotated[str, checked(parse.parse_concurrency)]
+Rates = Annotated[str, checked(parse.parse_rates)]
+Slo = Annotated[str, checked(parse.check_slo)]
+Image = Annotated[str, checked(parse.check_image)]
+Gpus = Annotated[str, checked(parse.check_gpus)]
+Words = Annotated[str, checked(parse.parse_words)]
+ListOfWords = Annotated[Texts, checked_each(parse.parse_words)]
+Sets = Annotated[Texts, checked_each(parse.parse_set)]
+Variables = Annotated[Texts, checked_each(parse.parse_variable)]
 
 
-def make_plan(request: Request) -> Plan:
-    """Read what the flags name and check that it fits together.
+class SpecRequest(Request):
+    """Servers to tune: the models, what is tried, the load, what decides, and how they start.
 
-    Raises:
-        BadInputError: a flag, a file or a combination that cannot be used.
-        MissingEnvironmentError: a hub id, and the hub cannot be reached.
+    ``launchers`` beside a flag are those that it goes with; without, those that start servers.
     """
-    request = _at_home(request)
-    flags.within(request.confirm_boots, "--confirm-boots", 1, 100)
-    tuned = () if request.moe_config is None else parse_moe_config(request.moe_config)
-    space = _with_moe(_space(request), tuned)
-    args = _server_args(request, space)
-    prompts = load_prompts(request.prompts)
-    mounts = make_mounts(request.mounts)
-    pair = load_pair(request.target, request.drafter)
-    recipe = _recipe(request, pair, space, args, tuned)
-    scenario = scenario_of(request, prompts_key(prompts), chat=pair.target.chat is not False)
-    plan = Plan(
-        study=request.study or default_study(request.target, request.drafter),
-        pair=pair,
-        recipe=recipe,
-        space=space,
-        scenario=scenario,
-        prompts=prompts,
-        launcher=_launcher(request, mounts),
-        memory=_memory(request, recipe),
-        confirm_rounds=request.confirm_boots,
-        min_gain=request.min_gain,
-        budget_s=request.budget_s,
-        start_timeout_s=flags.seconds(request.start_timeout, "--start-timeout"),
-        request_timeout_s=request_timeout(request),
-        image=_image(request.image),
-        mounts=mounts,
-        schedule=request.schedule,
-        command=request.command,
-        retry_failed=request.retry_failed,
-        force=request.force,
+
+    target: Annotated[
+        Homes,
+        flag(
+            "Model to serve: a folder or a hub id; several are compared.",
+            metavar="MODEL",
+            panel=MODELS,
+            launchers=_ANY,
+        ),
+    ] = ()
+    drafter: Annotated[
+        Homes,
+        flag(
+            "Folder, hub id, or a method without a model: ngram, suffix, mtp; or none.",
+            metavar="MODEL",
+            panel=MODELS,
+        ),
+    ] = ()
+    gamma: Annotated[
+        Gammas | None,
+        flag(
+            "Drafted tokens, such as 0-6 (default) or 0,2,4; 0 alone needs no drafter.",
+            panel=SEARCH,
+        ),
+    ] = None
+    kv_cache_dtype: Annotated[
+        Values | None, flag("KV-cache types to compare, such as auto,fp8.", panel=SEARCH)
+    ] = None
+    gpu_memory_utilization: Annotated[
+        Utilization | None,
+        flag("Shares to compare, 0.8,0.85, or a range to search, 0.4:0.9.", panel=SEARCH),
+    ] = None
+    context: Annotated[
+        int | None,
+        flag("Tokens of a request that a searched utilization must hold.", panel=SEARCH),
+    ] = None
+    set: Annotated[
+        Sets,
+        flag(
+            "More flags of vllm serve to compare: max-num-seqs=8,16.",
+            metavar="FLAG=VALUES",
+            panel=SEARCH,
+        ),
+    ] = ()
+    space: Annotated[
+        Home | None, flag("All of these from a space: its name, or a .yaml file.", panel=SEARCH)
+    ] = None
+    concurrency: Annotated[
+        Concurrency, flag("Requests in flight at once.", panel=LOAD, launchers=_ANY)
+    ] = "1,4,8"
+    prompts: Annotated[
+        Home,
+        flag("chat, code, prose, structured, or a FILE.jsonl.", panel=LOAD, launchers=_ANY),
+    ] = "chat"
+    max_tokens: Annotated[
+        int,
+        flag("Output tokens per request.", panel=LOAD, least=2, most=1_000_000, launchers=_ANY),
+    ] = 128
+    ignore_eos: Annotated[
+        bool,
+        flag("Generate all of them whatever the model says.", panel=LOAD, launchers=_ANY),
+    ] = True
+    repeats: Annotated[
+        int,
+        flag("Timed loads at each concurrency.", panel=LOAD, least=1, most=1000, launchers=_ANY),
+    ] = 5
+    waves: Annotated[
+        int,
+        flag(
+            "Requests of a load, as a multiple of its concurrency.",
+            panel=LOAD,
+            least=1,
+            most=1000,
+            launchers=_ANY,
+        ),
+    ] = 4
+    objective: Annotated[
+        str,
+        flag(
+            "geomean, single, aggregate or pareto.",
+            panel=DECISION,
+            enum=list(OBJECTIVES),
+            launchers=_ANY,
+        ),
+    ] = "geomean"
+    confirm_boots: Annotated[
+        int, flag("Fresh boots of the best to confirm.", panel=DECISION, least=1, most=100)
+    ] = 2
+    quality: Annotated[
+        Values | None,
+        flag("Tasks of lm-eval of which no score may fall: gsm8k.", panel=DECISION),
+    ] = None
+    quality_tolerance: Annotated[
+        Share, flag("By how much a score may fall, in its own unit.", panel=DECISION)
+    ] = "2%"
+    quality_limit: Annotated[
+        int | None,
+        flag("Examples of a task; all if not given.", panel=DECISION, least=1, most=1_000_000),
+    ] = None
+    quality_tasks: Annotated[
+        Path | None,
+        AfterValidator(lambda path: path and Path(at_home(str(path)))),
+        flag("Folder with further tasks for lm-eval.", panel=DECISION),
+    ] = None
+    quality_timeout: Annotated[
+        Duration, flag("An evaluation may take so long.", panel=DECISION)
+    ] = "1h"
+    slo: Annotated[
+        Slo | None,
+        flag("Limits on p99 latencies, such as ttft=500ms,tpot=50ms.", panel=DECISION),
+    ] = None
+    schedule: Annotated[
+        bool, flag("Try gamma by batch size against the best static one.", panel=DECISION)
+    ] = True
+    min_gain: Annotated[Share, flag("Least gain over the baseline.", panel=DECISION)] = "1%"
+    budget: Annotated[Duration | None, flag("Stop searching after, such as 2h.", panel=SEARCH)] = (
+        None
     )
-    plan = _with_range(plan, request)
-    _check_points(plan)
-    if plan.image is not None:  # what docker cannot mount ends here, not when all is measured
-        for mount in mounts_of(recipe.settings(plan.points[-1]), mounts):
-            mount.volume()
-    plan = _with_tasks(plan, request)
-    return replace(plan, findings=tuple(preflight(plan)))
-
-
-def _check_points(plan: Plan) -> None:
-    """See that there is something to compare, and nothing to draft without a drafter.
-
-    Raises:
-        BadInputError: it is not so.
-    """
-    none = plan.recipe.method == NO_DRAFTER
-    if none and any(plan.gammas):
-        raise BadInputError("--drafter none: drafts nothing, so gamma can only be 0")
-    if none and plan.recipe.synthetic:
-        raise BadInputError("--synthetic-acceptance: without a drafter nothing is accepted")
-    speculates = any(candidate.int(GAMMA) for candidate in plan.points)
-    if not speculates and len(plan.points) < 2 and plan.utilization is None:
-        more = "name several values of another flag" if none else "name one above 0"
-        raise BadInputError(f"--gamma: nothing to compare with no speculation; {more}")
-
-
-def _at_home(request: Request) -> Request:
-    """The request with ``~`` replaced in paths: a shell leaves it alone in ``--target=~/model``."""
-    return replace(
-        request,
-        target=at_home(request.target),
-        drafter=at_home(request.drafter),
-        prompts=at_home(request.prompts),
-        space=None if request.space is None else at_home(request.space),
-        mounts=[at_home(text) for text in request.mounts],
-        quality_tasks=None
-        if request.quality_tasks is None
-        else Path(at_home(str(request.quality_tasks))),
+    server_arg: Annotated[
+        ListOfWords,
+        flag(
+            "For every server, such as --server-arg '--max-model-len 4096'.",
+            metavar="ARGS",
+            panel=SERVERS,
+            sensitive=True,
+        ),
+    ] = ()
+    env: Annotated[
+        Variables,
+        flag("NAME=VALUE for every server.", metavar="NAME=VALUE", panel=SERVERS, sensitive=True),
+    ] = ()
+    moe_config: Annotated[
+        str | None,
+        flag(
+            "Folder with tuned MoE files for every server; default,FOLDER compares.",
+            metavar="FOLDER",
+            panel=SERVERS,
+        ),
+    ] = None
+    synthetic_acceptance: Annotated[
+        Rates | None,
+        flag("Tell vLLM what to accept by position, such as .8,.6,.4.", panel=SERVERS),
+    ] = None
+    vllm: Annotated[
+        Words | None,
+        flag(
+            "Program to start; default: this Python's vLLM.",
+            panel=SERVERS,
+            launchers=("local",),
+        ),
+    ] = None
+    image: Annotated[
+        Image | None,
+        flag(
+            "Docker image: to start, or to write compose.yaml for.",
+            panel=DOCKER,
+            launchers=_WITH_IMAGE,
+        ),
+    ] = None
+    launcher: Annotated[
+        str,
+        flag(
+            "local, docker, or url to measure a server that runs already.",
+            panel=SERVERS,
+            enum=list(LAUNCHERS),
+            launchers=_ANY,
+        ),
+    ] = "local"
+    url: Annotated[
+        str | None, flag("The server that runs already.", panel=URL, launchers=("url",))
+    ] = None
+    header: Annotated[
+        Texts,
+        flag(
+            "'NAME: VALUE' for it, written nowhere; or in AUTOTUNE_HEADER.",
+            metavar="HEADER",
+            panel=URL,
+            launchers=("url",),
+            secret=True,
+        ),
+    ] = ()
+    mount: Annotated[
+        Homes,
+        flag(
+            "For the container: HOST:/INSIDE[:ro]. Models are mounted anyway.",
+            metavar="MOUNT",
+            panel=DOCKER,
+            launchers=_WITH_IMAGE,
+        ),
+    ] = ()
+    gpus: Annotated[
+        Gpus, flag("GPUs of the container; none for none.", panel=DOCKER, launchers=("docker",))
+    ] = "all"
+    docker_arg: Annotated[
+        ListOfWords,
+        flag(
+            "For docker run, such as '--shm-size 8g'.",
+            metavar="ARGS",
+            panel=DOCKER,
+            launchers=("docker",),
+            sensitive=True,
+        ),
+    ] = ()
+    start_timeout: Annotated[Duration, flag("A start may take so long.", panel=SERVERS)] = "30m"
+    request_timeout: Annotated[
+        Duration, flag("A request may take so long.", panel=SERVERS, launchers=_ANY)
+    ] = "10m"
+    retry_failed: Annotated[
+        bool, flag("Try again what crashed, hung or lacked memory.", panel=SEARCH)
+    ] = False
+    force: Annotated[bool, flag("Go on in spite of refusals.", panel=MODELS)] = False
+    study: Annotated[StudyName | None, flag("Name; default from the models.", launchers=_ANY)] = (
+        None
     )
+    command: str = ""
+    """The command as typed, for the records; no flag."""
 
+    @property
+    def only_target(self) -> str:
+        """The model served, where it is one; empty where the server at ``--url`` says it."""
+        return self.target[0] if self.target else ""
 
-def _server_args(request: Request, space: Space) -> tuple[str, ...]:
-    args = tuple(word for text in request.server_args for word in _words(text, "--server-arg"))
-    check_server_args(args, [name for name, _ in space.parameters if name != GAMMA])
-    return args
+    @property
+    def only_drafter(self) -> str:
+        """The drafter; ``none`` where gamma is 0 alone; empty where it is missing."""
+        if self.drafter:
+            return self.drafter[0]
+        nothing_drafted = self.gamma is not None and parse.parse_gammas(self.gamma) == (0,)
+        return NO_DRAFTER if nothing_drafted else ""
 
+    def of_target(self, target: str, study: str) -> Self:
+        """The same for one of several targets, whose study has a name of its own."""
+        return self.model_copy(update={"target": (target,), "study": study})
 
-def _with_moe(space: Space, tuned: Sequence[str]) -> Space:
-    """The space with the folders of tuned files, where there are several to compare."""
-    if len(tuned) < 2:
-        return space
-    return replace(space, parameters=(*space.parameters, (MOE_CONFIG, tuple(tuned))))
-
-
-def _recipe(
-    request: Request, pair: Pair, space: Space, args: tuple[str, ...], tuned: Sequence[str]
-) -> Recipe:
-    """What all servers share."""
-    return Recipe(
-        request.target,
-        pair.method,
-        request.drafter if pair.drafter is not None else None,
-        _synthetic(request.synthetic, space),
-        args,
-        _environment(request, tuned),
-        digest_of(tuned) if tuned else None,
-    )
-
-
-def _memory(request: Request, recipe: Recipe) -> MemoryReading:
-    """Of the first GPU that the servers will see; a container knows nothing of our environment."""
-    contained = request.launcher == "docker"
-    given = devices_of(request.gpus) if contained else None
-    visible = recipe.env.get("CUDA_VISIBLE_DEVICES", None if contained else visible_gpus())
-    visible = argument_value(recipe.server_args, "--device-ids") or visible
-    uuids = [gpu["uuid"] for gpu in environment()["gpus"]]
-    return read_memory(first_gpu(uuids, given, visible))
-
-
-def _launcher(request: Request, mounts: tuple[Mount, ...]) -> Launcher:
-    return make_launcher(
-        request.launcher,
-        program=_words(request.program, "--vllm") if request.program is not None else (),
-        image=_image(request.image),
-        mounts=mounts,
-        options=[word for text in request.docker_args for word in _words(text, "--docker-arg")],
-        gpus=request.gpus,
-    )
-
-
-def scenario_of(request: Request, key: str, *, chat: bool) -> SpecScenario:
-    """The load that the flags describe."""
-    if request.objective not in OBJECTIVES:
-        known = ", ".join(OBJECTIVES)
-        raise BadInputError(f"--objective {request.objective}: not one of {known}")
-    levels = flags.counts(request.concurrency, "--concurrency", 1, _MOST_CONCURRENCY)
-    flags.within(request.max_tokens, "--max-tokens", 2, 1_000_000)
-    flags.within(request.repeats, "--repeats", 1, 1000)
-    flags.within(request.waves, "--waves", 1, 1000)
-    return SpecScenario(
-        request.target,
-        request.drafter,
-        request.prompts,
-        key,
-        levels,
-        request.max_tokens,
-        request.ignore_eos,
-        chat,
-        request.repeats,
-        request.waves,
-        request.objective,
-        slo=parse_slo(request.slo),
-    )
-
-
-def _space(request: Request) -> Space:
-    """From a file, or from the flags."""
-    own = {
-        "--gamma": request.gamma,
-        f"{flag_of(KV_DTYPE)}": request.kv_cache_dtype,
-        f"{flag_of(UTILIZATION)}": request.gpu_memory_utilization,
-        "--set": request.sets or None,
-    }
-    if request.space is not None:
-        given = next((flag for flag, value in own.items() if value is not None), None)
-        if given is not None:
-            raise BadInputError(f"--space and {given} exclude each other")
-        return _checked(load_space(request.space, "spec"), f"space {request.space}: ")
-    parameters: dict[str, tuple[Scalar, ...]] = {
-        GAMMA: parse_gammas(_default_gammas(request) if request.gamma is None else request.gamma)
-    }
-    if request.kv_cache_dtype is not None:
-        parameters[KV_DTYPE] = _values(request.kv_cache_dtype, flag_of(KV_DTYPE))
-    if _is_range(request):  # the search of the borders says which one
-        parameters[UTILIZATION] = ("1",)
-    elif request.gpu_memory_utilization is not None:
-        parameters[UTILIZATION] = _values(request.gpu_memory_utilization, flag_of(UTILIZATION))
-    for text in request.sets:
-        name, values = _set(text)
-        if name in parameters:
-            raise BadInputError(f"--set {name}: given twice")
-        parameters[name] = values
-    return _checked(Space("flags", tuple(parameters.items())), "--set ")
-
-
-def _default_gammas(request: Request) -> str:
-    return "0" if request.drafter == NO_DRAFTER else GAMMAS
-
-
-def _with_tasks(plan: Plan, request: Request) -> Plan:
-    """The plan with the tasks that lm-eval evaluates, which are looked for now."""
-    if request.quality is None:
-        return plan
-    if plan.recipe.synthetic:
-        raise BadInputError("--quality: synthetic acceptance gives text of no quality")
-    folder = request.quality_tasks
-    if folder is not None and not folder.is_dir():
-        raise BadInputError(f"--quality-tasks {folder}: no such folder")
-    flags.within(request.quality_limit, "--quality-limit", 1, 1_000_000)
-    tasks = Tasks(
-        _values(request.quality, "--quality"),
-        request.quality_tolerance,
-        request.quality_limit,
-        folder.absolute() if folder is not None else None,
-        flags.seconds(request.quality_timeout, "--quality-timeout"),
-    )
-    check_tasks(tasks)
-    return replace(plan, tasks=tasks, scenario=replace(plan.scenario, tasks=tasks.key))
-
-
-def _is_range(request: Request) -> bool:
-    return ":" in (request.gpu_memory_utilization or "")
-
-
-def _with_range(plan: Plan, request: Request) -> Plan:
-    """The plan with the range of utilizations that is searched, at its upper end for now."""
-    if not _is_range(request):
-        if request.context is not None:
-            raise BadInputError("--context: goes with a range of --gpu-memory-utilization")
-        return plan
-    low, high = parse_range(request.gpu_memory_utilization or "")
-    fixed = argument_value(plan.recipe.server_args, "--kv-cache-memory-bytes")
-    if fixed is not None:
-        raise BadInputError(
-            "--gpu-memory-utilization: --kv-cache-memory-bytes decides the KV cache's size, so "
-            "there is no range to search; leave one out"
-        )
-    context = request.context
-    if context is not None and context <= plan.scenario.max_tokens:
-        raise BadInputError(
-            f"--context {context}: has no room for --max-tokens {plan.scenario.max_tokens}"
-        )
-    plan = replace(plan, utilization=(low, high), context=context)
-    return at_utilization(plan, within_free(low, high, plan.memory))
-
-
-def _check_names(names: Iterable[str], where: str) -> None:
-    for name in names:
-        if flag_of(name) == flag_of(MOE_CONFIG):
-            raise BadInputError(f"{where}{name}: is no flag of vLLM; use --moe-config A,B")
-        if name != GAMMA and (why := taken(flag_of(name))) is not None:
-            raise BadInputError(f"{where}{name}: {why}")
-
-
-def _checked(space: Space, where: str) -> Space:
-    """A space from a file or from flags, whose values can be what their names say.
-
-    Args:
-        space: the parameters.
-        where: they were given, for messages.
-    """
-    parameters = dict(space.parameters)
-    _check_names(parameters, where)
-    if GAMMA not in parameters:
-        raise BadInputError(f"space {space.name}: has no parameter {GAMMA}")
-    for value in parameters[GAMMA]:
-        if type(value) is not int or not 0 <= value <= MOST_GAMMA:
-            raise BadInputError(f"gamma: {value!r} is not a whole number from 0 to {MOST_GAMMA}")
-    for share in parameters.get(UTILIZATION, ()):
-        try:
-            fits = 0 < float(share) <= 1
-        except ValueError:
-            fits = False
-        if not fits:
-            raise BadInputError(f"{flag_of(UTILIZATION)}: {share} is not above 0 and at most 1")
-    if space.constraints:
-        raise BadInputError(f"space {space.name}: unknown constraint {space.constraints[0]!r}")
-    return space
-
-
-def parse_gammas(text: str) -> tuple[int, ...]:
-    """``0-4`` or ``0,2,4`` or both, to ascending numbers.
-
-    Raises:
-        BadInputError: not of that form, or above :data:`MOST_GAMMA`.
-    """
-    found: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip(), re.ASCII)
-        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if low > high or high > MOST_GAMMA:
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if len(self.drafter) > 1:
             raise BadInputError(
-                f"--gamma {text}: expected numbers from 0 to {MOST_GAMMA}, such as 0-6 or 0,2,4"
+                f"--drafter: {' and '.join(self.drafter)}: one at a time; give each a command and "
+                "a --study"
             )
-        found.update(range(low, high + 1))
-    return tuple(sorted(found))
+        self._check_launcher()
+        self._check_space()
+        return self
 
+    def _check_launcher(self) -> None:
+        """Refuse what the launcher would pass over in silence, and see that nothing is missing."""
+        does = f"--launcher {self.launcher} {LAUNCHERS[self.launcher]}"
+        for name in sorted(self.given() & SpecRequest.model_fields.keys()):
+            flag, owners = self.flag_name(name), self._launchers(name)
+            if owners is not None and self.launcher not in owners:
+                raise BadInputError(
+                    f"{flag} goes with --launcher {' or '.join(owners)}, and {does}; leave one out"
+                )
+            if owners is None and self.launcher == "url":
+                raise BadInputError(
+                    f"{does}, which has its settings already: {flag} would change nothing; leave "
+                    "it out"
+                )
+        needed = {"docker": "image", "url": "url"}.get(self.launcher)
+        if needed is not None and getattr(self, needed) is None:
+            raise BadInputError(f"--launcher {self.launcher}: needs --{needed}")
+        if self.mount and self.image is None:
+            raise BadInputError("--mount: is for a container; needs --image")
+        if self.launcher == "url" and len(self.target) > 1:
+            raise BadInputError("--launcher url: measures one model; give one --target, or none")
+        if self.launcher != "url":
+            self._check_models()
 
-def _values(text: str, flag: str) -> tuple[str, ...]:
-    values = tuple(part.strip() for part in text.split(","))
-    if not all(values):
-        raise BadInputError(f"{flag} {text}: an empty value")
-    twice = next((v for v in values if values.count(v) > 1), None)
-    if twice is not None:
-        raise BadInputError(f"{flag}: {twice} is given twice")
-    return values
+    def _launchers(self, name: str) -> tuple[str, ...] | None:
+        found: tuple[str, ...] | None = extra(type(self).model_fields[name]).get("launchers")
+        return found
 
+    def _check_models(self) -> None:
+        if not self.target:
+            raise BadInputError("--target: is missing; name a folder or a hub id")
+        if not self.only_drafter:
+            raise BadInputError(
+                "--drafter: is missing; name a folder or a hub id, a method such as ngram, or none"
+            )
 
-def _set(text: str) -> tuple[str, tuple[str, ...]]:
-    name, equals, values = text.partition("=")
-    name = name.strip().removeprefix("--")
-    if not equals or _NAME.fullmatch(name) is None:
-        raise BadInputError(f"--set {text}: expected FLAG=VALUE,VALUE such as max-num-seqs=8,16")
-    plain = name.replace("-", "_")
-    if plain in {GAMMA, KV_DTYPE, UTILIZATION}:
-        raise BadInputError(f"--set {name}: has a flag of its own, {flag_of(plain)}")
-    return plain, _values(values, f"--set {name}")
-
-
-def _words(text: str, flag: str) -> list[str]:
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise BadInputError(f"{flag} {text}: {error}".rstrip(".")) from None
-    if not words:
-        raise BadInputError(f"{flag}: is empty")
-    return [at_home(word) for word in words]
-
-
-def request_timeout(request: Request) -> float:
-    """Seconds that a request may take.
-
-    Raises:
-        BadInputError: not a time.
-    """
-    return flags.seconds(request.request_timeout, "--request-timeout")
-
-
-def _environment(request: Request, tuned: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for text in request.env:
-        name, equals, value = text.partition("=")
-        if not equals or re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) is None:
-            raise BadInputError(f"--env {text}: expected NAME=VALUE")
-        if name == "VLLM_API_KEY":
-            raise BadInputError(f"--env {name}: {LOCKED_OUT}")
-        found[name] = value
-    if tuned and FOLDER in found:
-        raise BadInputError(f"--env {FOLDER}: and --moe-config say two things; give one")
-    if len(tuned) == 1:
-        found[FOLDER] = tuned[0]
-    return found
-
-
-def _synthetic(text: str | None, space: Space) -> Rates:
-    if text is None:
-        return ()
-    try:
-        rates = check_reached([float(part) for part in text.split(",")])
-    except ValueError as error:
-        raise BadInputError(f"--synthetic-acceptance {text}: {error}") from None
-    most = max(value for value in dict(space.parameters)[GAMMA] if isinstance(value, int))
-    if len(rates) < most:
-        raise BadInputError(
-            f"--synthetic-acceptance {text}: {len(rates)} rates, and gamma goes to {most}"
-        )
-    return rates
-
-
-def _image(text: str | None) -> str | None:
-    if text is not None and (not text.strip() or not text.isprintable() or " " in text):
-        raise BadInputError(f"--image {text!r}: expected a docker image's name")
-    return text
+    def _check_space(self) -> None:
+        ways = ("gamma", "kv_cache_dtype", "gpu_memory_utilization", "set")
+        other = next((name for name in ways if getattr(self, name)), None)
+        if self.space is not None and other is not None:
+            raise BadInputError(f"--space and {self.flag_name(other)} exclude each other")
+        if self.context is not None and not parse.is_range(self.gpu_memory_utilization):
+            raise BadInputError("--context: goes with a range of --gpu-memory-utilization")
+        if self.context is not None and self.context <= self.max_tokens:
+            raise BadInputError(
+                f"--context {self.context}: has no room for --max-tokens {self.max_tokens}"
+            )

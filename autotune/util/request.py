@@ -50,9 +50,9 @@ def flag(
         name: the flag, where it is not the field's name with dashes.
         least: smallest number.
         most: largest number.
-        more: further keywords, which stand in the JSON schema: ``enum`` (texts that are allowed),
-            ``metavar``, ``positional``, ``secret`` (values are written nowhere), ``examples``, or
-            what a request itself reads.
+        more: further keywords, which stand in the JSON schema: ``enum`` (the texts that are
+            allowed), ``metavar``, ``positional``, ``secret`` (values are written nowhere),
+            ``sensitive`` (values may hold a credential), or what a request itself reads.
     """
     named = {"panel": panel, "flag": name, **more}
     extra = {key: value for key, value in named.items() if value is not None}
@@ -70,8 +70,13 @@ def flag_of(name: str) -> str:
 
 
 def is_secret(field: FieldInfo) -> bool:
-    """Whether the field's values may be credentials."""
+    """Whether the field's values are credentials, which are written nowhere."""
     return bool(extra(field).get("secret"))
+
+
+def may_be_secret(field: FieldInfo) -> bool:
+    """Whether a value of the field is a credential, or may hold one."""
+    return bool(extra(field).get("secret") or extra(field).get("sensitive"))
 
 
 def checked(parse: Callable[[str, str], object]) -> AfterValidator:
@@ -84,14 +89,25 @@ def checked(parse: Callable[[str, str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _several(value: object) -> object:
+def checked_each(parse: Callable[[str, str], object]) -> AfterValidator:
+    """Like :func:`checked`, for each text of a flag that may be repeated."""
+
+    def check(texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for text in texts:
+            parse(text, flag_of(info.field_name or ""))
+        return texts
+
+    return AfterValidator(check)
+
+
+def several(value: object) -> object:
     """A single text where several may be given."""
     return (value,) if isinstance(value, str | Path) else value
 
 
-Texts = Annotated[tuple[str, ...], BeforeValidator(_several)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(several)]
 """A flag that may be repeated; an API may give a single text."""
-Paths = Annotated[tuple[Path, ...], BeforeValidator(_several)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(several)]
 Duration = Annotated[str, checked(flags.seconds)]
 """Such as ``90s``, ``10m`` or ``2h``."""
 Share = Annotated[str, checked(flags.fraction)]
@@ -199,7 +215,7 @@ def _refusal(model: type[Request], error: ValidationError) -> str:
     if kind == "missing":
         what = "argument" if extra(field).get("positional") else "option"
         return f"Missing {what} '{flag}'."
-    shown = "" if is_secret(field) else f" {value}"
+    shown = "" if may_be_secret(field) else f" {value}"
     if kind in {"greater_than_equal", "less_than_equal"}:
         bounds = {k: getattr(m, k) for m in field.metadata for k in ("ge", "le") if hasattr(m, k)}
         return f"{flag}{shown}: expected {bounds['ge']} to {bounds['le']}"

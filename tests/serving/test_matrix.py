@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from autotune.core import BadInputError
 from autotune.serving.matrix.matrix import prepare, study_names
 from autotune.serving.matrix.report import matrix_document, matrix_report, row_cells
+from autotune.serving.request import SpecRequest
 from tests.serving.test_spec_job import FAKE, make_request
 from tests.serving.tiny_models import TinyModels
 
@@ -106,24 +108,26 @@ def test_kill_9_loses_no_target_that_is_done(folder: Path) -> None:
     assert (one["fresh_boots"], two["fresh_boots"] > 0) == (0, True)
 
 
+def of_targets(*targets: object, **changes: Any) -> SpecRequest:
+    request = make_request(Path("m"), "chat", **changes)
+    return request.model_copy(update={"target": tuple(map(str, targets))})
+
+
 def test_studies_of_targets_with_one_name_are_told_apart() -> None:
-    request = make_request(Path("a/m"), "chat", study=None)
-    assert study_names(request, ["a/m", "b/k"]) == ["spec-m-ngram", "spec-k-ngram"]
-    first, second = study_names(request, ["a/m", "b/m"])
+    assert study_names(of_targets("a/m", "b/k", study=None)) == ["spec-m-ngram", "spec-k-ngram"]
+    first, second = study_names(of_targets("a/m", "b/m", study=None))
     assert first != second
-    assert first == study_names(request, ["b/m", "a/m"])[1]  # not by their order
-    named = study_names(make_request(Path("a/m"), "chat", study="s"), ["a/m", "b/k"])
-    assert named == ["s-m", "s-k"]
+    assert first == study_names(of_targets("b/m", "a/m", study=None))[1]  # not by their order
+    assert study_names(of_targets("a/m", "b/k", study="s")) == ["s-m", "s-k"]
 
 
 def test_nothing_to_compare_is_one_line(tiny_models: TinyModels, tmp_path: Path) -> None:
-    request = make_request(tiny_models.qwen3, "chat", gamma="many")
     targets = [str(tiny_models.qwen3), str(tiny_models.gemma4)]
     with pytest.raises(BadInputError) as caught:
-        prepare(request, targets)
-    assert str(caught.value).count("--gamma many") == 1  # all say the same: said once
+        prepare(of_targets(*targets, prompts="poems"))
+    assert str(caught.value).count("poems") == 1  # all say the same: said once
     with pytest.raises(BadInputError, match="given twice"):
-        prepare(request, targets[:1] * 2)
+        prepare(of_targets(*targets[:1] * 2))
 
 
 def test_a_target_without_gain_shows_what_the_drafter_costs() -> None:
@@ -148,8 +152,8 @@ def test_a_matrix_of_a_space_carries_what_was_published(
         "published:\n  hardware: one X\n  source: somebody\n  figures:\n"
         "    - {target: a base model, setting: {gamma: 2}, concurrency: 1, tok_s: 25.37}\n"
     )
-    request = make_request(tiny_models.qwen3, "chat", gamma=None, space=str(space))
-    entries = prepare(request, [str(tiny_models.qwen3), str(tmp_path / "none")])
+    request = of_targets(tiny_models.qwen3, tmp_path / "none", gamma=None, space=str(space))
+    entries = prepare(request)
     assert [entry.status.value for entry in entries] == ["waiting", "refused"]
     assert "| a base model | gamma=2 | 1 | 25.37 |" in matrix_report(request, entries)
     document = matrix_document(request, entries)

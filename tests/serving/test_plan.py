@@ -13,11 +13,12 @@ import pytest
 from autotune.cli.spec_terminal import show_plan
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.machine.memory import MemoryKind, MemoryReading
-from autotune.serving import request as request_module
+from autotune.serving import make_plan as make_plan_module
+from autotune.serving.make_plan import make_plan
 from autotune.serving.memory.search import at_utilization, hungriest
-from autotune.serving.plan import Plan, preflight, refusal
+from autotune.serving.plan import Plan
+from autotune.serving.preflight import preflight, refusal
 from autotune.serving.recipe import Recipe
-from autotune.serving.request import make_plan
 from autotune.serving.server.launchers import DockerLauncher, LocalLauncher
 from tests.serving.test_spec_job import make_request
 from tests.serving.tiny_models import TinyModels
@@ -78,7 +79,7 @@ def test_a_searched_length_is_what_is_checked(tiny_models: TinyModels) -> None:
     """And not the model's own, with which nothing would fit."""
     sets = ("max-model-len=128,1k", "kv-cache-memory-bytes=131072")
     free = dataclasses.replace(NINE_OF_TEN, free=10 << 30)
-    plan = plan_of(tiny_models.qwen3, free, gamma="0,2", sets=sets)
+    plan = plan_of(tiny_models.qwen3, free, gamma="0,2", set=sets)
     assert {c["max_model_len"] for c in plan.grid} == {"128"}
     assert {c["max_model_len"] for c in plan.refused} == {"1k"}
 
@@ -130,7 +131,7 @@ def test_the_hungriest_setting_is_one_that_the_drafter_can_do(tiny_models: TinyM
 def test_dummy_weights_of_experts_are_warned_about(
     tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dummy = {"server_args": ("--load-format dummy",)}
+    dummy = {"server_arg": ("--load-format dummy",)}
     drawn = {"env": ("VLLM_MOE_ROUTING_SIMULATION_STRATEGY=uniform_random",)}
 
     def warned(target: Path, **flags: Any) -> bool:
@@ -138,7 +139,7 @@ def test_dummy_weights_of_experts_are_warned_about(
 
     assert warned(tiny_models.qwen3_moe, **dummy)
     assert warned(tiny_models.qwen3_moe, **dummy, env=("VLLM_MOE_ROUTING_SIMULATION_STRATEGY=",))
-    assert warned(tiny_models.qwen3_moe, sets=("load-format=auto,dummy",))
+    assert warned(tiny_models.qwen3_moe, set=("load-format=auto,dummy",))
     assert not warned(tiny_models.qwen3_moe, **dummy, **drawn)
     assert not warned(tiny_models.qwen3_moe)
     assert not warned(tiny_models.qwen3, **dummy)
@@ -162,7 +163,7 @@ def test_what_the_checks_found_goes_with_the_plan(tiny_models: TinyModels) -> No
         ({}, None, 0),
         ({}, "1", 1),
         ({"env": ("CUDA_VISIBLE_DEVICES=1",)}, "0", 1),
-        ({"server_args": ("--device-ids 1",)}, None, 1),
+        ({"server_arg": ("--device-ids 1",)}, None, 1),
         ({"launcher": "docker", "image": "i", "gpus": "device=1"}, None, 1),
         ({"launcher": "docker", "image": "i"}, "1", 0),
         ({"launcher": "docker", "image": "i", "gpus": "none"}, None, None),
@@ -182,9 +183,9 @@ def test_memory_is_that_of_the_gpu_used(
         asked.append(gpu)
         return NINE_OF_TEN
 
-    monkeypatch.setattr(request_module, "environment", lambda: {"gpus": gpus})
-    monkeypatch.setattr(request_module, "visible_gpus", lambda: exported)
-    monkeypatch.setattr(request_module, "read_memory", read)
+    monkeypatch.setattr(make_plan_module, "environment", lambda: {"gpus": gpus})
+    monkeypatch.setattr(make_plan_module, "visible_gpus", lambda: exported)
+    monkeypatch.setattr(make_plan_module, "read_memory", read)
     make_plan(make_request(tiny_models.qwen3, "chat", **changes))
     assert asked == [expected]
 
@@ -239,7 +240,7 @@ def test_the_version_is_in_the_set_up(tiny_models: TinyModels, tmp_path: Path) -
     program = tmp_path / "vllm"
     program.write_text(f"#!/bin/sh\necho asked >> {tmp_path}/asked; echo 0.99.1\n")
     program.chmod(0o755)
-    plan = plan_of(tiny_models.qwen3, program=str(program))
+    plan = plan_of(tiny_models.qwen3, vllm=str(program))
     assert plan.setup()["vllm"] == plan.setup()["vllm"] == "0.99.1"
     assert (tmp_path / "asked").read_text() == "asked\n", "asked once"
     docker = dataclasses.replace(plan, launcher=DockerLauncher("image"))
@@ -259,8 +260,8 @@ def test_home_is_written_out_once(
     plan = plan_of(
         Path("~/m"),
         moe_config="~/moe",
-        server_args=("--chat-template ~/t.jinja",),
-        program=f"{sys.executable} ~/fake.py",
+        server_arg=("--chat-template ~/t.jinja",),
+        vllm=f"{sys.executable} ~/fake.py",
     )
     assert plan.recipe.target == plan.scenario.target == f"{tmp_path}/m"
     assert plan.recipe.server_args == ("--chat-template", f"{tmp_path}/t.jinja")
@@ -272,7 +273,7 @@ def test_a_program_that_tells_no_version_is_doubted(
     tiny_models: TinyModels, tmp_path: Path
 ) -> None:
     def doubts(program: str, share: str = "0.85") -> list[str]:
-        plan = plan_of(tiny_models.qwen3, program=program, gpu_memory_utilization=share)
+        plan = plan_of(tiny_models.qwen3, vllm=program, gpu_memory_utilization=share)
         found = preflight(plan)
         return [f.message for f in found if f.code == "vllm-version"]
 

@@ -11,9 +11,9 @@ import pytest
 
 from autotune.core import Candidate
 from autotune.serving.job import run
+from autotune.serving.make_plan import make_plan
 from autotune.serving.measure.load import LoadOptions
 from autotune.serving.measure.measurer import ServingMeasurer
-from autotune.serving.request import make_plan
 from autotune.store.store import Store
 from tests.serving.real_server import CACHE_ARGS, CPU_ARGS, CPU_ENV, START_S
 from tests.serving.test_spec_job import make_request
@@ -62,9 +62,9 @@ def test_the_truly_best_of_a_small_grid_is_found_on_real_servers(
             max_tokens=32,
             repeats=repeats,
             confirm_boots=1,
-            server_args=server[0].removeprefix("--server-arg=").split(),
+            server_arg=server[0].removeprefix("--server-arg=").split(),
             env=[f"{name}={value}" for name, value in CPU_ENV.items()],
-            program=None,
+            vllm=None,
             study=study,
         )
     )

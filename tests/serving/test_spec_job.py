@@ -19,10 +19,12 @@ from autotune.core import Candidate, NoFeasibleCandidateError, Outcome, Phase
 from autotune.machine.memory import MemoryKind, MemoryReading
 from autotune.serving.export import write as export
 from autotune.serving.job import Result, run
-from autotune.serving.plan import Plan, preflight
+from autotune.serving.make_plan import make_plan
+from autotune.serving.plan import Plan
+from autotune.serving.preflight import preflight
 from autotune.serving.recipe import GAMMA
 from autotune.serving.report.markdown_report import report
-from autotune.serving.request import Request, make_plan
+from autotune.serving.request import SpecRequest
 from autotune.store.store import Store
 from tests.serving.tiny_models import TinyModels
 
@@ -32,39 +34,27 @@ BINARY = Path(sys.executable).with_name("autotune")
 Tune = Callable[..., Result]
 
 
-def make_request(target: Path, prompts: Path | str, **changes: Any) -> Request:
-    """Flags of a quick run with ngram, ready to be changed."""
-    given = Request(
-        target=str(target),
-        drafter="ngram",
-        gamma="0-4",
-        kv_cache_dtype=None,
-        gpu_memory_utilization=None,
-        sets=(),
-        space=None,
-        concurrency="1",
-        prompts=str(prompts),
-        max_tokens=24,
-        ignore_eos=True,
-        repeats=6,
-        waves=1,
-        objective="geomean",
-        confirm_boots=1,
-        min_gain=0.01,
-        budget_s=None,
-        server_args=(),
-        env=(),
-        moe_config=None,
-        synthetic=None,
-        program=FAKE,
-        image=None,
-        start_timeout="60s",
-        request_timeout="20s",
-        study="t",
-        command="autotune spec …",
-        force=True,  # what is free on the machine of the test decides nothing
-    )
-    return dataclasses.replace(given, **changes)
+def make_request(target: Path, prompts: Path | str, **changes: Any) -> SpecRequest:
+    """Flags of a quick run with ngram, some of them changed."""
+    given: dict[str, Any] = {
+        "target": str(target),
+        "drafter": "ngram",
+        "gamma": None if "space" in changes else "0-4",
+        "concurrency": "1",
+        "prompts": str(prompts),
+        "max_tokens": 24,
+        "repeats": 6,
+        "waves": 1,
+        "confirm_boots": 1,
+        "vllm": None if changes.get("launcher") == "docker" else FAKE,
+        "start_timeout": "60s",
+        "request_timeout": "20s",
+        "study": "t",
+        "command": "autotune spec …",
+        "force": True,  # what is free on the machine of the test decides nothing
+    }
+    given = {name: value for name, value in (given | changes).items() if value is not None}
+    return SpecRequest.model_validate(given)
 
 
 class Bench:
@@ -146,7 +136,7 @@ def test_a_second_run_boots_nothing_and_a_wider_one_only_what_is_new(bench: Benc
     again = bench.tune(gamma="0,1,2")
     assert (again.fresh_boots, again.boots, bench.boots) == (0, boots, boots)
     assert again.selection == first.selection
-    wider = bench.tune(gamma="0,1,2", sets=("max-num-seqs=4",))
+    wider = bench.tune(gamma="0,1,2", set=("max-num-seqs=4",))
     assert wider.fresh_boots > 0
 
 
@@ -188,7 +178,7 @@ def test_an_invalid_value_is_tried_once(bench: Bench) -> None:
 def test_other_parameters_are_searched_at_the_gammas_that_promise_most(bench: Bench) -> None:
     serving: dict[str, Any] = {"fast": {"--max-num-seqs=16": 0.7}, "draft_ms": 1.5}
     serving["reached"] = [0.8, 0.1, 0.0, 0.0]
-    result = bench.tune(serving, gamma="0,1,4", sets=("max-num-seqs=8,16",))
+    result = bench.tune(serving, gamma="0,1,4", set=("max-num-seqs=8,16",))
     winner = result.selection.winner.candidate
     assert winner.params == {"gamma": 1, "max_num_seqs": "16"}
     assert Candidate.of({"gamma": 4, "max_num_seqs": "16"}) in result.left_out
@@ -232,7 +222,7 @@ def test_too_few_pairs_are_a_tie_and_said(bench: Bench) -> None:
 
 
 def test_the_budget_ends_the_search_but_not_the_result(bench: Bench) -> None:
-    result = bench.tune(gamma="0-4", budget_s=1e-9)
+    result = bench.tune(gamma="0-4", budget="0.000000001s")
     assert result.out_of_time
     assert gammas(result) == [0]
 
@@ -287,7 +277,7 @@ def test_the_prediction_is_near_what_is_measured(bench: Bench) -> None:
 
 
 def test_synthetic_acceptance_is_refused_where_vllm_has_none(bench: Bench) -> None:
-    plan = bench.plan({}, gamma="0,2", synthetic="0.8,0.6")
+    plan = bench.plan({}, gamma="0,2", synthetic_acceptance="0.8,0.6")
     reading = MemoryReading(1 << 40, 1 << 40, MemoryKind.CPU, "memory")
     for kind, refused in ((MemoryKind.CPU, True), (MemoryKind.GPU, False)):
         memory = dataclasses.replace(reading, kind=kind)
@@ -366,7 +356,7 @@ def test_tuned_moe_files_are_served_in_turns_with_the_default(
 
 
 def test_synthetic_acceptance_is_named_so(bench: Bench) -> None:
-    result = bench.tune(gamma="0,2", synthetic="0.8,0.6,0.1")
+    result = bench.tune(gamma="0,2", synthetic_acceptance="0.8,0.6,0.1")
     lines = bench.boots_file.read_text().splitlines()
     assert '"synthetic_acceptance_rates": [0.8, 0.6]' in lines[1]
     document = export.document(result)

@@ -127,7 +127,7 @@ def scored(monkeypatch: pytest.MonkeyPatch, found: dict[int, dict[str, Any]]) ->
         return by_key[out.name.split("-")[0]]
 
     monkeypatch.setattr(measurer, "evaluate", stand_in)
-    monkeypatch.setattr("autotune.serving.request.check_tasks", lambda _: None)
+    monkeypatch.setattr("autotune.serving.make_plan.check_tasks", lambda _: None)
 
 
 def score(value: float) -> dict[str, Any]:

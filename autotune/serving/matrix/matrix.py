@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -24,10 +24,12 @@ from autotune.core import (
 from autotune.serving.decide.conclusion import verdict
 from autotune.serving.forecast.forecast import level_rates
 from autotune.serving.job import Result
-from autotune.serving.plan import Plan, default_study, refusal
+from autotune.serving.make_plan import make_plan
+from autotune.serving.plan import Plan, default_study
+from autotune.serving.preflight import refusal
 from autotune.serving.recipe import GAMMA
 from autotune.serving.report.tables import setting
-from autotune.serving.request import Request, make_plan
+from autotune.serving.request import SpecRequest
 from autotune.util.finding import Finding
 
 
@@ -65,15 +67,16 @@ class Entry:
     result: Result | None = None
 
 
-def matrix_study(request: Request) -> str:
+def matrix_study(request: SpecRequest) -> str:
     """The name under which the matrix is filed; its targets' studies begin with it, if given."""
-    return request.study or default_study("matrix", request.drafter)
+    return request.study or default_study("matrix", request.only_drafter)
 
 
-def study_names(request: Request, targets: Sequence[str]) -> list[str]:
+def study_names(request: SpecRequest) -> list[str]:
     """A study for every target; two whose folders have one name are told apart by their paths."""
+    targets = request.target
     if request.study is None:
-        names = [default_study(target, request.drafter) for target in targets]
+        names = [default_study(target, request.only_drafter) for target in targets]
     else:
         parts = [default_study(target, "").removeprefix("spec-").rstrip("-") for target in targets]
         names = [f"{request.study[:60]}-{part}"[:100] for part in parts]
@@ -83,23 +86,24 @@ def study_names(request: Request, targets: Sequence[str]) -> list[str]:
     ]
 
 
-def prepare(request: Request, targets: Sequence[str]) -> list[Entry]:
+def prepare(request: SpecRequest) -> list[Entry]:
     """Plans and checks for every target, before the first server starts.
 
     Raises:
         BadInputError: a target twice.
         AutotuneError: none of them can be tried; with the reasons.
     """
+    targets = request.target
     twice = next((target for target in targets if targets.count(target) > 1), None)
     if twice is not None:
         raise BadInputError(f"--target {twice}: is given twice")
     entries: list[Entry] = []
     errors: list[AutotuneError] = []
-    for target, study in zip(targets, study_names(request, targets), strict=True):
+    for target, study in zip(targets, study_names(request), strict=True):
         entry = Entry(target, study)
         entries.append(entry)
         try:
-            entry.plan = make_plan(replace(request, target=target, study=study))
+            entry.plan = make_plan(request.of_target(target, study))
             entry.findings = list(entry.plan.findings)
             if not request.force:
                 refusal(entry.findings)

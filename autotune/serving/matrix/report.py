@@ -11,21 +11,21 @@ from autotune.export.files import write_whole
 from autotune.serving.matrix.matrix import Entry, Status, matrix_rows, matrix_study
 from autotune.serving.report.markdown import number, table
 from autotune.serving.report.markdown_report import published_table
-from autotune.serving.request import Request
+from autotune.serving.request import SpecRequest
 
 HEADS = ["target", "baseline", "best with", "tok/s", "× baseline", "tokens/draft", "verdict"]
 
 
-def matrix_document(request: Request, entries: Sequence[Entry]) -> dict[str, Any]:
+def matrix_document(request: SpecRequest, entries: Sequence[Entry]) -> dict[str, Any]:
     """Everything about the comparison but the studies themselves; as JSON values."""
     plan = next(entry.plan for entry in entries if entry.plan is not None)
     scenario = {k: v for k, v in plan.scenario.as_json().items() if k != "target"}
     return {
         "study": matrix_study(request),
         "basis": plan.basis.value,
-        "drafter": request.drafter,
+        "drafter": request.only_drafter,
         "scenario": scenario,
-        "command": request.command,
+        "command": request.command or request.command_line("spec"),
         "rows": matrix_rows(entries),
         "published": published.as_json() if (published := plan.space.published) else None,
     }
@@ -63,7 +63,7 @@ def reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{row['target']} {row['status']}: {row['reason']}" for row in rows if row["reason"]]
 
 
-def matrix_report(request: Request, entries: Sequence[Entry]) -> str:
+def matrix_report(request: SpecRequest, entries: Sequence[Entry]) -> str:
     """The table in Markdown, and where each target's own report is."""
     document = matrix_document(request, entries)
     plan = next(entry.plan for entry in entries if entry.plan is not None)
@@ -95,7 +95,7 @@ def matrix_report(request: Request, entries: Sequence[Entry]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_matrix(request: Request, entries: Sequence[Entry], folder: Path) -> list[Path]:
+def write_matrix(request: SpecRequest, entries: Sequence[Entry], folder: Path) -> list[Path]:
     """Write ``report.md`` and ``matrix.json`` (last), each whole.
 
     Raises:

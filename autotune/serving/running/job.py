@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autotune.core import Basis, Candidate, NoFeasibleCandidateError, Outcome, Phase, Trial
 from autotune.export.files import write_whole
 from autotune.machine.environment import environment
+from autotune.serving.make_plan import scenario_of
 from autotune.serving.measure.load import LoadOptions
 from autotune.serving.measure.measurer import ServingMeasurer
 from autotune.serving.measure.prompts import Prompt, load_prompts, prompts_key
 from autotune.serving.plan import default_study
 from autotune.serving.recipe import GAMMA
 from autotune.serving.report.markdown import acceptance, described, latency, number, rate, table
-from autotune.serving.request import Request, request_timeout, scenario_of
+from autotune.serving.request import SpecRequest
 from autotune.serving.running.server import Existing, look, parse_headers, parse_url
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.launchers import UrlLauncher
 from autotune.serving.server.server import ServeSettings
 from autotune.store.run_log import recorded
 from autotune.store.store import Store
+from autotune.util import flags
 
 AS_SERVED = "as served"
 """What stands for the drafter of a server that does not name it."""
@@ -90,33 +92,35 @@ class ExistingResult:
         return {"setting": self.plan.server.speculation, "levels": details["levels"]}
 
 
-def make_existing_plan(request: Request, url: str, headers: Sequence[str]) -> ExistingPlan:
+def make_existing_plan(request: SpecRequest, headers: Sequence[str]) -> ExistingPlan:
     """Read the flags and ask the server what it is.
 
     Args:
-        request: the flags; of target and drafter only the target counts, and may be empty.
-        url: of the server.
+        request: the flags, with the server's URL; the target may be missing.
         headers: ``NAME: VALUE`` texts.
 
     Raises:
         BadInputError: a flag that cannot be used, another model, no vLLM server.
         MissingEnvironmentError: nobody answers at the URL.
     """
-    prompts = load_prompts(request.prompts)
-    scenario_of(request, prompts_key(prompts), chat=True)  # flags first: the server may be far
-    timeout_s = request_timeout(request)
+    prompts, url = load_prompts(request.prompts), request.url or ""
     sent = parse_headers(headers)
     asked = UrlLauncher(parse_url(url), sent)
-    server = look(asked, prompts, request.target or None)
-    named = replace(request, target=server.model, drafter=AS_SERVED)
+    server = look(asked, prompts, request.only_target or None)
     return ExistingPlan(
         study=request.study or default_study(server.model, "as-served"),
         launcher=UrlLauncher(url, sent, server.model),
         server=server,
-        scenario=scenario_of(named, prompts_key(prompts), chat=server.chat),
+        scenario=scenario_of(
+            request,
+            target=server.model,
+            drafter=AS_SERVED,
+            prompts_key=prompts_key(prompts),
+            chat=server.chat,
+        ),
         prompts=prompts,
-        request_timeout_s=timeout_s,
-        command=request.command,
+        request_timeout_s=flags.seconds(request.request_timeout, "--request-timeout"),
+        command=request.command or request.command_line("spec"),
     )
 
 

@@ -1,0 +1,222 @@
+"""From what ``autotune spec`` is asked to a plan: what the flags name is read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from autotune.core import BadInputError
+from autotune.engine.arguments import argument_value
+from autotune.engine.variables import FOLDER
+from autotune.machine.environment import environment, visible_gpus
+from autotune.machine.memory import MemoryReading, first_gpu, read_memory
+from autotune.serving import parse
+from autotune.serving.measure.prompts import load_prompts, prompts_key
+from autotune.serving.measure.stopping import parse_slo
+from autotune.serving.measure.tasks import Tasks, check_tasks
+from autotune.serving.memory.search import at_utilization, within_free
+from autotune.serving.memory.utilization import parse_range
+from autotune.serving.pair.methods import NO_DRAFTER
+from autotune.serving.pair.pairing import Pair, load_pair
+from autotune.serving.plan import Plan, default_study
+from autotune.serving.preflight import preflight
+from autotune.serving.recipe import GAMMA, Recipe, check_server_args
+from autotune.serving.request import SpecRequest
+from autotune.serving.scenario import SpecScenario
+from autotune.serving.server.launching import devices_of, make_launcher, make_mounts
+from autotune.serving.server.moe_config import digest_of, parse_moe_config
+from autotune.serving.server.mounts import Mount, mounts_of
+from autotune.serving.server.server import Launcher
+from autotune.serving.space import read_space
+from autotune.space.space import Space
+from autotune.util import flags
+
+
+def make_plan(request: SpecRequest) -> Plan:
+    """Read what the flags name and check that it fits together.
+
+    Raises:
+        BadInputError: a flag, a file or a combination that cannot be used.
+        MissingEnvironmentError: a hub id, and the hub cannot be reached.
+    """
+    tuned = () if request.moe_config is None else parse_moe_config(request.moe_config)
+    space = read_space(request, tuned)
+    args = _server_args(request, space)
+    prompts = load_prompts(request.prompts)
+    mounts = make_mounts(request.mount)
+    pair = load_pair(request.only_target, request.only_drafter)
+    recipe = _recipe(request, pair, space, args, tuned)
+    scenario = scenario_of(
+        request,
+        target=request.only_target,
+        drafter=request.only_drafter,
+        prompts_key=prompts_key(prompts),
+        chat=pair.target.chat is not False,
+    )
+    plan = Plan(
+        study=request.study or default_study(request.only_target, request.only_drafter),
+        pair=pair,
+        recipe=recipe,
+        space=space,
+        scenario=scenario,
+        prompts=prompts,
+        launcher=_launcher(request, mounts),
+        memory=_memory(request, recipe),
+        confirm_rounds=request.confirm_boots,
+        min_gain=flags.fraction(request.min_gain, "--min-gain"),
+        budget_s=None if request.budget is None else flags.seconds(request.budget, "--budget"),
+        start_timeout_s=flags.seconds(request.start_timeout, "--start-timeout"),
+        request_timeout_s=flags.seconds(request.request_timeout, "--request-timeout"),
+        image=request.image,
+        mounts=mounts,
+        schedule=request.schedule,
+        command=request.command or request.command_line("spec"),
+        retry_failed=request.retry_failed,
+        force=request.force,
+    )
+    plan = _with_range(plan, request)
+    _check_points(plan)
+    if plan.image is not None:  # what docker cannot mount ends here, not when all is measured
+        for mount in mounts_of(recipe.settings(plan.points[-1]), mounts):
+            mount.volume()
+    plan = _with_tasks(plan, request)
+    return replace(plan, findings=tuple(preflight(plan)))
+
+
+def _check_points(plan: Plan) -> None:
+    """See that there is something to compare, and nothing to draft without a drafter.
+
+    Raises:
+        BadInputError: it is not so.
+    """
+    none = plan.recipe.method == NO_DRAFTER
+    if none and any(plan.gammas):
+        raise BadInputError("--drafter none: drafts nothing, so gamma can only be 0")
+    if none and plan.recipe.synthetic:
+        raise BadInputError("--synthetic-acceptance: without a drafter nothing is accepted")
+    speculates = any(candidate.int(GAMMA) for candidate in plan.points)
+    if not speculates and len(plan.points) < 2 and plan.utilization is None:
+        more = "name several values of another flag" if none else "name one above 0"
+        raise BadInputError(f"--gamma: nothing to compare with no speculation; {more}")
+
+
+def _server_args(request: SpecRequest, space: Space) -> tuple[str, ...]:
+    args = [word for text in request.server_arg for word in parse.parse_words(text, "--server-arg")]
+    check_server_args(args, [name for name, _ in space.parameters if name != GAMMA])
+    return tuple(args)
+
+
+def _recipe(
+    request: SpecRequest, pair: Pair, space: Space, args: tuple[str, ...], tuned: Sequence[str]
+) -> Recipe:
+    """What all servers share."""
+    return Recipe(
+        request.only_target,
+        pair.method,
+        request.only_drafter if pair.drafter is not None else None,
+        _synthetic(request.synthetic_acceptance, space),
+        args,
+        _environment(request, tuned),
+        digest_of(tuned) if tuned else None,
+    )
+
+
+def _memory(request: SpecRequest, recipe: Recipe) -> MemoryReading:
+    """Of the first GPU that the servers will see; a container knows nothing of our environment."""
+    contained = request.launcher == "docker"
+    given = devices_of(request.gpus) if contained else None
+    visible = recipe.env.get("CUDA_VISIBLE_DEVICES", None if contained else visible_gpus())
+    visible = argument_value(recipe.server_args, "--device-ids") or visible
+    uuids = [gpu["uuid"] for gpu in environment()["gpus"]]
+    return read_memory(first_gpu(uuids, given, visible))
+
+
+def _launcher(request: SpecRequest, mounts: tuple[Mount, ...]) -> Launcher:
+    options = [w for text in request.docker_arg for w in parse.parse_words(text, "--docker-arg")]
+    return make_launcher(
+        request.launcher,
+        program=() if request.vllm is None else parse.parse_words(request.vllm, "--vllm"),
+        image=request.image,
+        mounts=mounts,
+        options=options,
+        gpus=request.gpus,
+    )
+
+
+def scenario_of(
+    request: SpecRequest, *, target: str, drafter: str, prompts_key: str, chat: bool
+) -> SpecScenario:
+    """The load that the flags describe, put on this target."""
+    return SpecScenario(
+        target,
+        drafter,
+        request.prompts,
+        prompts_key,
+        parse.parse_concurrency(request.concurrency),
+        request.max_tokens,
+        request.ignore_eos,
+        chat,
+        request.repeats,
+        request.waves,
+        request.objective,
+        slo=parse_slo(request.slo),
+    )
+
+
+def _with_tasks(plan: Plan, request: SpecRequest) -> Plan:
+    """The plan with the tasks that lm-eval evaluates, which are looked for now."""
+    if request.quality is None:
+        return plan
+    if plan.recipe.synthetic:
+        raise BadInputError("--quality: synthetic acceptance gives text of no quality")
+    folder = request.quality_tasks
+    if folder is not None and not folder.is_dir():
+        raise BadInputError(f"--quality-tasks {folder}: no such folder")
+    tasks = Tasks(
+        parse.parse_values(request.quality, "--quality"),
+        flags.fraction(request.quality_tolerance, "--quality-tolerance"),
+        request.quality_limit,
+        folder.absolute() if folder is not None else None,
+        flags.seconds(request.quality_timeout, "--quality-timeout"),
+    )
+    check_tasks(tasks)
+    return replace(plan, tasks=tasks, scenario=replace(plan.scenario, tasks=tasks.key))
+
+
+def _with_range(plan: Plan, request: SpecRequest) -> Plan:
+    """The plan with the range of utilizations that is searched, at its upper end for now."""
+    shares = request.gpu_memory_utilization
+    if shares is None or not parse.is_range(shares):
+        return plan
+    low, high = parse_range(shares)
+    fixed = argument_value(plan.recipe.server_args, "--kv-cache-memory-bytes")
+    if fixed is not None:
+        raise BadInputError(
+            "--gpu-memory-utilization: --kv-cache-memory-bytes decides the KV cache's size, so "
+            "there is no range to search; leave one out"
+        )
+    plan = replace(plan, utilization=(low, high), context=request.context)
+    return at_utilization(plan, within_free(low, high, plan.memory))
+
+
+def _environment(request: SpecRequest, tuned: Sequence[str]) -> dict[str, str]:
+    """The variables for every server; one folder of MoE files is one of them."""
+    variables = dict(parse.parse_variable(text) for text in request.env)
+    if tuned and FOLDER in variables:
+        raise BadInputError(f"--env {FOLDER}: and --moe-config say two things; give one")
+    if len(tuned) == 1:
+        variables[FOLDER] = tuned[0]
+    return variables
+
+
+def _synthetic(text: str | None, space: Space) -> tuple[float, ...]:
+    """The acceptance that vLLM is told to produce, for every position that is drafted."""
+    if text is None:
+        return ()
+    rates = parse.parse_rates(text)
+    most = max(value for value in dict(space.parameters)[GAMMA] if isinstance(value, int))
+    if len(rates) < most:
+        raise BadInputError(
+            f"--synthetic-acceptance {text}: {len(rates)} rates, and gamma goes to {most}"
+        )
+    return rates

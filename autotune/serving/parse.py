@@ -1,0 +1,187 @@
+"""Texts of ``autotune spec``'s flags to values; what cannot be read names the flag, in one line.
+
+What a parser needs of the half's slower modules it imports itself: ``--help`` needs the requests.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from autotune.core import BadInputError
+from autotune.export.files import at_home
+from autotune.util import flags
+
+MOST_GAMMA = 64
+MOST_CONCURRENCY = 4096
+_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+
+
+def parse_gammas(text: str, flag: str = "--gamma") -> tuple[int, ...]:
+    """``0-4`` or ``0,2,4`` or both, to ascending numbers.
+
+    Raises:
+        BadInputError: not of that form, or above :data:`MOST_GAMMA`.
+    """
+    gammas: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip(), re.ASCII)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if low > high or high > MOST_GAMMA:
+            raise BadInputError(
+                f"{flag} {text}: expected numbers from 0 to {MOST_GAMMA}, such as 0-6 or 0,2,4"
+            )
+        gammas.update(range(low, high + 1))
+    return tuple(sorted(gammas))
+
+
+def parse_concurrency(text: str, flag: str = "--concurrency") -> tuple[int, ...]:
+    """``1,4,8`` to ascending numbers.
+
+    Raises:
+        BadInputError: not of that form, below 1 or above :data:`MOST_CONCURRENCY`.
+    """
+    return flags.counts(text, flag, 1, MOST_CONCURRENCY)
+
+
+def parse_values(text: str, flag: str) -> tuple[str, ...]:
+    """``auto,fp8`` to its parts.
+
+    Raises:
+        BadInputError: one is empty or given twice.
+    """
+    values = tuple(part.strip() for part in text.split(","))
+    if not all(values):
+        raise BadInputError(f"{flag} {text}: an empty value")
+    twice = next((v for v in values if values.count(v) > 1), None)
+    if twice is not None:
+        raise BadInputError(f"{flag}: {twice} is given twice")
+    return values
+
+
+def is_range(utilization: str | None) -> bool:
+    """Whether shares of the memory are searched between two, such as ``0.4:0.9``."""
+    return ":" in (utilization or "")
+
+
+def check_utilization(text: str, flag: str) -> None:
+    """Refuse what is neither a range nor a list of shares.
+
+    Raises:
+        BadInputError: with the reason.
+    """
+    from autotune.serving.memory.utilization import parse_range  # noqa: PLC0415
+
+    if is_range(text):
+        parse_range(text)
+        return
+    for share in parse_values(text, flag):
+        check_share(share, flag)
+
+
+def check_share(share: object, flag: str) -> None:
+    """Refuse what is no share of the memory.
+
+    Raises:
+        BadInputError: it is no number above 0 and at most 1.
+    """
+    try:
+        fits = isinstance(share, str | int | float) and 0 < float(share) <= 1
+    except ValueError:
+        fits = False
+    if not fits:
+        raise BadInputError(f"{flag}: {share} is not above 0 and at most 1")
+
+
+def parse_set(text: str, flag: str = "--set") -> tuple[str, tuple[str, ...]]:
+    """``max-num-seqs=8,16`` to a parameter of the space and its values.
+
+    Raises:
+        BadInputError: not of that form, or a parameter with a flag of its own.
+    """
+    from autotune.serving.recipe import GAMMA, KV_DTYPE, UTILIZATION, flag_of  # noqa: PLC0415
+
+    name, equals, values = text.partition("=")
+    name = name.strip().removeprefix("--")
+    if not equals or _NAME.fullmatch(name) is None:
+        raise BadInputError(f"{flag} {text}: expected FLAG=VALUE,VALUE such as max-num-seqs=8,16")
+    parameter = name.replace("-", "_")
+    if parameter in {GAMMA, KV_DTYPE, UTILIZATION}:
+        raise BadInputError(f"{flag} {name}: has a flag of its own, {flag_of(parameter)}")
+    return parameter, parse_values(values, f"{flag} {name}")
+
+
+def parse_words(text: str, flag: str) -> list[str]:
+    """The words of a command line, with ``~`` written out.
+
+    Raises:
+        BadInputError: an open quote, or no word.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise BadInputError(f"{flag} {text}: {error}".rstrip(".")) from None
+    if not words:
+        raise BadInputError(f"{flag}: is empty")
+    return [at_home(word) for word in words]
+
+
+def parse_variable(text: str, flag: str = "--env") -> tuple[str, str]:
+    """``NAME=VALUE`` to both.
+
+    Raises:
+        BadInputError: not of that form, or a key for the server.
+    """
+    from autotune.serving.recipe import LOCKED_OUT  # noqa: PLC0415
+
+    name, equals, value = text.partition("=")
+    if not equals or re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) is None:
+        raise BadInputError(f"{flag} {text}: expected NAME=VALUE")
+    if name == "VLLM_API_KEY":
+        raise BadInputError(f"{flag} {name}: {LOCKED_OUT}")
+    return name, value
+
+
+def parse_rates(text: str, flag: str = "--synthetic-acceptance") -> tuple[float, ...]:
+    """``.8,.6,.4`` to the shares of drafts whose first, second, third token is accepted.
+
+    Raises:
+        BadInputError: no numbers, or they increase.
+    """
+    from autotune.serving.forecast.acceptance import check_reached  # noqa: PLC0415
+
+    try:
+        return tuple(check_reached([float(part) for part in text.split(",")]))
+    except ValueError as error:
+        raise BadInputError(f"{flag} {text}: {error}") from None
+
+
+def check_slo(text: str, _flag: str) -> None:
+    """Refuse what are no limits on latencies.
+
+    Raises:
+        BadInputError: with the reason.
+    """
+    from autotune.serving.measure.stopping import parse_slo  # noqa: PLC0415
+
+    parse_slo(text)
+
+
+def check_image(text: str, flag: str) -> None:
+    """Refuse what can be no docker image's name.
+
+    Raises:
+        BadInputError: it is empty, or holds a space or a control character.
+    """
+    if not text.strip() or not text.isprintable() or " " in text:
+        raise BadInputError(f"{flag} {text!r}: expected a docker image's name")
+
+
+def check_gpus(text: str, flag: str = "--gpus") -> None:
+    """Refuse what docker's ``--gpus`` could not take.
+
+    Raises:
+        BadInputError: it is empty, or holds a space.
+    """
+    if re.fullmatch(r"[\w\",=.:-]+", text, re.ASCII) is None:
+        raise BadInputError(f"{flag} {text!r}: expected all, none, a number or device=0,1")

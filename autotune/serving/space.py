@@ -1,0 +1,82 @@
+"""What is tried: the parameters of ``vllm serve`` and their values, from flags or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from autotune.core import BadInputError, Scalar
+from autotune.serving import parse
+from autotune.serving.pair.methods import NO_DRAFTER
+from autotune.serving.recipe import GAMMA, KV_DTYPE, MOE_CONFIG, UTILIZATION, flag_of, taken
+from autotune.serving.request import SpecRequest
+from autotune.space.space import Space, load_space
+
+DEFAULT_GAMMAS = "0-6"
+
+
+def read_space(request: SpecRequest, moe_folders: Sequence[str]) -> Space:
+    """The space of a file or of the flags, with several folders of MoE files as a parameter.
+
+    Raises:
+        BadInputError: no such space, or a parameter or value that ``vllm serve`` cannot have.
+    """
+    if request.space is not None:
+        space = _checked(load_space(request.space, "spec"), f"space {request.space}: ")
+    else:
+        space = _checked(Space("flags", tuple(_parameters(request).items())), "--set ")
+    if len(moe_folders) < 2:
+        return space
+    return replace(space, parameters=(*space.parameters, (MOE_CONFIG, tuple(moe_folders))))
+
+
+def _parameters(request: SpecRequest) -> dict[str, tuple[Scalar, ...]]:
+    """The values to compare of each parameter that a flag names."""
+    default = "0" if request.only_drafter == NO_DRAFTER else DEFAULT_GAMMAS
+    parameters: dict[str, tuple[Scalar, ...]] = {
+        GAMMA: parse.parse_gammas(default if request.gamma is None else request.gamma)
+    }
+    if request.kv_cache_dtype is not None:
+        parameters[KV_DTYPE] = parse.parse_values(request.kv_cache_dtype, flag_of(KV_DTYPE))
+    shares = request.gpu_memory_utilization
+    if parse.is_range(shares):  # the search of the borders says which one
+        parameters[UTILIZATION] = ("1",)
+    elif shares is not None:
+        parameters[UTILIZATION] = parse.parse_values(shares, flag_of(UTILIZATION))
+    for text in request.set:
+        name, values = parse.parse_set(text)
+        if name in parameters:
+            raise BadInputError(f"--set {name}: given twice")
+        parameters[name] = values
+    return parameters
+
+
+def _check_names(names: Iterable[str], where: str) -> None:
+    for name in names:
+        if flag_of(name) == flag_of(MOE_CONFIG):
+            raise BadInputError(f"{where}{name}: is no flag of vLLM; use --moe-config A,B")
+        if name != GAMMA and (why := taken(flag_of(name))) is not None:
+            raise BadInputError(f"{where}{name}: {why}")
+
+
+def _checked(space: Space, where: str) -> Space:
+    """A space from a file or from flags, whose values can be what their names say.
+
+    Args:
+        space: the parameters.
+        where: they were given, for messages.
+    """
+    parameters = dict(space.parameters)
+    _check_names(parameters, where)
+    if GAMMA not in parameters:
+        raise BadInputError(f"space {space.name}: has no parameter {GAMMA}")
+    for value in parameters[GAMMA]:
+        if type(value) is not int or not 0 <= value <= parse.MOST_GAMMA:
+            raise BadInputError(
+                f"gamma: {value!r} is not a whole number from 0 to {parse.MOST_GAMMA}"
+            )
+    for share in parameters.get(UTILIZATION, ()):
+        parse.check_share(share, flag_of(UTILIZATION))
+    if space.constraints:
+        raise BadInputError(f"space {space.name}: unknown constraint {space.constraints[0]!r}")
+    return space

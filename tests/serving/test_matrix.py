@@ -108,8 +108,8 @@ def test_kill_9_loses_no_target_that_is_done(folder: Path) -> None:
     assert (one["fresh_boots"], two["fresh_boots"] > 0) == (0, True)
 
 
-def of_targets(*targets: object, **changes: Any) -> SpecRequest:
-    request = make_request(Path("m"), "chat", **changes)
+def of_targets(*targets: object, prompts: str = "chat", **changes: Any) -> SpecRequest:
+    request = make_request(Path("m"), prompts, **changes)
     return request.model_copy(update={"target": tuple(map(str, targets))})
 
 

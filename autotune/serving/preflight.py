@@ -38,7 +38,7 @@ def preflight(plan: Plan) -> list[Finding]:
             )
         )
     found += [*_check_dummy(plan), *_memory_findings(plan)]
-    if plan.force or not any(finding.refuses for finding in found):  # takes vLLM seconds
+    if not any(finding.refuses for finding in found):  # it may take vLLM seconds to say
         found += _check_program(plan)
     order = list(Severity)
     return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.severity))

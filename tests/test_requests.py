@@ -18,6 +18,7 @@ from autotune.cli import COMMANDS, build, requests
 from autotune.core import BadInputError
 from autotune.kernels.request import EFFORTS, SAMPLERS, MoeRequest
 from autotune.propose import proposers
+from autotune.serving.request import SpecRequest
 from autotune.util.request import Duration, Request, Texts, extra, flag
 
 Command = Callable[..., tuple[int, str, str]]
@@ -83,6 +84,7 @@ def test_every_flag_says_what_it_is_for(request_: type[Request]) -> None:
 # ------------------------------------------------------------------------ the same as from a shell
 
 GB10: dict[str, Any] = {"device": "gb10"}
+PAIR: dict[str, Any] = {"target": "m", "drafter": "ngram"}
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("moe", {}),
     ("moe", GB10 | {"seed": "x"}),
@@ -102,6 +104,41 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("moe", GB10 | {"study": "../x"}),
     ("moe", GB10 | {"model": "m", "experts": 8}),
     ("moe", GB10 | {"nonsense": 1}),
+    ("spec", {}),
+    ("spec", {"drafter": "ngram"}),
+    ("spec", {"target": "m"}),
+    ("spec", {"target": "m", "gamma": "0,2"}),
+    ("spec", PAIR | {"drafter": ["ngram", "suffix"]}),
+    ("spec", PAIR | {"gamma": "6-2"}),
+    ("spec", PAIR | {"gamma": 65}),
+    ("spec", PAIR | {"kv_cache_dtype": "auto,"}),
+    ("spec", PAIR | {"gpu_memory_utilization": "1.5"}),
+    ("spec", PAIR | {"gpu_memory_utilization": "0.9:0.4"}),
+    ("spec", PAIR | {"context": 512}),
+    ("spec", PAIR | {"context": 100, "gpu_memory_utilization": "0.4:0.9"}),
+    ("spec", PAIR | {"set": ["max-num-seqs"]}),
+    ("spec", PAIR | {"set": ["gamma=1"]}),
+    ("spec", PAIR | {"space": "s", "set": ["a=1"]}),
+    ("spec", PAIR | {"concurrency": "0"}),
+    ("spec", PAIR | {"max_tokens": 1}),
+    ("spec", PAIR | {"repeats": 1001}),
+    ("spec", PAIR | {"objective": "fastest"}),
+    ("spec", PAIR | {"slo": "ttft=500"}),
+    ("spec", PAIR | {"quality_limit": 0}),
+    ("spec", PAIR | {"quality_timeout": "x"}),
+    ("spec", PAIR | {"server_arg": ['"x']}),
+    ("spec", PAIR | {"env": ["1A=2"]}),
+    ("spec", PAIR | {"env": ["VLLM_API_KEY=k"]}),
+    ("spec", PAIR | {"synthetic_acceptance": ".2,.4"}),
+    ("spec", PAIR | {"vllm": ""}),
+    ("spec", PAIR | {"image": "a b"}),
+    ("spec", PAIR | {"gpus": "all"}),
+    ("spec", PAIR | {"launcher": "podman"}),
+    ("spec", PAIR | {"launcher": "docker"}),
+    ("spec", PAIR | {"launcher": "docker", "image": "i", "gpus": "a b"}),
+    ("spec", {"launcher": "url"}),
+    ("spec", {"launcher": "url", "url": "http://h", "gamma": "2"}),
+    ("spec", {"launcher": "url", "url": "http://h", "target": ["a", "b"]}),
     ("verify", {}),
     ("verify", {"files": ["f"], "workers": 1025}),
     ("compare", {"first": "a"}),
@@ -157,6 +194,11 @@ ASKED: list[tuple[str, dict[str, Any]]] = [
     ("moe", GB10),
     ("moe", GB10 | {"batch_sizes": "64,1", "gamma": "2", "retry_failed": True, "out": "x"}),
     ("moe", GB10 | {"experts": 8, "tp": 2, "budget": "90s", "min_gain": "0.5%", "db": "-odd"}),
+    ("spec", PAIR | {"ignore_eos": False, "schedule": False, "set": ["a=1,2", "b=3"]}),
+    ("spec", PAIR | {"server_arg": ["--x 1"], "vllm": "python -m x", "gamma": "0-2,4"}),
+    ("spec", {"target": ["a", "b"], "drafter": "none", "objective": "pareto", "out": "o"}),
+    ("spec", {"target": "m", "gamma": "0", "quality": "t", "quality_tasks": "folder"}),
+    ("spec", {"launcher": "url", "url": "http://h", "concurrency": "2", "as_json": True}),
     ("verify", {"files": ["a", "b c"], "compile_": True, "workers": 3}),
     ("export", {"study": "s", "to": "vllm", "repo": "r", "signoff": "Ann <a@x.org>"}),
     ("report", {"study": "-s", "open_": True}),
@@ -178,12 +220,11 @@ def test_command_line_json_and_python_ask_the_same(command: str, values: dict[st
     assert words[:2] == ["autotune", command]
     typer.main.get_command(app)(words[2:], standalone_mode=False)
     (typed,) = heard
-    typed_command = {"command": getattr(typed, "command", "")} if command == "moe" else {}
-    assert typed.model_copy(update=dict.fromkeys(typed_command, "")) == from_json
+    if "command" in model.model_fields:
+        typed = typed.model_copy(update={"command": ""})
+    assert typed == from_json
     assert typed.given() == from_json.given() == set(values)
     assert model.model_validate(from_json.model_dump()) == from_json
-    for name, value in model.model_validate(values):
-        assert getattr(from_json, name) == value
 
 
 WORDS = st.sampled_from(["", "0", "1,8", "4,4", "-1", "2%", "90s", "16G", "auto", "x", "\0", "\n"])
@@ -196,15 +237,41 @@ VALUES = st.one_of(
     st.floats(),
     st.lists(WORDS),
 )
-FIELDS = st.sampled_from([*MoeRequest.model_fields, "another"])
 
 
-@given(st.lists(st.tuples(FIELDS, VALUES), max_size=4))
-def test_any_json_makes_a_request_or_one_line(values: list[tuple[str, Any]]) -> None:
+def values_of(model: type[Request]) -> st.SearchStrategy[list[tuple[str, Any]]]:
+    """A few fields of a request with what somebody may send."""
+    names = st.sampled_from([*model.model_fields, "another"])
+    return st.lists(st.tuples(names, VALUES), max_size=4)
+
+
+@given(values_of(MoeRequest))
+def test_any_json_makes_a_request_of_a_kernel_or_one_line(values: list[tuple[str, Any]]) -> None:
     with contextlib.suppress(BadInputError):
-        request = MoeRequest.model_validate({"device": "gb10", **dict(values)})
+        request = MoeRequest.model_validate(GB10 | dict(values))
         assert request.ladder == tuple(sorted(set(request.ladder)))
-        assert MoeRequest.model_validate_json(request.model_dump_json()) == request
+        again = MoeRequest.model_validate_json(request.model_dump_json())
+        assert (again, again.given()) == (request, request.given())
+
+
+@given(values_of(SpecRequest))
+def test_any_json_makes_a_request_of_a_pair_or_one_line(values: list[tuple[str, Any]]) -> None:
+    with contextlib.suppress(BadInputError):
+        request = SpecRequest.model_validate(PAIR | dict(values))
+        again = SpecRequest.model_validate_json(request.model_dump_json())
+        assert again == request.model_copy(update={"header": ()})
+
+
+def test_a_secret_stands_in_no_command_and_in_no_refusal() -> None:
+    url = {"launcher": "url", "url": "http://h", "header": ["A: s3cret", "B: t0ken"]}
+    request = SpecRequest.model_validate(url)
+    assert list(request.secrets()) == ["A: s3cret", "B: t0ken"]
+    assert request.command_line("spec").count("'***'") == 2
+    assert "s3cret" not in request.command_line("spec") + request.model_dump_json()
+    for field in ("header", "env", "server_arg", "docker_arg"):
+        with pytest.raises(BadInputError) as refused:
+            SpecRequest.model_validate(PAIR | {field: [{"key": "s3cret"}]})
+        assert "s3cret" not in str(refused.value)
 
 
 # --------------------------------------------------------------------------------------- the schema

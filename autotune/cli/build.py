@@ -35,7 +35,8 @@ def add_command(app: typer.Typer, request: type[R], run: Callable[[R], None]) ->
     parameters += [_parameter(request, name, field) for name, field in request.declared()]
     call.__dict__["__signature__"] = inspect.Signature(parameters)
     call.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(run.__name__, help=inspect.getdoc(request))(call)
+    examples = "\n\n".join(["For example:", *request.examples])
+    app.command(run.__name__, help=inspect.getdoc(request), epilog=examples)(call)
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:

@@ -52,13 +52,29 @@ class Output(Stored):
 class Moe(MoeRequest, Output):
     """Tune the fused-MoE kernel and write the JSON file that vLLM looks for."""
 
+    examples = (
+        "autotune moe --device auto --model gemma-4-26b-a4b",
+        "autotune moe --device gb10 --batch-sizes 1,8,64 --effort quick",
+    )
+
 
 class Spec(SpecRequest, Output):
     """Tune speculative decoding and serving flags on real vLLM servers."""
 
+    examples = (
+        "autotune spec --target MODEL --drafter ngram --gamma 0-4",
+        "autotune spec --target MODEL --gamma 0 --moe-config default,FOLDER",
+        "autotune spec --launcher url --url http://127.0.0.1:8000",
+    )
+
 
 class Export(Output):
     """Write a study's file for vLLM (a commit, never pushed), SGLang or a folder."""
+
+    examples = (
+        "autotune export STUDY --to folder --dest FOLDER",
+        "autotune export STUDY --to vllm --repo CHECKOUT",
+    )
 
     study: Study
     to: Annotated[str, flag("folder, vllm or sglang.", enum=["folder", "vllm", "sglang"])]
@@ -110,6 +126,8 @@ class Export(Output):
 class Verify(AsJson):
     """Check fused-MoE configuration files: schema, values, what the device can hold, gaps."""
 
+    examples = ("autotune verify FILE.json --device gb10 --compile",)
+
     files: Annotated[Paths, flag("Configuration files, or folders of them.", positional=True)]
     device: Annotated[str | None, flag("Judge by this device, not the one in the name.")] = None
     model: Annotated[str | None, flag("Hidden size and top-k, which no file name holds.")] = None
@@ -126,6 +144,8 @@ class Verify(AsJson):
 
 class Compare(Stored):
     """Compare two configuration files, measured side by side on this GPU or looked up."""
+
+    examples = ("autotune compare OLD.json NEW.json --model gemma-4-26b-a4b",)
 
     first: Annotated[Path, flag("A configuration file, such as the one there.", positional=True)]
     second: Annotated[Path, flag("Another one, such as the one to replace it.", positional=True)]
@@ -148,15 +168,21 @@ class Compare(Stored):
 class Studies(Stored):
     """List the studies of a database."""
 
+    examples = ("autotune studies",)
+
 
 class Show(Stored):
     """Show a study: what it is about, its searches, the best trials so far."""
+
+    examples = ("autotune show STUDY",)
 
     study: Study
 
 
 class Report(Output):
     """Write a study as it is now into one report.html, and report.md where no job left it."""
+
+    examples = ("autotune report STUDY --open",)
 
     study: Study
     open_: Annotated[bool, flag("Open the page in a browser.", name="--open")] = False
@@ -171,6 +197,8 @@ class Report(Output):
 class Dashboard(Output):
     """Show studies in optuna-dashboard, as they are now; Ctrl-C ends it."""
 
+    examples = ("autotune dashboard STUDY --port 0",)
+
     study: Annotated[str | None, flag("Name; default: all studies.", positional=True)] = None
     port: Annotated[int, flag("Port of 127.0.0.1; 0 takes a free one.", least=0, most=65535)] = 8080
     out: Annotated[Path, flag("Where the mirror goes.")] = OUT
@@ -179,8 +207,12 @@ class Dashboard(Output):
 class Devices(AsJson):
     """List the devices that can be tuned for, and what this machine has."""
 
+    examples = ("autotune devices --json",)
+
 
 class Doctor(AsJson):
     """Check that everything needed is here, and that fp8 runs on fp8 tensor cores."""
+
+    examples = ("autotune doctor --device gb10",)
 
     device: Annotated[str, flag("Device to check for.")] = "gb10"

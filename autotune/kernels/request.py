@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from autotune.core import BadInputError
 from autotune.kernels.moe.from_model import model_names
@@ -39,7 +39,9 @@ MEASURING = "Measuring"
 _SIZES = ("experts", "intermediate", "hidden", "topk")
 
 Model = Annotated[str | None, flag(f"Folder with config.json, hub id, or {PRESETS}.", panel=LAYER)]
-MemoryLimit = Annotated[str, checked(lambda text, _: flags.mebibytes(text))]
+MemoryLimit = Annotated[
+    str, checked(lambda text, _: flags.mebibytes(text)), Field(examples=["16G", "500M"])
+]
 
 
 class MoeRequest(Request):
@@ -64,26 +66,58 @@ class MoeRequest(Request):
         flag("Values of M, such as 1,8,64; default: vLLM's 18.", panel=BATCHES),
     ] = None
     gamma: Annotated[
-        str | None, flag("Drafted tokens, such as 2,4: adds the M of decoding.", panel=BATCHES)
+        str | None,
+        flag(
+            "Drafted tokens, such as 2,4: adds the M of decoding.",
+            panel=BATCHES,
+            note="Decoding then hits M = (gamma + 1) × concurrency.",
+        ),
     ] = None
     concurrency: Annotated[
         str | None,
         flag("Sequences decoded at once, such as 1,4,8: adds their M.", panel=BATCHES),
     ] = None
-    space: Annotated[str, flag("stock, wide, or the path of a .yaml file.", panel=SEARCH)] = "stock"
+    space: Annotated[
+        str,
+        flag(
+            "stock, wide, or the path of a .yaml file.",
+            panel=SEARCH,
+            note="vLLM's own grid of 1920, what the kernel accepts beyond it, or yours.",
+        ),
+    ] = "stock"
     effort: Annotated[
-        str, flag("quick, standard or exhaustive.", panel=SEARCH, enum=list(EFFORTS))
+        str,
+        flag(
+            "quick, standard or exhaustive.",
+            panel=SEARCH,
+            enum=list(EFFORTS),
+            note="24, 64 or all feasible candidates per batch size are measured; 12, 32 or all "
+            "are predicted.",
+        ),
     ] = "standard"
-    budget: Annotated[Duration | None, flag("Stop searching after, such as 10m.", panel=SEARCH)] = (
-        None
-    )
+    budget: Annotated[
+        Duration | None,
+        flag(
+            "Stop searching after, such as 10m.",
+            panel=SEARCH,
+            note="The time is shared over the batch sizes; start and confirmation come on top. "
+            "The search then depends on the speed of the machine.",
+        ),
+    ] = None
     sampler: Annotated[str, flag("tpe or random.", panel=SEARCH, enum=list(SAMPLERS))] = "tpe"
-    seed: Annotated[Seed, flag("Seed of the search.", panel=SEARCH)] = 0
+    seed: Annotated[
+        Seed, flag("Seed of the search.", panel=SEARCH, note="The same seed gives the same search.")
+    ] = 0
     min_gain: Annotated[
         Share, flag("A row that gains less stays vLLM's default.", panel=SEARCH)
     ] = "1%"
     retry_failed: Annotated[
-        bool, flag("Try again what timed out, crashed or lacked memory.", panel=SEARCH)
+        bool,
+        flag(
+            "Try again what timed out, crashed or lacked memory.",
+            panel=SEARCH,
+            note="The same command alone does not.",
+        ),
     ] = False
     workers: Annotated[
         int | None, flag("Compile processes; default: CPUs.", panel=SEARCH, least=1, most=1024)
@@ -93,11 +127,19 @@ class MoeRequest(Request):
     ] = False
     routing: Annotated[
         str,
-        flag("Experts of the tokens: uniform, zipf:1.1, or a file of counts.", panel=MEASURING),
+        flag(
+            "Experts of the tokens: uniform, zipf:1.1, or a file of counts.",
+            panel=MEASURING,
+            note="Measured only.",
+        ),
     ] = "uniform"
     memory_limit: Annotated[
         MemoryLimit | None,
-        flag("Replace a measuring process above it, such as 16G.", panel=MEASURING),
+        flag(
+            "Replace a measuring process above it, such as 16G.",
+            panel=MEASURING,
+            note="Measured only.",
+        ),
     ] = None
     study: Annotated[StudyName | None, flag("Name; default from device and shape.")] = None
     command: str = ""

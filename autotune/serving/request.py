@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from autotune.core import BadInputError
 from autotune.export.files import at_home
@@ -50,14 +50,16 @@ Homes = Annotated[
     BeforeValidator(several),
     AfterValidator(lambda texts: tuple(map(at_home, texts))),
 ]
-Gammas = Annotated[str, checked(parse.parse_gammas)]
+Gammas = Annotated[str, checked(parse.parse_gammas), Field(examples=["0-6", "0,2,4"])]
 Values = Annotated[str, checked(parse.parse_values)]
-Utilization = Annotated[str, checked(parse.check_utilization)]
-Concurrency = Annotated[str, checked(parse.parse_concurrency)]
-Rates = Annotated[str, checked(parse.parse_rates)]
-Slo = Annotated[str, checked(parse.check_slo)]
+Utilization = Annotated[
+    str, checked(parse.check_utilization), Field(examples=["0.8,0.85", "0.4:0.9"])
+]
+Concurrency = Annotated[str, checked(parse.parse_concurrency), Field(examples=["1,4,8"])]
+Rates = Annotated[str, checked(parse.parse_rates), Field(examples=[".8,.6,.4"])]
+Slo = Annotated[str, checked(parse.check_slo), Field(examples=["ttft=500ms,tpot=50ms"])]
 Image = Annotated[str, checked(parse.check_image)]
-Gpus = Annotated[str, checked(parse.check_gpus)]
+Gpus = Annotated[str, checked(parse.check_gpus), Field(examples=["all", "none", "2", "device=0,1"])]
 Words = Annotated[str, checked(parse.parse_words)]
 ListOfWords = Annotated[Texts, checked_each(parse.parse_words)]
 Sets = Annotated[Texts, checked_each(parse.parse_set)]
@@ -77,6 +79,7 @@ class SpecRequest(Request):
             metavar="MODEL",
             panel=MODELS,
             launchers=_ANY,
+            note="With several, each is a study of its own, and a table compares them.",
         ),
     ] = ()
     drafter: Annotated[
@@ -92,14 +95,26 @@ class SpecRequest(Request):
         flag(
             "Drafted tokens, such as 0-6 (default) or 0,2,4; 0 alone needs no drafter.",
             panel=SEARCH,
+            note="0, no speculation, is the baseline and always measured.",
         ),
     ] = None
     kv_cache_dtype: Annotated[
-        Values | None, flag("KV-cache types to compare, such as auto,fp8.", panel=SEARCH)
+        Values | None,
+        flag(
+            "KV-cache types to compare, such as auto,fp8.",
+            panel=SEARCH,
+            note="The first is the baseline's.",
+        ),
     ] = None
     gpu_memory_utilization: Annotated[
         Utilization | None,
-        flag("Shares to compare, 0.8,0.85, or a range to search, 0.4:0.9.", panel=SEARCH),
+        flag(
+            "Shares to compare, 0.8,0.85, or a range to search, 0.4:0.9.",
+            panel=SEARCH,
+            note="The first share is the baseline's. A range looks for the least that holds "
+            "concurrency × context without preemption, and for the most that survives the "
+            "load.",
+        ),
     ] = None
     context: Annotated[
         int | None,
@@ -111,6 +126,7 @@ class SpecRequest(Request):
             "More flags of vllm serve to compare: max-num-seqs=8,16.",
             metavar="FLAG=VALUES",
             panel=SEARCH,
+            note="The first value is the baseline's.",
         ),
     ] = ()
     space: Annotated[
@@ -152,6 +168,7 @@ class SpecRequest(Request):
             panel=DECISION,
             enum=list(OBJECTIVES),
             launchers=_ANY,
+            note="It leads the search; all of them are reported.",
         ),
     ] = "geomean"
     confirm_boots: Annotated[
@@ -159,7 +176,11 @@ class SpecRequest(Request):
     ] = 2
     quality: Annotated[
         Values | None,
-        flag("Tasks of lm-eval of which no score may fall: gsm8k.", panel=DECISION),
+        flag(
+            "Tasks of lm-eval of which no score may fall: gsm8k.",
+            panel=DECISION,
+            note="lm-eval comes with the extra `quality`.",
+        ),
     ] = None
     quality_tolerance: Annotated[
         Share, flag("By how much a score may fall, in its own unit.", panel=DECISION)
@@ -178,15 +199,24 @@ class SpecRequest(Request):
     ] = "1h"
     slo: Annotated[
         Slo | None,
-        flag("Limits on p99 latencies, such as ttft=500ms,tpot=50ms.", panel=DECISION),
+        flag(
+            "Limits on p99 latencies, such as ttft=500ms,tpot=50ms.",
+            panel=DECISION,
+            note="Also `e2e`. A setting that misses one is stopped and never recommended.",
+        ),
     ] = None
     schedule: Annotated[
         bool, flag("Try gamma by batch size against the best static one.", panel=DECISION)
     ] = True
     min_gain: Annotated[Share, flag("Least gain over the baseline.", panel=DECISION)] = "1%"
-    budget: Annotated[Duration | None, flag("Stop searching after, such as 2h.", panel=SEARCH)] = (
-        None
-    )
+    budget: Annotated[
+        Duration | None,
+        flag(
+            "Stop searching after, such as 2h.",
+            panel=SEARCH,
+            note="The fresh boots that confirm come on top.",
+        ),
+    ] = None
     server_arg: Annotated[
         ListOfWords,
         flag(
@@ -194,11 +224,19 @@ class SpecRequest(Request):
             metavar="ARGS",
             panel=SERVERS,
             sensitive=True,
+            note="Written to the database. `--api-key`, `--disable-log-stats` and what the "
+            "tuner sets itself are refused.",
         ),
     ] = ()
     env: Annotated[
         Variables,
-        flag("NAME=VALUE for every server.", metavar="NAME=VALUE", panel=SERVERS, sensitive=True),
+        flag(
+            "NAME=VALUE for every server.",
+            metavar="NAME=VALUE",
+            panel=SERVERS,
+            sensitive=True,
+            note="Written to the database.",
+        ),
     ] = ()
     moe_config: Annotated[
         str | None,
@@ -206,11 +244,17 @@ class SpecRequest(Request):
             "Folder with tuned MoE files for every server; default,FOLDER compares.",
             metavar="FOLDER",
             panel=SERVERS,
+            note="The log tells whether vLLM took them. `default,FOLDER` measures whether the "
+            "server is faster with them.",
         ),
     ] = None
     synthetic_acceptance: Annotated[
         Rates | None,
-        flag("Tell vLLM what to accept by position, such as .8,.6,.4.", panel=SERVERS),
+        flag(
+            "Tell vLLM what to accept by position, such as .8,.6,.4.",
+            panel=SERVERS,
+            note="vLLM has it on GPUs only.",
+        ),
     ] = None
     vllm: Annotated[
         Words | None,
@@ -226,6 +270,7 @@ class SpecRequest(Request):
             "Docker image: to start, or to write compose.yaml for.",
             panel=DOCKER,
             launchers=_WITH_IMAGE,
+            note="With `--launcher local` it is what `compose.yaml` is written for.",
         ),
     ] = None
     launcher: Annotated[
@@ -277,7 +322,12 @@ class SpecRequest(Request):
         Duration, flag("A request may take so long.", panel=SERVERS, launchers=_ANY)
     ] = "10m"
     retry_failed: Annotated[
-        bool, flag("Try again what crashed, hung or lacked memory.", panel=SEARCH)
+        bool,
+        flag(
+            "Try again what crashed, hung or lacked memory.",
+            panel=SEARCH,
+            note="The same command alone does not.",
+        ),
     ] = False
     force: Annotated[bool, flag("Go on in spite of refusals.", panel=MODELS)] = False
     study: Annotated[StudyName | None, flag("Name; default from the models.", launchers=_ANY)] = (

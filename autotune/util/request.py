@@ -11,7 +11,7 @@ import inspect
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -20,9 +20,11 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -52,7 +54,8 @@ def flag(
         most: largest number.
         more: further keywords, which stand in the JSON schema: ``enum`` (the texts that are
             allowed), ``metavar``, ``positional``, ``secret`` (values are written nowhere),
-            ``sensitive`` (values may hold a credential), or what a request itself reads.
+            ``sensitive`` (values may hold a credential), ``note`` (more for the documentation), or
+            what a request itself reads.
     """
     named = {"panel": panel, "flag": name, **more}
     extra = {key: value for key, value in named.items() if value is not None}
@@ -108,12 +111,13 @@ def several(value: object) -> object:
 Texts = Annotated[tuple[str, ...], BeforeValidator(several)]
 """A flag that may be repeated; an API may give a single text."""
 Paths = Annotated[tuple[Path, ...], BeforeValidator(several)]
-Duration = Annotated[str, checked(flags.seconds)]
-"""Such as ``90s``, ``10m`` or ``2h``."""
-Share = Annotated[str, checked(flags.fraction)]
-"""Such as ``1%`` or ``0.01``."""
-BatchSizes = Annotated[str, checked(lambda text, _: flags.batch_sizes(text, ()))]
-"""Such as ``1,8,64``, or ``auto``."""
+Duration = Annotated[str, checked(flags.seconds), Field(examples=["90s", "10m", "2h"])]
+Share = Annotated[str, checked(flags.fraction), Field(examples=["1%", "0.01"])]
+BatchSizes = Annotated[
+    str,
+    checked(lambda text, _: flags.batch_sizes(text, ())),
+    Field(examples=["1,8,64", "auto"]),
+]
 StudyName = Annotated[str, AfterValidator(flags.study_name)]
 Line = Annotated[str, checked(flags.one_line)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -124,8 +128,12 @@ class Request(BaseModel):
     """The flags of a command; the field's default is that of the flag.
 
     Making one raises :class:`autotune.core.BadInputError`, in one line that names the flag, whether
-    the values come from the command line, from JSON or from Python.
+    the values come from the command line, from JSON or from Python. Its JSON holds what was given,
+    without secrets, and makes the same request again.
     """
+
+    examples: ClassVar[tuple[str, ...]] = ()
+    """Command lines for help and the documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
@@ -147,6 +155,12 @@ class Request(BaseModel):
         if value is not None and (known := extra(cls.model_fields[name]).get("enum")):
             flags.one_of(value, cls.flag_name(name), known)
         return value
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields that were given, without secrets: a default that was not given stays one."""
+        kept = self.model_fields_set - {n for n, field in self.declared() if is_secret(field)}
+        return {name: value for name, value in handler(self).items() if name in kept}
 
     @classmethod
     def flag_name(cls, name: str) -> str:

@@ -7,8 +7,8 @@ Covers the architectures of vLLM's own tuner (benchmarks/kernels/benchmark_moe.p
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,32 +17,14 @@ from pydantic import BaseModel, ConfigDict
 
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.engine.hub import Config, HubUnreachableError, hub_file, text_config
+from autotune.engine.quantization import APART, lacks_quantisation, with_quantisation
 from autotune.export.files import at_home
+from autotune.kernels.moe.layers import ExpertLayers, expert_layers, type_of
 from autotune.kernels.moe.shape import DTYPES, MoeShape, Scheme
 from autotune.util.resources import data_root
 from autotune.util.yamlfile import load_yaml
 
-_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
-_TOPK = (
-    "num_experts_per_tok",
-    "top_k_experts",
-    "moe_topk",
-    "moe_top_k",
-    "moe_k",
-    "num_experts_per_token",
-)
-# ``intermediate_size`` last: where both are given it is the dense layers' width.
-_WIDTH = (
-    "moe_intermediate_size",
-    "expert_intermediate_size",
-    "expert_ffn_hidden_size",
-    "ffn_hidden_size",
-    "intermediate_size",
-)
-# NemotronH with latent experts feeds them a narrower vector than the hidden state.
-_HIDDEN = ("moe_latent_size", "hidden_size", "d_model", "n_embd")
-_ROUTED_EXPERTS = re.compile(r"(?<!shared_)experts")
-_UNGATED = {"NemotronHForCausalLM"}
+_FINEST_BLOCK = 32
 
 
 class _Preset(BaseModel):
@@ -74,16 +56,33 @@ def load_config(ref: str) -> dict[str, Any]:
     try:
         if path.is_dir():
             path /= "config.json"
-        if not path.is_file():
-            path = _from_hub(ref)
-        config = json.loads(path.read_text(encoding="utf-8"))
+        from_hub = not path.is_file()
+        config = _read(_from_hub(ref) if from_hub else path)
+        if not lacks_quantisation(config):
+            return config
+        apart = _apart_on_hub(ref) if from_hub else path.with_name(APART)
+        found = apart is not None and apart.is_file()
+        return with_quantisation(config, _read(apart)) if found and apart else config
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise BadInputError(f"{path}: not JSON: {error}") from None
     if not isinstance(config, dict):
         raise BadInputError(f"{path}: expected a JSON object, found {type(config).__name__}")
     return config
+
+
+def _apart_on_hub(ref: str) -> Path | None:
+    """The file of older ModelOpt; None where the model or the hub's cache has none."""
+    try:
+        return hub_file(ref, APART, "--model")
+    except HubUnreachableError:
+        return None
 
 
 def _from_hub(ref: str) -> Path:
@@ -102,26 +101,6 @@ def _from_hub(ref: str) -> Path:
     if path is None:
         raise BadInputError(f"--model {ref}: the repository has no config.json")
     return path
-
-
-def _first(config: Config, names: Sequence[str]) -> int | None:
-    for name in names:
-        value = config.get(name)
-        if isinstance(value, list) and value:  # Hunyuan lists one value per layer
-            value = value[0]
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise BadInputError(f"config.json: {name}: expected a whole number, found {value!r}")
-        return value
-    return None
-
-
-def _name(config: Config) -> str:
-    architectures = config.get("architectures")
-    if isinstance(architectures, list) and architectures:
-        return str(architectures[0])
-    return str(config.get("model_type", "the model"))
 
 
 def shape_from_config(
@@ -143,41 +122,48 @@ def shape_from_config(
         BadInputError: no experts, a value missing, a size that does not divide, or a quantisation
             that this kernel's configuration file does not serve.
     """
-    text = text_config(config)
-    # DBRX keeps its MoE values in ffn_config.
-    moe: dict[str, Any] = (
-        {**text, **text["ffn_config"]} if isinstance(text.get("ffn_config"), dict) else {**text}
+    try:
+        layers = expert_layers(config)[0]
+    except BadInputError:
+        if dtype == "auto":
+            raise
+        # What the experts will be is given, so what the checkpoint says of it does not matter.
+        layers = expert_layers(config, quantised=False)[0]
+    return shape_of(layers, dtype=dtype, tp=tp, ep=ep, scheme=scheme, config=config)
+
+
+def shape_of(
+    layers: ExpertLayers,
+    *,
+    dtype: str = "auto",
+    tp: int = 1,
+    ep: int = 1,
+    scheme: str | None = None,
+    config: Config | None = None,
+) -> MoeShape:
+    """The shape of some layers on one rank; arguments as of :func:`shape_from_config`.
+
+    Raises:
+        BadInputError: a size that does not divide, or weights whose file this tuner cannot make.
+    """
+    shape = replace(
+        explicit_shape(
+            experts=layers.experts,
+            intermediate=layers.intermediate,
+            hidden=layers.hidden,
+            topk=layers.topk,
+            dtype="bf16",
+        ),
+        gated=layers.gated,
     )
-    experts = _first(moe, _EXPERTS)
-    if not experts or experts < 2:
-        raise BadInputError(
-            f"{_name(config)} has no experts (looked for {', '.join(_EXPERTS)}); only "
-            "mixture-of-experts models use the fused-MoE kernel"
-        )
-    found = {
-        "topk": _first(moe, _TOPK),
-        "intermediate": _first(moe, _WIDTH),
-        "hidden": _first(moe, _HIDDEN),
-    }
-    for (field, value), names in zip(found.items(), (_TOPK, _WIDTH, _HIDDEN), strict=True):
-        if value is None:
-            raise BadInputError(
-                f"config.json of {_name(config)}: {field}: none of {', '.join(names)}"
-            )
-    shape = explicit_shape(
-        experts=experts,
-        intermediate=found["intermediate"],
-        hidden=found["hidden"],
-        topk=found["topk"],
-        dtype="bf16",
-    )
-    if _name(config) in _UNGATED or text.get("mlp_hidden_act") == "relu2":
-        shape = replace(shape, gated=False)
-    weights, scaling, block = _quantisation(config, text, dtype)
+    weights, scaling, block = _weights(layers, dtype)
     if scheme is not None:
         scaling, block = _scheme(scheme, block)
         _check_scheme(scaling, weights)
     shape = _sharded(shape, tp, ep)
+    if ep == 1 and config is not None and type_of(config).startswith(("kimi_linear", "kimi_k3")):
+        shape = _padded(shape, config, tp)
+    block = block and refined_block(shape, block, tp if ep == 1 else 1)
     return replace(
         shape,
         dtype=DTYPES[weights][0],
@@ -185,6 +171,37 @@ def shape_from_config(
         scheme=scaling,
         block_shape=block,
     )
+
+
+def _padded(shape: MoeShape, config: Config, tp: int) -> MoeShape:
+    """Kimi K3 pads a rank's part to 256 columns (vLLM 0.32 ``models/kimi_k3/nvidia/model.py``)."""
+    least = text_config(config).get("min_moe_intermediate_per_partition", 256)
+    if tp == 1 or "kimi_k3" not in str(config.get("model_type")) or not isinstance(least, int):
+        return shape
+    return replace(shape, intermediate=max(shape.intermediate, least))
+
+
+def refined_block(shape: MoeShape, block: tuple[int, int], tp: int) -> tuple[int, int]:
+    """The block that vLLM makes of one that does not divide the width on a rank.
+
+    Since 0.32 it cuts blocks to the greatest common divisor with both widths, if that is at least
+    32 (``fused_moe/oracle/fp8.py``, ``refine_fp8_moe_block_shape``), and looks for a file of that
+    name.
+
+    Raises:
+        BadInputError: vLLM finds no such block either.
+    """
+    width = shape.intermediate
+    if width % block[0] == 0 and (tp == 1 or width % block[1] == 0):
+        return block
+    fine = math.gcd(*block, width, shape.hidden)
+    if fine < _FINEST_BLOCK:
+        raise BadInputError(
+            f"intermediate size {width} on this rank is not divisible by the quantisation block "
+            f"{block[0]}, and vLLM refines blocks to {_FINEST_BLOCK} at the least; use a smaller "
+            "--tp, or --ep"
+        )
+    return fine, fine
 
 
 def _scheme(scheme: str, block: tuple[int, int] | None) -> tuple[Scheme, tuple[int, int] | None]:
@@ -225,91 +242,34 @@ def _sharded(shape: MoeShape, tp: int, ep: int) -> MoeShape:
 _Quantisation = tuple[str, Scheme, tuple[int, int] | None]
 
 
-def _quantisation(config: Config, text: Config, dtype: str) -> _Quantisation:
+def _weights(layers: ExpertLayers, dtype: str) -> _Quantisation:
     """(``--dtype`` name, scheme, block) of the checkpoint, or what ``--dtype`` makes of it."""
     if dtype not in {"auto", *DTYPES}:
         raise BadInputError(f"--dtype {dtype}: not one of auto, {', '.join(DTYPES)}")
-    raw = config.get("quantization_config") or text.get("quantization_config") or {}
-    if not isinstance(raw, dict):
-        raise BadInputError(f"config.json: quantization_config: expected an object, found {raw!r}")
-    if dtype == "auto":
-        return _checkpoint(raw)
-    try:
-        own = _checkpoint(raw)
-    except BadInputError:
-        own = ("bf16", Scheme.NONE, None)
-    if own[0] == dtype:
-        return own
+    own = layers.weights
+    if dtype in {"auto", own.name}:
+        if own.name not in DTYPES:
+            raise BadInputError(_not_served(layers))
+        return own.name, Scheme(own.scaling), own.block
     # Quantised while loading: vLLM's online fp8 is per tensor, int8 is per channel.
     online = {"fp8_w8a8": Scheme.TENSOR, "int8_w8a8": Scheme.CHANNEL, "bf16": Scheme.NONE}
     return dtype, online[dtype], None
 
 
-def _checkpoint(raw: Config) -> _Quantisation:
-    method = str(raw.get("quant_method") or raw.get("quant_algo") or "").lower()
-    if not raw:
-        return "bf16", Scheme.NONE, None
-    if method == "fp8":
-        block = raw.get("weight_block_size")
-        return _float8(Scheme.BLOCK if block else Scheme.TENSOR, block)
-    if method == "compressed-tensors":
-        return _compressed_tensors(raw)
-    if method.startswith("modelopt") or method == "fp8_pb_wo":
-        algorithm = str(raw.get("quant_algo", "FP8")).upper()
-        if algorithm == "FP8":
-            return _float8(Scheme.TENSOR, None)
-        method = f"{method} {algorithm}"
-    raise BadInputError(
-        f"quantization {method!r} is not served by this kernel's configuration file (fp8_w8a8, "
-        "int8_w8a8 and bf16 are); --dtype says what vLLM will run instead"
-    )
-
-
-def _float8(scheme: Scheme, block: Any) -> _Quantisation:
-    if scheme is not Scheme.BLOCK:
-        return "fp8_w8a8", scheme, None
-    if not (
-        isinstance(block, list)
-        and len(block) == 2
-        and all(isinstance(b, int) and b > 0 for b in block)
-    ):
-        raise BadInputError(f"config.json: quantization_config: block size {block!r} is not [n, k]")
-    return "fp8_w8a8", scheme, (block[0], block[1])
-
-
-def _group_of_experts(groups: Config) -> Any:
-    """The group that quantises the experts: it names them, or all Linear layers; else the first."""
-    for word in ("expert", "Linear"):
-        for group in groups.values():
-            targets = group.get("targets") if isinstance(group, dict) else None
-            if isinstance(targets, list) and any(word in str(target) for target in targets):
-                return group
-    return next(iter(groups.values()), None)
-
-
-def _compressed_tensors(raw: Config) -> _Quantisation:
-    """Source: compressed-tensors' ``QuantizationScheme`` (weights, input_activations)."""
-    groups = raw.get("config_groups")
-    group = _group_of_experts(groups) if isinstance(groups, dict) else None
-    ignored = raw.get("ignore")
-    if isinstance(ignored, list) and any(_ROUTED_EXPERTS.search(str(n)) for n in ignored):
-        return "bf16", Scheme.NONE, None  # the experts themselves are left unquantised
-    weights = group.get("weights") if isinstance(group, dict) else None
-    if not isinstance(weights, dict):
-        raise BadInputError("config.json: quantization_config.config_groups: no weights described")
-    kind, bits = weights.get("type"), weights.get("num_bits")
-    activations = group.get("input_activations") if isinstance(group, dict) else None
-    if not isinstance(activations, dict) or bits != 8 or kind not in {"float", "int"}:
-        raise BadInputError(
-            f"quantization compressed-tensors with {bits}-bit {kind} weights is not served by "
-            "this kernel's configuration file; --dtype says what vLLM will run instead"
+def _not_served(layers: ExpertLayers) -> str:
+    own = layers.weights
+    if own.name in {"int4_w4a16", "int8_w8a16"}:
+        return (
+            f"quantization {own.method!r} makes the routed experts of {layers.where} {own.name}: "
+            f"vLLM has files …,dtype={own.name}.json for another kernel, and reads them only where "
+            "Marlin does not serve the layer; this tuner makes fp8_w8a8, int8_w8a8 and bf16 files"
         )
-    if kind == "int":
-        return "int8_w8a8", Scheme.CHANNEL, None
-    strategy = str(weights.get("strategy", "tensor"))
-    if strategy not in {"tensor", "channel", "block"}:
-        raise BadInputError(f"config.json: quantization_config: unknown strategy {strategy!r}")
-    return _float8(Scheme(strategy), weights.get("block_structure"))
+    kind = "" if own.name == "unknown" else f" ({own.name} in {layers.where})"
+    return (
+        f"quantization {own.method!r} of the routed experts{kind} is not served by this kernel's "
+        "configuration file (fp8_w8a8, int8_w8a8 and bf16 are): vLLM asks for none; --dtype says "
+        "what vLLM will run instead"
+    )
 
 
 def explicit_shape(
@@ -353,4 +313,6 @@ def explicit_shape(
         block_shape=None,
         global_experts=experts,
     )
-    return replace(_sharded(plain, tp, ep), scheme=scaling, block_shape=block)
+    shape = _sharded(plain, tp, ep)
+    block = block and refined_block(shape, block, tp if ep == 1 else 1)
+    return replace(shape, scheme=scaling, block_shape=block)

@@ -7,6 +7,7 @@ Source: vLLM 0.32 ``vllm/config/speculative.py`` (``SpeculativeMethod``, ``hf_co
 from __future__ import annotations
 
 from autotune.core import BadInputError
+from autotune.engine.mtp import has_mtp_layers, mtp_layers, stated_mtp_layers
 from autotune.serving.pair.checkpoint import Checkpoint
 
 ALONE = frozenset({"ngram", "ngram_gpu", "suffix", "mtp", "dspark"})
@@ -26,111 +27,8 @@ NO_DRAFTER = "none"
 GEMMA4_ASSISTANTS = frozenset({"gemma4_assistant", "gemma4_unified_assistant"})
 GEMMA4_TARGETS = frozenset({"gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"})
 
-_NEXT_N = "num_nextn_predict_layers"
-_OWN_HEADS_BY_TYPE: dict[str, str] = {
-    **dict.fromkeys(
-        [
-            "dots3_note",
-            "deepseek_v3",
-            "deepseek_v32",
-            "glm_moe_dsa",
-            "deepseek_mtp",
-            "deepseek_v4",
-            "kimi_k3",
-            "pangu_ultra_moe",
-            "pangu_ultra_moe_mtp",
-            "ernie4_5_moe",
-            "ernie_mtp",
-            "nemotron_h",
-            "nemotron_h_mtp",
-            "nemotron_h_puzzle",
-            "qwen3_next",
-            "qwen3_next_mtp",
-            "bailing_hybrid",
-            "bailing_hybrid_mtp",
-            "bailing_hybrid_v3_mtp",
-            "exaone_moe",
-            "exaone_moe_mtp",
-            "exaone4_5",
-            "exaone4_5_mtp",
-            "longcat_flash",
-            "step3p5",
-            "step3p7",
-            "hy_v3",
-            "hy_v4",
-            "inkling_mm_model",
-            "inkling_model",
-            "glm5_next",
-        ],
-        _NEXT_N,
-    ),
-    **dict.fromkeys(
-        [
-            "qwen3_5",
-            "qwen3_5_moe",
-            "qwen3_5_text",
-            "qwen3_5_moe_text",
-            "qwen4_exp",
-            "qwen4_exp_text",
-            "qwen4_exp_mtp",
-            "intern_s2_preview",
-            "interns2_mobius",
-        ],
-        "mtp_num_hidden_layers",
-    ),
-    **dict.fromkeys(("minimax_m3_vl", "minimax_m3_mtp"), "num_mtp_modules"),
-}
-"""``model_type`` of models with MTP layers of their own, and the key that counts them."""
-
-_OWN_HEADS_BY_ARCHITECTURE = frozenset(
-    {
-        "MiMoForCausalLM",
-        "MiMoV2ForCausalLM",
-        "MiMoV2OmniForCausalLM",
-        "MiMoV2FlashForCausalLM",
-        "Glm4MoeForCausalLM",
-        "Glm4MoeLiteForCausalLM",
-        "GlmOcrForConditionalGeneration",
-        "BailingMoeV2_5ForCausalLM",
-        "BailingMoeV3ForCausalLM",
-        "BailingMoeV3VLForConditionalGeneration",
-        "Step3p5ForCausalLM",
-        "Step3p7ForConditionalGeneration",
-        "MiniMaxM3SparseForConditionalGeneration",
-    }
-)
-_ONE_LAYER_USED = frozenset(
-    {"MiMoV2ForCausalLM", "MiMoV2OmniForCausalLM", "MiMoV2FlashForCausalLM"}
-)
-"""A constant in vLLM's ``models/mimo_v2_mtp.py``, whatever the checkpoint says."""
-
-_ONE_WITHOUT_COUNT = frozenset(
-    {
-        *("deepseek_v3", "deepseek_v32", "dots3_note", "hy_v4"),
-        *("qwen3_next", "qwen3_next_mtp", "qwen3_5", "qwen3_5_moe", "qwen3_5_text"),
-        *("qwen3_5_moe_text", "intern_s2_preview", "interns2_mobius"),
-        *("exaone_moe", "exaone_moe_mtp", "exaone4_5", "exaone4_5_mtp"),
-        *("longcat_flash", "minimax_m3_vl", "minimax_m3_mtp", "nemotron_h_mtp"),
-        *("step3p5", "step3p7"),
-    }
-)
-"""``model_type`` of models that have one MTP layer where the configuration counts none.
-
-Sources: the defaults of the configuration classes of transformers and vLLM; ``getattr(config, …,
-1)`` in vLLM's ``models/*_mtp.py`` and ``speculative.py``.
-"""
-_ONE_WITHOUT_COUNT_BY_ARCHITECTURE = frozenset(
-    {
-        *("Glm4MoeForCausalLM", "Step3p5ForCausalLM", "Step3p7ForConditionalGeneration"),
-        "MiniMaxM3SparseForConditionalGeneration",
-    }
-)
-COUNT_DIVIDES = frozenset({"step3p5", "step3p7"})
-"""Models whose class in vLLM counts 0 MTP layers where the file is silent, and divides by it."""
 _LAYER_PER_TOKEN = frozenset({"step3p5", "step3p7", "inkling_mm_model", "inkling_model"})
 """Models whose MTP layers differ by position, so that vLLM does not warn of reuse."""
-
-_PROMOTED = frozenset({"NemotronH_Super_Omni_Reasoning_V3", "NemotronH_Omni_Reasoning_V3"})
 
 SPECULATORS = {
     "eagle3": "eagle3",
@@ -151,24 +49,16 @@ _IN_THE_NAME = {"eagle-": "eagle", "eagle3": "eagle3", "dflash": "dflash", "dspa
 
 def has_own_heads(model: Checkpoint) -> bool:
     """Whether vLLM knows MTP layers inside models of this kind."""
-    return _type(model) in _OWN_HEADS_BY_TYPE or model.architecture in _OWN_HEADS_BY_ARCHITECTURE
+    return has_mtp_layers(model.config)
 
 
 def own_heads(model: Checkpoint) -> int:
-    """The number of MTP layers that the checkpoint says it brings (vLLM's ``n_predict``).
+    """The number of MTP layers that vLLM finds in the checkpoint (its ``n_predict``).
 
     Raises:
         BadInputError: the count is not a whole number.
     """
-    if not has_own_heads(model):
-        return 0
-    if model.architecture in _ONE_LAYER_USED:
-        return 1
-    stated = stated_heads(model)
-    if stated is not None:
-        return stated
-    one = _type(model) in _ONE_WITHOUT_COUNT
-    return 1 if one or model.architecture in _ONE_WITHOUT_COUNT_BY_ARCHITECTURE else 0
+    return mtp_layers(model.config, model.ref)
 
 
 def stated_heads(model: Checkpoint) -> int | None:
@@ -177,19 +67,7 @@ def stated_heads(model: Checkpoint) -> int | None:
     Raises:
         BadInputError: the count is not a whole number.
     """
-    nested = model.config.get("mtp_config")
-    key = _OWN_HEADS_BY_TYPE.get(_type(model), _NEXT_N)
-    found = model.size(key)
-    if found is None and isinstance(nested, dict):
-        found = Checkpoint(model.ref, nested).size(key)
-    return found
-
-
-def _type(model: Checkpoint) -> str:
-    """``model_type``; of the language model where vLLM takes that (``hf_config_override``)."""
-    if model.architecture in _PROMOTED:
-        return str(model.text.get("model_type", "?"))
-    return model.model_type
+    return stated_mtp_layers(model.config, model.ref)
 
 
 def reuses_one_layer(model: Checkpoint) -> bool:

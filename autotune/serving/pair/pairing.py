@@ -15,12 +15,12 @@ from itertools import chain
 from pathlib import Path
 
 from autotune.core import BadInputError
+from autotune.engine.mtp import COUNT_DIVIDES
 from autotune.serving.memory.attention import AttentionLayer, attention_layers
 from autotune.serving.pair.checkpoint import Checkpoint, load_checkpoint
 from autotune.serving.pair.identity import check_identity
 from autotune.serving.pair.methods import (
     ALONE,
-    COUNT_DIVIDES,
     GEMMA4_ASSISTANTS,
     GEMMA4_TARGETS,
     METHODS,

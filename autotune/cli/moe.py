@@ -38,6 +38,7 @@ def moe(request: Moe) -> None:
         files.insert(0, write_page(store, result, request.out))
     if request.as_json:
         document = export.provenance(result) | {"files": [str(path) for path in files]}
-        print_json(document | {"compiled": result.compiled, "cached": result.cached})
+        counts = {"compiled": result.compiled, "cached": result.cached}
+        print_json(document | counts | {"notes": list(plan.notes)})
         return
     show_result(result, files)

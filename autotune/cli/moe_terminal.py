@@ -85,6 +85,8 @@ def progress(total: int) -> Iterator[Callable[[Step], None]]:
 def show_plan(plan: Plan) -> None:
     """What will be done and about how long it takes, on stderr."""
     shape = plan.shape
+    for note in plan.notes:
+        err.print(f"[yellow]Note: {escape(note)}[/yellow]", soft_wrap=True)
     scales = "" if shape.scheme is Scheme.NONE else f" per {shape.scheme.value}"
     if plan.measured:
         names = ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in plan.gpus)

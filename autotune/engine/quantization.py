@@ -8,7 +8,7 @@ places where the configuration may stand, ``quantization_rules.py`` beside this 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,45 +135,3 @@ def with_quantisation(config: Config, apart: Config) -> dict[str, Any]:
     own = config.get("quantization_config") or {}
     producer = {"producer": {"name": "modelopt"}}
     return {**config, "quantization_config": {**producer, **own, **apart}}
-
-
-def weights_of(quantisation: Quantisation | None, layer: Layer) -> Weights:
-    """What vLLM will make of a layer's weights.
-
-    Raises:
-        BadInputError: a configuration that cannot be understood, or that vLLM refuses.
-    """
-    from autotune.engine.quantization_rules import RULES  # noqa: PLC0415 - it needs the types here
-
-    if quantisation is None:
-        return WHOLE
-    rule = RULES.get(quantisation.method)
-    if rule is None:
-        return Weights("unknown", method=quantisation.method)
-    return rule(quantisation, layer)
-
-
-def names_in(value: object, where: str) -> list[str]:
-    """The names of an ignore list; None is an empty one.
-
-    Raises:
-        BadInputError: it is no list of names.
-    """
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise BadInputError(f"config.json: quantization_config.{where}: expected a list of names")
-    return value
-
-
-def table_in(value: object, where: str) -> Mapping[str, Any]:
-    """An object of the configuration; None is an empty one.
-
-    Raises:
-        BadInputError: it is no object.
-    """
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise BadInputError(f"config.json: quantization_config.{where}: expected an object")
-    return value

@@ -7,45 +7,22 @@ experts, ``get_moe_method`` of each method; the file is named at each rule.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
 from typing import Any
 
 from autotune.core import BadInputError
-from autotune.engine.quantization import (
-    WHOLE,
-    Layer,
-    Quantisation,
-    Weights,
+from autotune.engine.quantization import WHOLE, Layer, Quantisation, Weights
+from autotune.engine.quantization_names import (
+    block_of,
+    equal_or_pattern,
+    expression_of,
+    is_listed,
     names_in,
     table_in,
 )
 
-_NESTED_REPEATS = re.compile(r"\([^()]*[*+}][^()]*\)[*+{]")
-_LONGEST_PATTERN = 2000
 _PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    """A pattern out of a checkpoint; one that may take for ever is refused."""
-    if len(text) > _LONGEST_PATTERN or _NESTED_REPEATS.search(text):
-        raise BadInputError(
-            f"config.json: quantization_config: the pattern {text[:60]!r} repeats a repetition, "
-            "which may take for ever"
-        )
-    try:
-        return re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise BadInputError(
-            f"config.json: quantization_config: {text[:60]!r} is no pattern: {error}"
-        ) from None
-
-
-def _equal_or_pattern(name: str, target: str) -> bool:
-    """``is_equal_or_regex_match`` of vLLM's ``utils/config_utils.py``."""
-    if target.startswith("re:"):
-        return _pattern(target[3:]).match(name) is not None
-    return target == name
 
 
 # --- fp8 (fp8.py, and models/deepseek_v4*/quant_config.py for its experts)
@@ -56,7 +33,7 @@ def _fp8(quantisation: Quantisation, layer: Layer) -> Weights:
     listed = names_in(raw.get("ignored_layers"), "ignored_layers") or names_in(
         raw.get("modules_to_not_convert"), "modules_to_not_convert"
     )
-    if _listed(layer, listed, by_suffix="BailingMoeV3" in _architecture(model)):
+    if is_listed(layer, listed, by_suffix="BailingMoeV3" in _architecture(model)):
         return WHOLE
     if layer.experts and raw.get("store_dtype") == "mxfp4":
         return Weights("mxfp4", "group", method="fp8 with store_dtype mxfp4")
@@ -64,7 +41,7 @@ def _fp8(quantisation: Quantisation, layer: Layer) -> Weights:
         four = _deepseek_v4_experts(raw, model)
         if four is not None:
             return four
-    block = _block(raw.get("weight_block_size"))
+    block = block_of(raw.get("weight_block_size"))
     static = raw.get("activation_scheme") == "static"
     return Weights("fp8_w8a8", "block" if block else "tensor", block, static, "fp8")
 
@@ -92,35 +69,13 @@ def _deepseek_v4_experts(raw: Mapping[str, Any], model: Mapping[str, Any]) -> We
     return Weights("mxfp4", "group", method=f"fp8 with {said}")
 
 
-def _listed(layer: Layer, listed: Iterable[str], *, by_suffix: bool = False) -> bool:
-    """``is_layer_skipped``: exact names; of experts, the beginning of an expert's own name."""
-    if by_suffix:
-        return any(n == e or n.endswith(f".{e}") for n in layer.names for e in listed)
-    if layer.experts:
-        inside = [entry for entry in listed if "experts" in entry]
-        return any(name in entry for name in layer.names for entry in inside)
-    return any(name in listed for name in layer.names)
-
-
-def _block(value: object) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    if (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and all(isinstance(b, int) and not isinstance(b, bool) and b > 0 for b in value)
-    ):
-        return value[0], value[1]
-    raise BadInputError(f"config.json: quantization_config: block size {value!r} is not [n, k]")
-
-
 # --- compressed-tensors (compressed_tensors.py, compressed_tensors_moe.py, utils.py)
 
 
 def _compressed_tensors(quantisation: Quantisation, layer: Layer) -> Weights:
     raw = quantisation.raw
     ignored = names_in(raw.get("ignore"), "ignore")
-    if any(_equal_or_pattern(name, entry) for name in _leaves(layer) for entry in ignored):
+    if any(equal_or_pattern(name, entry) for name in _leaves(layer) for entry in ignored):
         return WHOLE
     groups = table_in(raw.get("config_groups"), "config_groups")
     group = _group(groups, layer)
@@ -156,7 +111,7 @@ def _group(groups: Mapping[str, Any], layer: Layer) -> Mapping[str, Any] | None:
             targets[target] = group
     own = {t: g for t, g in targets.items() if not t.endswith("Attention")}
     for name in _leaves(layer):
-        found = next((g for t, g in own.items() if _equal_or_pattern(name, t)), None)
+        found = next((g for t, g in own.items() if equal_or_pattern(name, t)), None)
         if found is not None:
             return found
     kinds = ("routedexperts", "fusedmoe") if layer.experts else ("linear",)
@@ -186,7 +141,7 @@ def _compressed(weights: Mapping[str, Any], inputs: Mapping[str, Any] | None, fo
         return Weights("int8_w8a8", "channel", method=method)
     if strategy not in {"tensor", "channel", "block"}:
         raise BadInputError(f"config.json: quantization_config: unknown strategy {strategy!r}")
-    block = _block(weights.get("block_structure")) if strategy == "block" else None
+    block = block_of(weights.get("block_structure")) if strategy == "block" else None
     if strategy == "block" and block is None:
         raise BadInputError("config.json: quantization_config: block size None is not [n, k]")
     return Weights("fp8_w8a8", strategy, block, not inputs.get("dynamic", False), method)
@@ -251,7 +206,7 @@ def _algorithm(algorithm: str, raw: Mapping[str, Any], layer: Layer) -> Weights:
 
 def _excluded(layer: Layer, excluded: list[str]) -> bool:
     """``is_layer_excluded``: by exact name, by a part of the name, by wildcards."""
-    if _listed(layer, excluded):
+    if is_listed(layer, excluded):
         return True
     return any(
         entry and (entry in name or fnmatch(name, entry))
@@ -297,7 +252,7 @@ def _gptq(quantisation: Quantisation, layer: Layer) -> Weights:
     bits = _bits(raw)
     for pattern, change in table_in(raw.get("dynamic"), "dynamic").items():
         negative = pattern.startswith("-:")
-        expression = _pattern(pattern.removeprefix("-:").removeprefix("+:"))
+        expression = expression_of(pattern.removeprefix("-:").removeprefix("+:"))
         if not any(expression.match(name) for name in layer.names):
             continue
         if negative:
@@ -340,7 +295,7 @@ def _auto_round(quantisation: Quantisation, layer: Layer) -> Weights:
     if kind in {"fp", "fp8"} and bits == 8:
         block = raw.get("group_size")
         if isinstance(block, list):
-            return Weights("fp8_w8a8", "block", _block(block), method="auto-round")
+            return Weights("fp8_w8a8", "block", block_of(block), method="auto-round")
     return _integer(bits, "auto-round")
 
 
@@ -355,7 +310,7 @@ def _auto_round_bits(raw: Mapping[str, Any], layer: Layer) -> int:
         for key, change in extra.items():
             exact = key in {name, f"model.{name}"} or name.endswith(f".{key}")
             special = not set(key).isdisjoint("*+?^$()[]{}|\\")
-            if exact or (special and _pattern(key).search(name)):
+            if exact or (special and expression_of(key).search(name)):
                 own = table_in(change, "extra_config")
                 return _bits(own) if "bits" in own else default
     return default
@@ -369,7 +324,7 @@ def _quark(quantisation: Quantisation, layer: Layer) -> Weights:
     excluded = names_in(raw.get("exclude"), "exclude")
     for name in layer.names:
         inside = (e.startswith(f"{name}.") for e in excluded if layer.experts)
-        if any(_equal_or_pattern(name, entry) for entry in excluded) or any(inside):
+        if any(equal_or_pattern(name, entry) for entry in excluded) or any(inside):
             return WHOLE
     described: Any = raw.get("global_quant_config")
     for pattern, entry in table_in(raw.get("layer_quant_config"), "layer_quant_config").items():
@@ -390,7 +345,7 @@ def _quark_weights(weight: Mapping[str, Any], inputs: object) -> Weights:
     method = f"quark {kind} {scheme}".strip()
     if kind.startswith("fp8") and scheme in {"per_tensor", "per_channel", "per_block"}:
         scaling = scheme.removeprefix("per_")
-        block = _block(weight.get("block_size")) if scaling == "block" else None
+        block = block_of(weight.get("block_size")) if scaling == "block" else None
         static = isinstance(inputs, dict) and not inputs.get("is_dynamic")
         return Weights("fp8_w8a8", scaling, block, static, method)
     if kind == "int8" and inputs:
@@ -438,3 +393,17 @@ RULES: Mapping[str, Callable[[Quantisation, Layer], Weights]] = {
     "experts_int8": _always(Weights("int8_w8a16", "channel", method="experts_int8")),
     **dict.fromkeys(("torchao", "fbgemm_fp8", "fp_quant"), _linear_only),
 }
+
+
+def weights_of(quantisation: Quantisation | None, layer: Layer) -> Weights:
+    """What vLLM will make of a layer's weights.
+
+    Raises:
+        BadInputError: a configuration that cannot be understood, or that vLLM refuses.
+    """
+    if quantisation is None:
+        return WHOLE
+    rule = RULES.get(quantisation.method)
+    if rule is None:
+        return Weights("unknown", method=quantisation.method)
+    return rule(quantisation, layer)

@@ -6,6 +6,7 @@ from autotune.kernels.compile.job import kernel_info
 from autotune.kernels.config_file import FIELDS
 from autotune.kernels.measure.available import cannot_measure
 from autotune.kernels.moe.from_model import explicit_shape, load_config, shape_from_config
+from autotune.kernels.moe.notes import check_refined, notes_on
 from autotune.kernels.moe.routing import parse_routing
 from autotune.kernels.moe.shape import MoeShape
 from autotune.kernels.plan import Plan, default_study
@@ -31,12 +32,14 @@ def make_plan(request: MoeRequest, visible: str | None) -> Plan:
         NoFeasibleCandidateError: the device can run nothing of the space.
     """
     device = resolve_device(request.device, visible)
-    shape, model = _layer(request)
+    shape, model, notes = _layer(request, device)
     routing = parse_routing(request.routing)
     routing.weights(shape.global_experts)  # refuses a file for another number of experts
     gpus, unmeasured = _to_measure_on(request, device, visible)
     # The processes that measure, and the one that searches, must not wait for a compiler's CPU.
     spare = 1 + len(gpus) if gpus else 0
+    kernel = kernel_info()
+    check_refined(request, shape, kernel.vllm_version)
     plan = Plan(
         study=request.study or default_study(device, shape),
         device=device,
@@ -50,30 +53,33 @@ def make_plan(request: MoeRequest, visible: str | None) -> Plan:
         seed=request.seed,
         min_gain=flags.fraction(request.min_gain, "--min-gain"),
         workers=request.workers or max(1, usable_cpus() - spare),
-        kernel=kernel_info(),
+        kernel=kernel,
         command=request.command or request.command_line("moe"),
         gpus=gpus,
         routing=routing,
         memory_limit_mib=flags.mebibytes(request.memory_limit),
         retry_failed=request.retry_failed,
+        notes=notes,
         unmeasured=unmeasured,
     )
     _ = plan.trials_per_m  # before anything is written: is any candidate feasible?
     return plan
 
 
-def _layer(request: MoeRequest) -> tuple[MoeShape, str]:
-    """The shape, and the model's name for people."""
+def _layer(request: MoeRequest, device: Device) -> tuple[MoeShape, str, tuple[str, ...]]:
+    """The shape, the model's name for people, and what else vLLM asks for."""
     if all(size is None for size in request.sizes.values()):
         model = DEFAULT_MODEL if request.model is None else request.model
+        config = load_config(model)
         shape = shape_from_config(
-            load_config(model),
+            config,
             dtype=request.dtype,
             tp=request.tp,
             ep=request.ep,
             scheme=request.scheme,
+            layer=request.layer,
         )
-        return shape, model
+        return shape, model, notes_on(config, request, shape, device)
     shape = explicit_shape(
         **request.sizes,
         dtype=request.dtype,
@@ -81,7 +87,7 @@ def _layer(request: MoeRequest) -> tuple[MoeShape, str]:
         tp=request.tp,
         ep=request.ep,
     )
-    return shape, "given by its sizes"
+    return shape, "given by its sizes", ()
 
 
 def _to_measure_on(

@@ -46,6 +46,8 @@ class Plan:
     memory_limit_mib: int | None = None
     retry_failed: bool = False
     """Try again what timed out or crashed in an earlier command."""
+    notes: tuple[str, ...] = ()
+    """What else vLLM will ask for, and what of this file it may not read; one line each."""
     unmeasured: str = ""
     """Why this is a prediction although the GPU is here."""
 

@@ -59,6 +59,13 @@ class MoeRequest(Request):
     scheme: Annotated[
         str | None, flag("Scaling: tensor, channel, block; default: the model's.", panel=LAYER)
     ] = None
+    layer: Annotated[
+        str | None,
+        flag(
+            "The model's layer, mtp or vision; default: those with the most work.",
+            panel=LAYER,
+        ),
+    ] = None
     tp: Annotated[int, flag("Tensor-parallel size; divides N.", panel=LAYER)] = 1
     ep: Annotated[int, flag("Expert-parallel size; divides E.", panel=LAYER)] = 1
     batch_sizes: Annotated[
@@ -163,4 +170,6 @@ class MoeRequest(Request):
             raise BadInputError(
                 "--model and --experts/--intermediate/--hidden/--topk exclude each other"
             )
+        if self.layer is not None and any(size is not None for size in self.sizes.values()):
+            raise BadInputError("--layer is of a --model, and sizes are given")
         return self

@@ -19,7 +19,7 @@ from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.engine.hub import Config, HubUnreachableError, hub_file, text_config
 from autotune.engine.quantization import APART, lacks_quantisation, with_quantisation
 from autotune.export.files import at_home
-from autotune.kernels.moe.layers import ExpertLayers, expert_layers, type_of
+from autotune.kernels.moe.layers import ExpertLayers, chosen, expert_layers, type_of
 from autotune.kernels.moe.shape import DTYPES, MoeShape, Scheme
 from autotune.util.resources import data_root
 from autotune.util.yamlfile import load_yaml
@@ -104,7 +104,13 @@ def _from_hub(ref: str) -> Path:
 
 
 def shape_from_config(
-    config: Config, *, dtype: str = "auto", tp: int = 1, ep: int = 1, scheme: str | None = None
+    config: Config,
+    *,
+    dtype: str = "auto",
+    tp: int = 1,
+    ep: int = 1,
+    scheme: str | None = None,
+    layer: str | None = None,
 ) -> MoeShape:
     """The MoE shape of a model on one rank.
 
@@ -117,18 +123,20 @@ def shape_from_config(
         tp: tensor-parallel size.
         ep: expert-parallel size.
         scheme: overrides the scaling scheme of the checkpoint.
+        layer: which layers, see :func:`~autotune.kernels.moe.layers.chosen`.
 
     Raises:
         BadInputError: no experts, a value missing, a size that does not divide, or a quantisation
             that this kernel's configuration file does not serve.
     """
     try:
-        layers = expert_layers(config)[0]
+        groups = expert_layers(config)
     except BadInputError:
         if dtype == "auto":
             raise
         # What the experts will be is given, so what the checkpoint says of it does not matter.
-        layers = expert_layers(config, quantised=False)[0]
+        groups = expert_layers(config, quantised=False)
+    layers = chosen(groups, layer)
     return shape_of(layers, dtype=dtype, tp=tp, ep=ep, scheme=scheme, config=config)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from autotune.core import BadInputError
 from autotune.engine.hub import Config, text_config
 from autotune.engine.mtp import mtp_has_experts, mtp_layers
-from autotune.engine.quantization import Layer, Quantisation, Weights, quantisation_of, weights_of
+from autotune.engine.quantization import Layer, Quantisation, Weights, quantisation_of
+from autotune.engine.quantization_rules import weights_of
 from autotune.kernels.moe.sparse import is_sparse
 
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
@@ -62,7 +63,6 @@ _BASES = (
     "model.layers.{}",
     "model.language_model.layers.{}",
     "language_model.model.layers.{}",
-    "layers.{}",
     "backbone.layers.{}",
 )
 
@@ -97,6 +97,11 @@ class ExpertLayers:
         return len(self.numbers) * self.topk * self.intermediate * self.hidden
 
     @property
+    def flag(self) -> str:
+        """What ``--layer`` of ``autotune moe`` calls them."""
+        return str(self.numbers[0]) if self.part == "layers" else self.part
+
+    @property
     def where(self) -> str:
         """For people: ``40 layers (0-39)``, ``the MTP layer``."""
         if self.part == "mtp":
@@ -106,6 +111,30 @@ class ExpertLayers:
             return f"layer {first}"
         what = "vision experts of " if self.part == "vision" else ""
         return f"{what}{len(self.numbers)} layers ({first}-{last})"
+
+
+def chosen(groups: Sequence[ExpertLayers], wanted: str | None) -> ExpertLayers:
+    """The layers that ``--layer`` names; without it those that do the most work.
+
+    Args:
+        groups: from :func:`expert_layers`.
+        wanted: a layer's number, or a part: ``mtp`` or ``vision``.
+
+    Raises:
+        BadInputError: no such layers.
+    """
+    if wanted is None:
+        return groups[0]
+    for group in groups:
+        if wanted == group.part or (
+            wanted.isdecimal() and int(wanted) in group.numbers and group.part != "vision"
+        ):
+            return group
+    there = ", ".join(group.where for group in groups)
+    raise BadInputError(
+        f"--layer {wanted}: no such layer of routed experts (there are {there}); give a number, "
+        "mtp or vision"
+    )
 
 
 def name_of(config: Config) -> str:
@@ -318,6 +347,8 @@ def names_of(config: Config, number: int, mtp: int | None = None) -> tuple[str, 
     bases = [base.format(number) for base in _BASES]
     if type_of(config) == "dbrx":
         bases = [f"transformer.blocks.{number}"]
+    if any(kind.startswith("deepseek_v4") for kind in kinds):
+        bases.append(f"layers.{number}")  # not for all: it is a part of mtp.layers.0 too
     if mtp is not None:
         bases += [f"mtp.layers.{mtp}", f"model.mtp.layers.{mtp}", f"mtp.{mtp}"]
     return tuple(f"{base}.{path}" for base in bases for path in paths)

@@ -370,7 +370,7 @@ K3 = SIZES | {"model_type": "kimi_linear", "routed_expert_hidden_size": 64}
     ("flags", "expected"),
     [({}, (8, 128, 64)), ({"tp": 4, "ep": 4}, (2, 128, 64)), ({"tp": 4}, (8, 256, 64))],
 )
-def test_kimi_k3(flags: dict[str, int], expected: tuple[int, ...]) -> None:
+def test_kimi_k3(flags: dict[str, Any], expected: tuple[int, ...]) -> None:
     """Experts read the latent width; a rank's part is padded to 256 columns."""
     nested = quantised(K3, **compressed(a=group("Linear", weights=WEIGHTS4, inputs=None)))
     config = {"model_type": "kimi_k3", "text_config": nested}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from autotune.kernels.moe.file_name import Limits, Named, assumed_sizes, parse_n
 from autotune.kernels.moe.shape import MoeShape, Scheme
 from autotune.kernels.request import STANDARD_LADDER
 from autotune.machine.devices import get_device
+from autotune.measure.pool import WorkerPool
 from tests.kernels.kept_study import FILE, KEPT
 
 GB10 = "E=128,N=704,device_name=NVIDIA_GB10,dtype=fp8_w8a8.json"
@@ -299,11 +301,26 @@ def test_a_file_with_gaps(write: Write) -> None:
 # ----------------------------------------------------------------------------------- the command
 
 
+@pytest.fixture(scope="module")
+def pool() -> Iterator[WorkerPool]:
+    """The process that a command would start to ask for vLLM's defaults, here for all of them."""
+    with compile_pool(1, kernel_info()) as opened:
+        yield opened
+
+
 @pytest.fixture
-def run(in_process: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+def run(
+    in_process: Callable[..., tuple[int, str, str]],
+    pool: WorkerPool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., tuple[int, str, str]]:
+    monkeypatch.setattr(
+        "autotune.kernels.check.verify_all.compile_pool", lambda *_: nullcontext(pool)
+    )
     return partial(in_process, "verify")
 
 
+@pytest.mark.compile
 def test_every_file_that_vllm_ships(run: Callable[..., tuple[int, str, str]]) -> None:
     configs = kernel_info().path.parent / "configs"
     code, out, err = run(str(configs), "--json")
@@ -335,8 +352,9 @@ def test_every_file_that_vllm_ships(run: Callable[..., tuple[int, str, str]]) ->
 
 @pytest.mark.compile
 def test_rows_compiled_for_their_device(
-    run: Callable[..., tuple[int, str, str]], write: Write
+    in_process: Callable[..., tuple[int, str, str]], write: Write
 ) -> None:
+    run = partial(in_process, "verify")  # with processes of its own
     # 256 sums per thread: more than a thread has registers.
     spilling = row(BLOCK_SIZE_M=128, BLOCK_SIZE_N=256, BLOCK_SIZE_K=64, num_stages=2)
     path = write({"triton_version": "3.8.0", "1": row(), "64": spilling})
@@ -350,6 +368,7 @@ def test_rows_compiled_for_their_device(
     assert any(f["code"] == "gap" for f in done["findings"])
 
 
+@pytest.mark.compile
 def test_times_from_a_landscape(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     document = json.loads((KEPT / FILE).read_text())
     path = tmp_path / FILE
@@ -373,6 +392,7 @@ def test_times_from_a_landscape(run: Callable[..., tuple[int, str, str]], tmp_pa
     assert "measured" not in out
 
 
+@pytest.mark.compile
 def test_a_file_that_cannot_be_read_does_not_end_the_rest(
     run: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
@@ -385,6 +405,7 @@ def test_a_file_that_cannot_be_read_does_not_end_the_rest(
     assert not any(f["code"] == "unreadable" for f in found["E=128"])
 
 
+@pytest.mark.compile
 def test_files_in_hidden_folders_are_nobody_s_to_verify(
     run: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
@@ -401,6 +422,7 @@ def test_files_in_hidden_folders_are_nobody_s_to_verify(
     assert json.loads(run(str(hidden), "--json")[1]), "named itself it is verified"
 
 
+@pytest.mark.compile
 def test_several_files_show_what_matters(
     run: Callable[..., tuple[int, str, str]], write: Write, tmp_path: Path
 ) -> None:

@@ -12,6 +12,8 @@ TORCH_FLAGS ?=
 # Workers of pytest. Tests of one group (tests/conftest.py) never run at the same time.
 WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadgroup
+# Each of some hundred processes would compile autotune again.
+unexport PYTHONDONTWRITEBYTECODE
 REQUIREMENTS := $(wildcard requirements/*.txt)
 
 .PHONY: help setup moe quick unit test nightly lint types format compile-tables constraints clean

@@ -311,7 +311,7 @@ class Sample(Request):
 
     many: Annotated[Texts, flag("Several.", name="--one-of")] = ()
     key: Annotated[Texts, flag("A key.", secret=True)] = ()
-    wait: Annotated[Duration | None, flag("A time.")] = None
+    wait: Annotated[Duration | None, flag("A time.", short="-w", unit="s", hidden=True)] = None
     on: Annotated[bool, flag("On unless switched off.")] = True
     note: str = "no flag"
 
@@ -327,6 +327,28 @@ def test_what_a_request_can_declare() -> None:
     assert "s3cret" not in str(refused.value)
     with pytest.raises(BadInputError, match="--wait 5: expected a time"):
         Sample.model_validate({"wait": 5})
+
+
+def test_a_short_flag_and_one_that_help_leaves_out() -> None:
+    app, heard = typer.Typer(), []
+
+    def sample(request: Sample) -> None:
+        heard.append(request)
+
+    build.add_command(app, Sample, sample)
+    command = typer.main.get_command(app)
+    command(["-w", "90s", "--one-of", "a", "--one-of", "b", "--no-on"], standalone_mode=False)
+    assert heard == [Sample(wait="90s", many=("a", "b"), on=False)]
+    assert heard[0].given() == {"wait", "many", "on"}
+    (wait,) = [param for param in command.params if param.name == "wait"]
+    assert getattr(wait, "hidden", False)
+
+
+def test_null_in_json_is_a_flag_that_was_not_given() -> None:
+    nulls: dict[str, Any] = {"url": None, "vllm": None, "image": None, "mount": []}
+    docker = PAIR | {"launcher": "docker", "image": "i"}
+    assert SpecRequest.model_validate(docker | {"url": None, "vllm": None}).image == "i"
+    assert SpecRequest.model_validate(PAIR | nulls).given() == {"target", "drafter"}
 
 
 def test_a_type_that_no_flag_can_have_is_found_when_the_command_is_built() -> None:

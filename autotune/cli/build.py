@@ -56,7 +56,8 @@ def _parameter(request: type[Request], name: str, field: FieldInfo) -> inspect.P
     if more.get("positional"):
         info: Any = typer.Argument(**shown)
     else:
-        info = typer.Option(declaration(request.flag_name(name), field), **shown)
+        names = [declaration(request.flag_name(name), field), more.get("short")]
+        info = typer.Option(*filter(None, names), **shown)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
     )

@@ -107,11 +107,12 @@ def _values(schema: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in kind["enum"])
     if "examples" in kind:
         return "such as " + ", ".join(f"`{example}`" for example in kind["examples"])
+    unit = f" ({kind['unit']})" if "unit" in kind else ""
     if "minimum" in kind:
-        return f"{kind['minimum']} to {kind['maximum']}"
+        return f"{kind['minimum']} to {kind['maximum']}{unit}"
     if kind.get("metavar"):
         return f"`{kind['metavar']}`"
-    return "path" if kind.get("format") == "path" else TYPES[kind["type"]]
+    return "path" if kind.get("format") == "path" else TYPES[kind["type"]] + unit
 
 
 def _default(required: bool, default: Any) -> str:

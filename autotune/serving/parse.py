@@ -1,16 +1,22 @@
-"""Texts of ``autotune spec``'s flags to values; what cannot be read names the flag, in one line.
+"""Texts of ``autotune spec``'s flags to values, and the fields that hold such texts.
 
-What a parser needs of the half's slower modules it imports itself: ``--help`` needs the requests.
+What cannot be read names the flag, in one line. What a parser needs of slower modules it imports
+itself, because ``--help`` needs the requests.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from autotune.core import BadInputError
 from autotune.export.files import at_home
 from autotune.util import flags
+from autotune.util.request import Texts, checked, checked_each, several
 
 MOST_GAMMA = 64
 MOST_CONCURRENCY = 4096
@@ -185,3 +191,27 @@ def check_gpus(text: str, flag: str = "--gpus") -> None:
     """
     if re.fullmatch(r"[\w\",=.:-]+", text, re.ASCII) is None:
         raise BadInputError(f"{flag} {text!r}: expected all, none, a number or device=0,1")
+
+
+# Fields of a request that hold such texts.
+
+Home = Annotated[str, AfterValidator(at_home)]
+"""A path or another name; ``~`` is written out, which a shell leaves alone in ``--target=~/m``."""
+Homes = Annotated[
+    tuple[str, ...],
+    BeforeValidator(several),
+    AfterValidator(lambda texts: tuple(map(at_home, texts))),
+]
+Folder = Annotated[Path, AfterValidator(lambda path: Path(at_home(str(path))))]
+Gammas = Annotated[str, checked(parse_gammas), Field(examples=["0-6", "0,2,4"])]
+Values = Annotated[str, checked(parse_values)]
+Utilization = Annotated[str, checked(check_utilization), Field(examples=["0.8,0.85", "0.4:0.9"])]
+Concurrency = Annotated[str, checked(parse_concurrency), Field(examples=["1,4,8"])]
+Rates = Annotated[str, checked(parse_rates), Field(examples=[".8,.6,.4"])]
+Slo = Annotated[str, checked(check_slo), Field(examples=["ttft=500ms,tpot=50ms"])]
+Image = Annotated[str, checked(check_image)]
+Gpus = Annotated[str, checked(check_gpus), Field(examples=["all", "none", "2", "device=0,1"])]
+Words = Annotated[str, checked(parse_words)]
+ListOfWords = Annotated[Texts, checked_each(parse_words)]
+Sets = Annotated[Texts, checked_each(parse_set)]
+Variables = Annotated[Texts, checked_each(parse_variable)]

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import model_validator
 
 from autotune.core import BadInputError
-from autotune.export.files import at_home
-from autotune.serving import parse
 from autotune.serving.pair.methods import NO_DRAFTER
-from autotune.serving.scenario import OBJECTIVES
-from autotune.util.request import (
-    Duration,
-    Request,
-    Share,
-    StudyName,
-    Texts,
-    checked,
-    checked_each,
-    extra,
-    flag,
-    several,
+from autotune.serving.parse import (
+    Concurrency,
+    Folder,
+    Gammas,
+    Gpus,
+    Home,
+    Homes,
+    Image,
+    ListOfWords,
+    Rates,
+    Sets,
+    Slo,
+    Utilization,
+    Values,
+    Variables,
+    Words,
+    is_range,
+    parse_gammas,
 )
+from autotune.serving.scenario import OBJECTIVES
+from autotune.util.request import Duration, Request, Share, StudyName, Texts, extra, flag
 
 MODELS = "What is served"
 SEARCH = "What is tried"
@@ -42,28 +47,6 @@ LAUNCHERS: Mapping[str, str] = {
 }
 _ANY = tuple(LAUNCHERS)
 _WITH_IMAGE = ("local", "docker")
-
-Home = Annotated[str, AfterValidator(at_home)]
-"""A path or another name; ``~`` is written out, which a shell leaves alone in ``--target=~/m``."""
-Homes = Annotated[
-    tuple[str, ...],
-    BeforeValidator(several),
-    AfterValidator(lambda texts: tuple(map(at_home, texts))),
-]
-Gammas = Annotated[str, checked(parse.parse_gammas), Field(examples=["0-6", "0,2,4"])]
-Values = Annotated[str, checked(parse.parse_values)]
-Utilization = Annotated[
-    str, checked(parse.check_utilization), Field(examples=["0.8,0.85", "0.4:0.9"])
-]
-Concurrency = Annotated[str, checked(parse.parse_concurrency), Field(examples=["1,4,8"])]
-Rates = Annotated[str, checked(parse.parse_rates), Field(examples=[".8,.6,.4"])]
-Slo = Annotated[str, checked(parse.check_slo), Field(examples=["ttft=500ms,tpot=50ms"])]
-Image = Annotated[str, checked(parse.check_image)]
-Gpus = Annotated[str, checked(parse.check_gpus), Field(examples=["all", "none", "2", "device=0,1"])]
-Words = Annotated[str, checked(parse.parse_words)]
-ListOfWords = Annotated[Texts, checked_each(parse.parse_words)]
-Sets = Annotated[Texts, checked_each(parse.parse_set)]
-Variables = Annotated[Texts, checked_each(parse.parse_variable)]
 
 
 class SpecRequest(Request):
@@ -118,7 +101,11 @@ class SpecRequest(Request):
     ] = None
     context: Annotated[
         int | None,
-        flag("Tokens of a request that a searched utilization must hold.", panel=SEARCH),
+        flag(
+            "Tokens of a request that a searched utilization must hold.",
+            panel=SEARCH,
+            unit="tokens",
+        ),
     ] = None
     set: Annotated[
         Sets,
@@ -141,7 +128,14 @@ class SpecRequest(Request):
     ] = "chat"
     max_tokens: Annotated[
         int,
-        flag("Output tokens per request.", panel=LOAD, least=2, most=1_000_000, launchers=_ANY),
+        flag(
+            "Output tokens per request.",
+            panel=LOAD,
+            unit="tokens",
+            least=2,
+            most=1_000_000,
+            launchers=_ANY,
+        ),
     ] = 128
     ignore_eos: Annotated[
         bool,
@@ -190,8 +184,7 @@ class SpecRequest(Request):
         flag("Examples of a task; all if not given.", panel=DECISION, least=1, most=1_000_000),
     ] = None
     quality_tasks: Annotated[
-        Path | None,
-        AfterValidator(lambda path: path and Path(at_home(str(path)))),
+        Folder | None,
         flag("Folder with further tasks for lm-eval.", panel=DECISION),
     ] = None
     quality_timeout: Annotated[
@@ -346,7 +339,7 @@ class SpecRequest(Request):
         """The drafter; ``none`` where gamma is 0 alone; empty where it is missing."""
         if self.drafter:
             return self.drafter[0]
-        nothing_drafted = self.gamma is not None and parse.parse_gammas(self.gamma) == (0,)
+        nothing_drafted = self.gamma is not None and parse_gammas(self.gamma) == (0,)
         return NO_DRAFTER if nothing_drafted else ""
 
     def of_target(self, target: str, study: str) -> Self:
@@ -368,7 +361,8 @@ class SpecRequest(Request):
         """Refuse what the launcher would pass over in silence, and see that nothing is missing."""
         does = f"--launcher {self.launcher} {LAUNCHERS[self.launcher]}"
         for name in sorted(self.given() & SpecRequest.model_fields.keys()):
-            flag, owners = self.flag_name(name), self._launchers(name)
+            flag = self.flag_name(name)
+            owners = extra(SpecRequest.model_fields[name]).get("launchers")
             if owners is not None and self.launcher not in owners:
                 raise BadInputError(
                     f"{flag} goes with --launcher {' or '.join(owners)}, and {does}; leave one out"
@@ -385,17 +379,9 @@ class SpecRequest(Request):
             raise BadInputError("--mount: is for a container; needs --image")
         if self.launcher == "url" and len(self.target) > 1:
             raise BadInputError("--launcher url: measures one model; give one --target, or none")
-        if self.launcher != "url":
-            self._check_models()
-
-    def _launchers(self, name: str) -> tuple[str, ...] | None:
-        found: tuple[str, ...] | None = extra(type(self).model_fields[name]).get("launchers")
-        return found
-
-    def _check_models(self) -> None:
-        if not self.target:
+        if self.launcher != "url" and not self.target:
             raise BadInputError("--target: is missing; name a folder or a hub id")
-        if not self.only_drafter:
+        if self.launcher != "url" and not self.only_drafter:
             raise BadInputError(
                 "--drafter: is missing; name a folder or a hub id, a method such as ngram, or none"
             )
@@ -405,7 +391,7 @@ class SpecRequest(Request):
         other = next((name for name in ways if getattr(self, name)), None)
         if self.space is not None and other is not None:
             raise BadInputError(f"--space and {self.flag_name(other)} exclude each other")
-        if self.context is not None and not parse.is_range(self.gpu_memory_utilization):
+        if self.context is not None and not is_range(self.gpu_memory_utilization):
             raise BadInputError("--context: goes with a range of --gpu-memory-utilization")
         if self.context is not None and self.context <= self.max_tokens:
             raise BadInputError(

@@ -54,8 +54,9 @@ def flag(
         most: largest number.
         more: further keywords, which stand in the JSON schema: ``enum`` (the texts that are
             allowed), ``metavar``, ``positional``, ``secret`` (values are written nowhere),
-            ``sensitive`` (values may hold a credential), ``note`` (more for the documentation), or
-            what a request itself reads.
+            ``sensitive`` (values may hold a credential), ``short`` (such as ``-v``), ``hidden``
+            (not in help), ``unit``, ``note`` (more for the documentation), or what a request itself
+            reads.
     """
     named = {"panel": panel, "flag": name, **more}
     extra = {key: value for key, value in named.items() if value is not None}
@@ -180,8 +181,9 @@ class Request(BaseModel):
                 yield name, field
 
     def given(self) -> set[str]:
-        """The names of the fields that were given a value, default or not."""
-        return self.model_fields_set & {name for name, _ in self.declared()}
+        """The names of the fields that were given a value, default or not; null is no value."""
+        names = self.model_fields_set & {name for name, _ in self.declared()}
+        return {name for name in names if getattr(self, name) not in {None, ()}}
 
     def secrets(self) -> Iterator[str]:
         """The values that must be written nowhere, as they were given."""

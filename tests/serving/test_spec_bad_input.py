@@ -218,7 +218,7 @@ def test_a_program_that_is_not_there_is_missing(
     monkeypatch.setattr("sys.argv", ["autotune", *command.split()])
     # Where memory is short the pair itself is refused, before programs are looked for.
     free = MemoryReading(2**40, 2**40, MemoryKind.CPU, "here")
-    monkeypatch.setattr("autotune.serving.request.read_memory", lambda _: free)
+    monkeypatch.setattr("autotune.serving.make_plan.read_memory", lambda _: free)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == MISSING

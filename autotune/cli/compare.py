@@ -1,4 +1,4 @@
-"""``autotune compare``: two configuration files, key by key."""
+"""``autotune compare`` compares two configuration files, key by key."""
 
 from __future__ import annotations
 
@@ -54,23 +54,23 @@ def compare(request: Compare) -> None:
                 compared(*files, batch_sizes, source), len(batch_sizes), description="comparing"
             )
         )
-    found = document(*files, rows, source)
+    comparison = document(*files, rows, source)
     if request.as_json:
-        print_json(found)
+        print_json(comparison)
         return
-    _show_all(found, rows)
+    _show_all(comparison, rows)
 
 
-def _show_all(found: Mapping[str, Any], rows: list[Row]) -> None:
-    for text in found["warnings"]:
+def _show_all(comparison: Mapping[str, Any], rows: list[Row]) -> None:
+    for text in comparison["warnings"]:
         err.print(f"[yellow]Warning: {escape(text)}[/yellow]", soft_wrap=True)
-    _show(rows, found["basis"])
-    mean = found["geometric_mean"]
+    _show(rows, comparison["basis"])
+    mean, basis, compared = (comparison[k] for k in ("geometric_mean", "basis", "compared"))
     if mean is None:
         out.print("nothing could be compared")
         return
     out.print(
-        f"{found['basis']}: {mean:.3f}× in the geometric mean over {found['compared']} of "
+        f"{basis}: {mean:.3f}× in the geometric mean over {compared} of "
         f"{counted(len(rows), 'batch size')}; above 1 the second file is faster"
     )
 

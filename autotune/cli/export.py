@@ -1,4 +1,4 @@
-"""``autotune export``: a study's file for vLLM, for SGLang, or for a folder."""
+"""``autotune export`` writes a study's file for vLLM, for SGLang, or for a folder."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def export(request: Export) -> None:
 
     who = None if request.signoff is None else person(request.signoff, "--signoff")
     with Store.open(request.db, create=False) as store:
-        found = _found(store, request)
+        source = _source(store, request)
     place = request.out / request.study
     if request.to == "folder":
-        done = publish.to_folder(found.tuned, request.dest or place / "export")
+        done = publish.to_folder(source.tuned, request.dest or place / "export")
     elif request.to == "sglang":
-        done = publish.to_sglang(found.tuned, request.dest or place / "sglang")
+        done = publish.to_sglang(source.tuned, request.dest or place / "sglang")
     else:
-        done = _to_vllm(found, request, who)
-    _show(done, found.warning, as_json=request.as_json)
+        done = _to_vllm(source, request, who)
+    _show(done, source.warning, as_json=request.as_json)
 
 
-def _to_vllm(found: _Found, request: Export, who: str | None) -> Exported:
-    """A commit on a branch of the checkout."""
+def _to_vllm(source: _Source, request: Export, who: str | None) -> Exported:
+    """Commit the file on a branch of the checkout."""
     from autotune.export.checkout import Checkout  # noqa: PLC0415
     from autotune.kernels.export import publish  # noqa: PLC0415
 
@@ -52,20 +52,20 @@ def _to_vllm(found: _Found, request: Export, who: str | None) -> Exported:
         model=request.model_name,
         min_gain=flags.fraction(request.min_gain, "--min-gain"),
         compared=request.compared,
-        serve=found.serve,
+        serve=source.serve,
         serve_log=request.serve_log,
         cuda=request.cuda,
         ai=request.ai_assistance,
-        uuids=found.uuids,
+        uuids=source.uuids,
     )
     return publish.to_vllm(
-        found.tuned, Checkout.open(request.repo, "--repo", request.base), options
+        source.tuned, Checkout.open(request.repo, "--repo", request.base), options
     )
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What an export takes from the database."""
+class _Source:
+    """It holds what an export takes from the database."""
 
     tuned: Tuned
     serve: Mapping[str, Any] | None
@@ -73,22 +73,22 @@ class _Found:
     warning: str | None
 
 
-def _found(store: Store, request: Export) -> _Found:
+def _source(store: Store, request: Export) -> _Source:
     from autotune.kernels import stored  # noqa: PLC0415
     from autotune.kernels.export import publish  # noqa: PLC0415
     from autotune.kernels.export.earlier import left_out  # noqa: PLC0415
     from autotune.kernels.export.serving_evidence import with_and_without  # noqa: PLC0415
 
     study, device = request.study, request.device
-    known = None if device is None else tuned_for(store, study, device)
+    tuned_device = None if device is None else tuned_for(store, study, device)
     gain = flags.fraction(request.min_gain, "--min-gain")
-    tuned = stored.load(store, study, gain, device=known)
+    tuned = stored.load(store, study, gain, device=tuned_device)
     publish.check(tuned, allow_predicted=request.allow_predicted)
     serve = None
     if request.serve_study is not None:
         data = publish.rendered(tuned)
         serve = with_and_without(store, request.serve_study, tuned.file_name, data)
-    return _Found(tuned, serve, publish.uuids_of_trials(store, tuned), left_out(store, tuned))
+    return _Source(tuned, serve, publish.uuids_of_trials(store, tuned), left_out(store, tuned))
 
 
 def _show(done: Exported, warning: str | None, *, as_json: bool) -> None:

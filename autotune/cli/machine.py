@@ -1,4 +1,4 @@
-"""``autotune devices`` and ``autotune doctor``: what this machine is and has."""
+"""``autotune devices`` and ``autotune doctor`` tell what this machine is and has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``autotune moe``."""
+"""``autotune moe`` tunes a fused-MoE kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of commands and flags, written from the requests.
+"""This module writes the page of commands and flags from the requests.
 
 Run ``python -m autotune.cli.reference > docs/reference/cli.md``.
 """
@@ -43,7 +43,7 @@ TYPES = {"string": "text", "integer": "whole number", "boolean": "switch"}
 
 
 def page() -> str:
-    """The whole page as Markdown."""
+    """Write the whole page as Markdown."""
     parts = [HEAD, _commands()]
     parts += [_command(run.__name__, request) for request, run in COMMANDS]
     return "\n".join([*parts, _exit_codes()])
@@ -73,7 +73,7 @@ def _command(name: str, request: type[Request]) -> str:
 
 
 def _panels(request: type[Request]) -> Iterator[tuple[str, list[list[str]]]]:
-    """The rows of each panel, in the order of ``--help``; arguments come first."""
+    """Iterate over the rows of each panel, in the order of ``--help``; arguments come first."""
     schema = request.model_json_schema()["properties"]
 
     def panel(name: str) -> str:
@@ -97,7 +97,7 @@ def _row(request: type[Request], name: str, schema: dict[str, Any]) -> list[str]
 
 
 def _values(schema: dict[str, Any]) -> str:
-    """What may be given: choices, examples, bounds or the type of the schema, in words."""
+    """Say what may be given: choices, examples, bounds or the type of the schema."""
     given = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
     kind = {**given[0], **schema}
     if kind["type"] == "array":

@@ -1,4 +1,4 @@
-"""``autotune report`` and ``autotune dashboard``: studies to look at."""
+"""``autotune report`` and ``autotune dashboard`` show studies in a browser."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def report(request: Report) -> None:
         write_markdown(page, place)
     files = [text, write_html(page, place)]
     if request.as_json:
-        said = {"study": study, "kind": kind, "banner": page.banner, "result": page.result}
-        print_json(said | {"files": [str(path) for path in files]})
+        document = {"study": study, "kind": kind, "banner": page.banner, "result": page.result}
+        print_json(document | {"files": [str(path) for path in files]})
     else:
         if page.banner:
             typer.echo(page.banner)
@@ -59,17 +59,17 @@ def _moe(
     from autotune.kernels.report.page import moe_page  # noqa: PLC0415
     from autotune.kernels.stored import load  # noqa: PLC0415
 
-    known = None if device is None else tuned_for(store, study, device)
-    tuned = load(store, study, 0.01 if min_gain is None else min_gain, device=known)
+    own_device = None if device is None else tuned_for(store, study, device)
+    tuned = load(store, study, 0.01 if min_gain is None else min_gain, device=own_device)
     place = folder_of(out, study, tuned.basis)
-    left = _left(place / "provenance.json")
+    provenance = _provenance(place)
     facts, current = None, False
-    if left.get("setup") == tuned.setup:  # the job's own words are about this search
-        facts = left.get("measured_on")
-        current = min_gain is None and sum(left.get("counts", {}).values()) == tuned.trials
-        if min_gain is None and left.get("min_gain") is not None:
-            min_gain = float(left["min_gain"])
-            tuned = load(store, study, min_gain, device=known, setup=tuned.setup)
+    if provenance.get("setup") == tuned.setup:  # the job's own words are about this search
+        facts = provenance.get("measured_on")
+        current = min_gain is None and sum(provenance.get("counts", {}).values()) == tuned.trials
+        if min_gain is None and provenance.get("min_gain") is not None:
+            min_gain = float(provenance["min_gain"])
+            tuned = load(store, study, min_gain, device=own_device, setup=tuned.setup)
     page = moe_page(store, tuned, 0.01 if min_gain is None else min_gain, facts)
     return page, place, current
 
@@ -84,13 +84,13 @@ def _spec(store: Store, study: str, out: Path) -> tuple[Page, Path, bool]:
     return spec_page(store, served, left), place, known_boots(left) == served.boots
 
 
-def _left(path: Path) -> dict[str, Any]:
-    """What a finished job left there; nothing if there is none, or no JSON."""
+def _provenance(place: Path) -> dict[str, Any]:
+    """Read what a finished job left there; nothing if there is none, or no JSON."""
     try:
-        found = json.loads(path.read_bytes())
+        document = json.loads((place / "provenance.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def dashboard(request: Dashboard) -> None:
@@ -106,11 +106,11 @@ def dashboard(request: Dashboard) -> None:
     study = request.study
     check_installed()
     with Store.open(request.db, create=False) as store:
-        names = [study] if study else [found.study.name for found in store.list_studies()]
+        names = [study] if study else [summary.study.name for summary in store.list_studies()]
         details = [store.get_study(name) for name in names]
         flags.study_name(study)
         trials = [{s.id: store.dated_trials(s) for s in detail.searches} for detail in details]
-    if not any(found for of_study in trials for found in of_study.values()):
+    if not any(of_search for of_study in trials for of_search in of_study.values()):
         what = f"study {study!r}" if study else request.db
         raise BadInputError(
             f"{what} holds no trials yet; `autotune moe` and `autotune spec` do them"

@@ -1,4 +1,4 @@
-"""What each command of ``autotune`` is asked: one model a command, whose docstring is its help.
+"""This module holds one model for each command of ``autotune``; its docstring is the help.
 
 ``autotune.kernels.request`` and ``autotune.serving.request`` declare what is tuned; here are the
 places for results, which are the caller's own, and the smaller commands.
@@ -32,19 +32,19 @@ Study = Annotated[str, flag("Name, as `autotune studies` lists it.", positional=
 
 
 class AsJson(Request):
-    """What every command can: print for programs."""
+    """Every command can print for programs."""
 
     as_json: Annotated[bool, flag("Print one JSON document to stdout.", name="--json")] = False
 
 
 class Stored(AsJson):
-    """What a command with a database can."""
+    """A command with a database takes its URL."""
 
     db: Annotated[str, flag("Database with every trial, as an SQLAlchemy URL.")] = DEFAULT_DB
 
 
 class Output(Stored):
-    """What a command that leaves files can."""
+    """A command that leaves files takes a folder for them."""
 
     out: Annotated[Path, flag("Where result files go.")] = OUT
 

@@ -1,4 +1,4 @@
-"""``autotune spec``."""
+"""``autotune spec`` tunes servers, or measures one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``autotune spec`` does with its flags: tune one target, compare several, measure a URL."""
+"""``autotune spec`` tunes one target, compares several, or measures the server at a URL."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def measure(request: Spec) -> None:
 
 
 def _check(store: Store, plan: Plan | ExistingPlan, folder: Path) -> None:
-    """Whether the study may be tuned and its results written, before anything is shown."""
+    """Check that the study may be tuned and its results written, before anything is shown."""
     otherwise = check_study(store, plan.study, "spec", plan.identity(), plan.setup())
     check_writable(folder)
     tell_of(plan.study, otherwise)

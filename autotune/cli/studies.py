@@ -1,4 +1,4 @@
-"""``autotune studies`` and ``autotune show``: what the database holds."""
+"""``autotune studies`` and ``autotune show`` print what the database holds."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def studies(request: Studies) -> None:
     from autotune.store.store import Store  # noqa: PLC0415
 
     with Store.open(request.db, create=False) as store:
-        found = store.list_studies()
+        summaries = store.list_studies()
     if request.as_json:
-        print_json([{**summary.as_json(), "trials": summary.trials} for summary in found])
+        print_json([{**summary.as_json(), "trials": summary.trials} for summary in summaries])
         return
     shown = Table("study", "kind", "trials", "basis", "runs", "last run", box=None)
     shown.columns[0].no_wrap = True  # it is there to be copied
-    for summary in found:
+    for summary in summaries:
         last = summary.last_run
         bases = ", ".join(sorted({count.basis.value for count in summary.counts}))
         when = "none"
@@ -46,7 +46,7 @@ def studies(request: Studies) -> None:
             str(summary.runs),
             when,
         )
-    if found:
+    if summaries:
         out.print(shown)
     else:
         typer.echo(f"no studies in {request.db}; start one with: autotune moe --device gb10")
@@ -78,9 +78,9 @@ def show(request: Show) -> None:
     )
     for record in detail.searches:
         counts = [c for c in detail.counts if c.search_id == record.id]
-        said = ", ".join(f"{c.count} {c.basis.value} {c.outcome.value}" for c in counts)
+        outcomes = ", ".join(f"{c.count} {c.basis.value} {c.outcome.value}" for c in counts)
         out.print(
-            f"search {record.id}: {said or 'no trials yet'}; "
+            f"search {record.id}: {outcomes or 'no trials yet'}; "
             + ", ".join(f"{name} {_short(value)}" for name, value in record.setup.items()),
             soft_wrap=True,
             markup=False,
@@ -94,7 +94,7 @@ def show(request: Show) -> None:
 
 
 def _show_best(rows: list[dict[str, Any]]) -> None:
-    """The best candidate of every batch size."""
+    """Print the best candidate of every batch size."""
     from autotune.kernels.config_file import FIELDS  # noqa: PLC0415
 
     heading = "BM/BN/BK/G/warps/stages"
@@ -148,8 +148,8 @@ def _show_settings(served: Served, rows: list[dict[str, Any]]) -> None:
 
 
 def _short(value: Any) -> str:
-    """A setup's value for people: the name of a space, the start of a hash."""
+    """Shorten a setup's value for people: the name of a space, the start of a hash."""
     if isinstance(value, dict):
-        said = " ".join(f"{name} {part}" for name, part in value.items() if part)
-        return str(value.get("name") or said or "–")
+        parts = " ".join(f"{name} {part}" for name, part in value.items() if part)
+        return str(value.get("name") or parts or "–")
     return value[:16] if isinstance(value, str) else str(value)

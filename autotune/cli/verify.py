@@ -1,4 +1,4 @@
-"""``autotune verify``: what can be said of a configuration file without running it."""
+"""``autotune verify`` checks configuration files without running them."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def verify(request: Verify) -> None:
         task = bar.add_task("verifying", total=len(paths))
         done = verify_all(paths, options, lambda _: bar.advance(task))
     if request.as_json:
-        print_json([one.as_json() for one in done])
+        print_json([verified.as_json() for verified in done])
     else:
         _show(done, request.notes or len(done) == 1)
-    levels = {one.worst() for one in done}
+    levels = {verified.worst() for verified in done}
     if "error" in levels or (request.strict and "warning" in levels):
         raise typer.Exit(ExitCode.FLAGGED)
 
@@ -61,20 +61,20 @@ def verify(request: Verify) -> None:
 def _show(done: list[Verified], notes: bool) -> None:
     from autotune.kernels.check.verify import grouped  # noqa: PLC0415
 
-    for one in done:
-        found = [f for f in grouped(one.findings) if notes or f.level != "note"]
-        if found or len(done) == 1:
-            out.print(f"[bold]{escape(str(one.path))}[/bold]", soft_wrap=True)
-        for finding in found:
+    for verified in done:
+        findings = [f for f in grouped(verified.findings) if notes or f.level != "note"]
+        if findings or len(done) == 1:
+            out.print(f"[bold]{escape(str(verified.path))}[/bold]", soft_wrap=True)
+        for finding in findings:
             where = f" M={','.join(map(str, finding.keys))}:" if finding.keys else ""
-            said = escape(f"{where} {finding.text} ({finding.code})")
+            text = escape(f"{where} {finding.text} ({finding.code})")
             colour = _COLOURS[finding.level]
-            out.print(f"  [{colour}]{finding.level}[/{colour}]{said}", soft_wrap=True)
-    worst = Counter(one.worst() or "nothing" for one in done)
-    said = ", ".join(
+            out.print(f"  [{colour}]{finding.level}[/{colour}]{text}", soft_wrap=True)
+    worst = Counter(verified.worst() or "nothing" for verified in done)
+    counts = ", ".join(
         f"{n} with {level}s at worst" for level, n in worst.items() if level != "nothing"
     )
     out.print(
         f"{len(done)} {'file' if len(done) == 1 else 'files'}: {worst['nothing']} without a word"
-        f"{', ' if said else ''}{said}"
+        f"{', ' if counts else ''}{counts}"
     )

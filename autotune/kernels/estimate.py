@@ -1,4 +1,4 @@
-"""What ``autotune moe`` will take before it starts: time, and space for compiled kernels. Rough."""
+"""This module estimates, roughly, the time and the space for compiled kernels of a plan."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def compilations(plan: Plan) -> int:
 
 
 def seconds(plan: Plan) -> float:
-    """From an empty cache. A budget limits the search alone, not the start and the confirmation."""
+    """Estimate seconds from an empty cache; a budget limits the search alone."""
     limit = plan.budget_s or math.inf
     compiling = compilations(plan) * SECONDS_PER_COMPILE / plan.workers
     if not plan.measured:

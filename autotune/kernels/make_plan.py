@@ -1,4 +1,4 @@
-"""From what ``autotune moe`` is asked to a plan: what is tuned, where, measured or predicted."""
+"""This module makes a plan of a request: what is tuned, where, measured or predicted."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def make_plan(request: MoeRequest, visible: str | None) -> Plan:
 
 
 def _layer(request: MoeRequest, device: Device) -> tuple[MoeShape, str, tuple[str, ...]]:
-    """The shape, the model's name for people, and what else vLLM asks for."""
+    """Return the shape, the model's name for people, and what else vLLM asks for."""
     if all(size is None for size in request.sizes.values()):
         model = DEFAULT_MODEL if request.model is None else request.model
         config = load_config(model)
@@ -93,7 +93,7 @@ def _layer(request: MoeRequest, device: Device) -> tuple[MoeShape, str, tuple[st
 def _to_measure_on(
     request: MoeRequest, device: Device, visible: str | None
 ) -> tuple[tuple[GpuInfo, ...], str]:
-    """The GPUs to measure on, or none and why those that are here are left alone."""
+    """Choose the GPUs to measure on, or none and why those that are here are left alone."""
     gpus = () if request.predict else present_gpus(device, visible)
     lacking = cannot_measure() if gpus else None
     return ((), lacking) if lacking else (gpus, "")

@@ -1,4 +1,4 @@
-"""What ``autotune moe`` has decided before it starts."""
+"""A :class:`Plan` holds what ``autotune moe`` has decided before it starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FINALISTS = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that ``autotune moe`` has decided before it starts."""
+    """The plan holds everything that ``autotune moe`` has decided before it starts."""
 
     study: str
     device: Device
@@ -53,12 +53,12 @@ class Plan:
 
     @property
     def measured(self) -> bool:
-        """Whether candidates are timed on a GPU; otherwise their times are predicted."""
+        """Tell whether candidates are timed on a GPU; otherwise their times are predicted."""
         return bool(self.gpus)
 
     @property
     def basis(self) -> Basis:
-        """What the times are."""
+        """Tell what the times are."""
         return Basis.MEASURED if self.measured else Basis.PREDICTED
 
     @property
@@ -68,31 +68,31 @@ class Plan:
 
     @cached_property
     def feasible(self) -> list[Candidate]:
-        """The candidates that the device can run."""
+        """Return the candidates that the device can run."""
         return self.space.feasible(checks(self.shape, self.device))
 
     def feasible_at(self, m: int) -> list[Candidate]:
-        """Those that differ at M (see :func:`autotune.kernels.moe.constraints.distinct`)."""
+        """Return those that differ at M (:func:`autotune.kernels.moe.constraints.distinct`)."""
         return distinct(self.feasible, self.shape, m)
 
     @property
     def trials_per_m(self) -> int:
-        """Candidates searched per M, at most."""
+        """Return how many candidates are searched per M, at most."""
         wanted = (EFFORTS if self.measured else PREDICTED_EFFORTS)[self.effort]
         return len(self.feasible) if wanted is None else min(wanted, len(self.feasible))
 
     @property
     def steps(self) -> int:
-        """Trials of the whole job, for a progress bar; in the measured mode about that many."""
+        """Count the trials of the whole job for a progress bar; when measured, about so many."""
         steps = len(self.ms) * (self.trials_per_m + 1)
         return steps + len(self.ms) * (FINALISTS + 3) if self.measured else steps
 
     def identity(self) -> dict[str, Any]:
-        """What a study is about: must not change between two commands."""
+        """Return what the study is about, which must not change between two commands."""
         return {"device": self.device.name, "shape": self.shape.as_json()}
 
     def setup(self) -> dict[str, Any]:
-        """Under what trials can be compared and a search goes on: part of the search's key."""
+        """Return what trials must share to be compared and resumed: part of the search's key."""
         where: dict[str, Any] = {
             "cost_model": MODEL_VERSION,
             "device": digest(self.device.model_dump(mode="json")),
@@ -117,7 +117,7 @@ class Plan:
 
 
 def checks(shape: MoeShape, device: Device) -> dict[str, Check]:
-    """The named constraints of the MoE half, bound to a shape and a device."""
+    """Bind the named constraints of the MoE half to a shape and a device."""
 
     def bind(name: str) -> Check:
         return lambda candidate: CONSTRAINTS[name](candidate.ints, shape, device)
@@ -126,7 +126,7 @@ def checks(shape: MoeShape, device: Device) -> dict[str, Check]:
 
 
 def default_study(device: Device, shape: MoeShape) -> str:
-    """Such as ``moe-gb10-e128-n704-fp8_w8a8``."""
+    """Name a study by its device and shape, such as ``moe-gb10-e128-n704-fp8_w8a8``."""
     dtype = shape.dtype or shape.weight_dtype
     block = "" if not shape.block_shape else "-b" + "x".join(map(str, shape.block_shape))
     return f"moe-{device.name}-e{shape.experts}-n{shape.intermediate}-{dtype}{block}"

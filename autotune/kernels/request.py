@@ -1,4 +1,4 @@
-"""What ``autotune moe`` is asked."""
+"""A :class:`MoeRequest` holds the flags of ``autotune moe`` as they were given."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MemoryLimit = Annotated[
 
 
 class MoeRequest(Request):
-    """A kernel to tune: the layer, the batch sizes, and how to search and measure."""
+    """The request names a layer, its batch sizes, and how to search and measure."""
 
     device: Annotated[str, flag("Device to tune for; auto looks at this machine.")]
     model: Model = None
@@ -154,12 +154,12 @@ class MoeRequest(Request):
 
     @property
     def sizes(self) -> Mapping[str, int | None]:
-        """``experts``, ``intermediate``, ``hidden`` and ``topk``, instead of a model."""
+        """Return the four sizes of a layer that are given instead of a model, by name."""
         return {name: getattr(self, name) for name in _SIZES}
 
     @property
     def ladder(self) -> tuple[int, ...]:
-        """The batch sizes, ascending, with those of decoding."""
+        """Return the batch sizes, ascending, with those of decoding."""
         decode = flags.decode_sizes(self.gamma, self.concurrency)
         return tuple(sorted({*flags.batch_sizes(self.batch_sizes, STANDARD_LADDER), *decode}))
 

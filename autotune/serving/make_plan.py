@@ -1,4 +1,4 @@
-"""From what ``autotune spec`` is asked to a plan: what the flags name is read and checked."""
+"""This module makes a plan of a request: it reads and checks what the flags name."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _server_args(request: SpecRequest, space: Space) -> tuple[str, ...]:
 def _recipe(
     request: SpecRequest, pair: Pair, space: Space, args: tuple[str, ...], tuned: Sequence[str]
 ) -> Recipe:
-    """What all servers share."""
+    """Gather what all servers share."""
     return Recipe(
         request.only_target,
         pair.method,
@@ -122,7 +122,7 @@ def _recipe(
 
 
 def _memory(request: SpecRequest, recipe: Recipe) -> MemoryReading:
-    """Of the first GPU that the servers will see; a container knows nothing of our environment."""
+    """Read the first GPU that the servers will see; a container has an environment of its own."""
     contained = request.launcher == "docker"
     given = devices_of(request.gpus) if contained else None
     visible = recipe.env.get("CUDA_VISIBLE_DEVICES", None if contained else visible_gpus())
@@ -146,7 +146,7 @@ def _launcher(request: SpecRequest, mounts: tuple[Mount, ...]) -> Launcher:
 def scenario_of(
     request: SpecRequest, *, target: str, drafter: str, prompts_key: str, chat: bool
 ) -> SpecScenario:
-    """The load that the flags describe, put on this target."""
+    """Make the load that the flags describe, put on this target."""
     return SpecScenario(
         target,
         drafter,
@@ -164,7 +164,7 @@ def scenario_of(
 
 
 def _with_tasks(plan: Plan, request: SpecRequest) -> Plan:
-    """The plan with the tasks that lm-eval evaluates, which are looked for now."""
+    """Add the tasks that lm-eval evaluates, which are looked for now."""
     if request.quality is None:
         return plan
     if plan.recipe.synthetic:
@@ -184,7 +184,7 @@ def _with_tasks(plan: Plan, request: SpecRequest) -> Plan:
 
 
 def _with_range(plan: Plan, request: SpecRequest) -> Plan:
-    """The plan with the range of utilizations that is searched, at its upper end for now."""
+    """Add the range of utilizations that is searched, at its upper end for now."""
     shares = request.gpu_memory_utilization
     if shares is None or not parse.is_range(shares):
         return plan
@@ -200,7 +200,7 @@ def _with_range(plan: Plan, request: SpecRequest) -> Plan:
 
 
 def _environment(request: SpecRequest, tuned: Sequence[str]) -> dict[str, str]:
-    """The variables for every server; one folder of MoE files is one of them."""
+    """Collect the variables for every server; one folder of MoE files is one of them."""
     variables = dict(parse.parse_variable(text) for text in request.env)
     if tuned and FOLDER in variables:
         raise BadInputError(f"--env {FOLDER}: and --moe-config say two things; give one")
@@ -210,7 +210,7 @@ def _environment(request: SpecRequest, tuned: Sequence[str]) -> dict[str, str]:
 
 
 def _synthetic(text: str | None, space: Space) -> tuple[float, ...]:
-    """The acceptance that vLLM is told to produce, for every position that is drafted."""
+    """Read the acceptance that vLLM shall produce, for every position that is drafted."""
     if text is None:
         return ()
     rates = parse.parse_rates(text)

@@ -1,4 +1,4 @@
-"""Texts of ``autotune spec``'s flags to values, and the fields that hold such texts.
+"""This module reads the texts of ``autotune spec``'s flags, and types the fields for them.
 
 What cannot be read names the flag, in one line. What a parser needs of slower modules it imports
 itself, because ``--help`` needs the requests.
@@ -24,7 +24,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
 def parse_gammas(text: str, flag: str = "--gamma") -> tuple[int, ...]:
-    """``0-4`` or ``0,2,4`` or both, to ascending numbers.
+    """Read ``0-4`` or ``0,2,4`` or both as ascending numbers.
 
     Raises:
         BadInputError: not of that form, or above :data:`MOST_GAMMA`.
@@ -42,7 +42,7 @@ def parse_gammas(text: str, flag: str = "--gamma") -> tuple[int, ...]:
 
 
 def parse_concurrency(text: str, flag: str = "--concurrency") -> tuple[int, ...]:
-    """``1,4,8`` to ascending numbers.
+    """Read ``1,4,8`` as ascending numbers.
 
     Raises:
         BadInputError: not of that form, below 1 or above :data:`MOST_CONCURRENCY`.
@@ -51,7 +51,7 @@ def parse_concurrency(text: str, flag: str = "--concurrency") -> tuple[int, ...]
 
 
 def parse_values(text: str, flag: str) -> tuple[str, ...]:
-    """``auto,fp8`` to its parts.
+    """Split ``auto,fp8`` at its commas.
 
     Raises:
         BadInputError: one is empty or given twice.
@@ -66,7 +66,7 @@ def parse_values(text: str, flag: str) -> tuple[str, ...]:
 
 
 def is_range(utilization: str | None) -> bool:
-    """Whether shares of the memory are searched between two, such as ``0.4:0.9``."""
+    """Tell whether shares of the memory are searched between two, such as ``0.4:0.9``."""
     return ":" in (utilization or "")
 
 
@@ -100,7 +100,7 @@ def check_share(share: object, flag: str) -> None:
 
 
 def parse_set(text: str, flag: str = "--set") -> tuple[str, tuple[str, ...]]:
-    """``max-num-seqs=8,16`` to a parameter of the space and its values.
+    """Read ``max-num-seqs=8,16`` as a parameter of the space and its values.
 
     Raises:
         BadInputError: not of that form, or a parameter with a flag of its own.
@@ -118,7 +118,7 @@ def parse_set(text: str, flag: str = "--set") -> tuple[str, tuple[str, ...]]:
 
 
 def parse_words(text: str, flag: str) -> list[str]:
-    """The words of a command line, with ``~`` written out.
+    """Split a command line into words, with ``~`` written out.
 
     Raises:
         BadInputError: an open quote, or no word.
@@ -133,7 +133,7 @@ def parse_words(text: str, flag: str) -> list[str]:
 
 
 def parse_variable(text: str, flag: str = "--env") -> tuple[str, str]:
-    """``NAME=VALUE`` to both.
+    """Split ``NAME=VALUE``.
 
     Raises:
         BadInputError: not of that form, or a key for the server.
@@ -149,7 +149,7 @@ def parse_variable(text: str, flag: str = "--env") -> tuple[str, str]:
 
 
 def parse_rates(text: str, flag: str = "--synthetic-acceptance") -> tuple[float, ...]:
-    """``.8,.6,.4`` to the shares of drafts whose first, second, third token is accepted.
+    """Read ``.8,.6,.4``: shares of drafts whose first, second, third token is accepted.
 
     Raises:
         BadInputError: no numbers, or they increase.

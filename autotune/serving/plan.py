@@ -1,4 +1,4 @@
-"""What ``autotune spec`` has decided before it starts."""
+"""A :class:`Plan` holds what ``autotune spec`` has decided before it starts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ memory is a guess."""
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that ``autotune spec`` has decided before it starts.
+    """The plan holds everything that ``autotune spec`` has decided before it starts.
 
     Attributes:
         study: the name.
@@ -94,7 +94,7 @@ class Plan:
 
     @functools.cached_property
     def points(self) -> list[Candidate]:
-        """The points of the space that the drafter can do."""
+        """Return the points of the space that the drafter can do."""
         allowed = {g for g in self.gammas if not any(f.refuses for f in check_gamma(self.pair, g))}
         return [c for c in self.space.feasible({}) if c.int(GAMMA) in allowed]
 
@@ -106,26 +106,26 @@ class Plan:
         memory = self.memory
         if self.utilization is not None:  # boots tell what starts, and may be of another day
             memory = replace(memory, free=memory.total)
-        said = {
-            candidate: "; ".join(f.message for f in found if f.refuses)
-            for candidate, found in memory_findings(self, self.points, memory).items()
+        reasons = {
+            candidate: "; ".join(f.message for f in findings if f.refuses)
+            for candidate, findings in memory_findings(self, self.points, memory).items()
         }
-        return {candidate: why for candidate, why in said.items() if why}
+        return {candidate: why for candidate, why in reasons.items() if why}
 
     @functools.cached_property
     def grid(self) -> list[Candidate]:
-        """What may be started: the points that are not refused."""
+        """Return what may be started: the points that are not refused."""
         return [candidate for candidate in self.points if candidate not in self.refused]
 
     @property
     def gammas(self) -> tuple[int, ...]:
-        """Numbers of drafted tokens asked for, ascending."""
+        """Return the numbers of drafted tokens asked for, ascending."""
         values = dict(self.space.parameters)[GAMMA]
         return tuple(sorted(value for value in values if isinstance(value, int)))
 
     @property
     def drafting(self) -> str:
-        """The drafter in words."""
+        """Describe the drafter."""
         named = self.scenario.drafting
         return (
             named if self.recipe.method == NO_DRAFTER else f"{named} (method {self.recipe.method})"
@@ -133,63 +133,63 @@ class Plan:
 
     @property
     def baseline(self) -> Candidate:
-        """No speculation, the first value of everything else."""
+        """Return the baseline: no speculation, the first value of everything else."""
         params: dict[str, Scalar] = {name: values[0] for name, values in self.space.parameters}
         return Candidate.of(params | {GAMMA: 0})
 
     @property
     def rivals(self) -> set[Candidate]:
-        """What may be started beside the baseline."""
+        """Return what may be started besides the baseline."""
         return {*self.grid} - {self.baseline}
 
     @property
     def finalists(self) -> int:
-        """Settings at most that meet the baseline again in fresh boots."""
+        """Return how many settings at most meet the baseline again in fresh boots."""
         return FINALISTS + (self.scenario.objective == "pareto")
 
     @property
     def confirmed(self) -> int:
-        """Settings at most in a round of fresh boots: baseline, finalists and the schedule."""
+        """Count a round of fresh boots at most: baseline, finalists and the schedule."""
         rivals = len(self.rivals)
         several = len(self.scenario.concurrency) > 1 and len(self.gammas) > 1
         return min(self.finalists, rivals) + 1 + (self.schedule and several) if rivals else 0
 
     @property
     def searched(self) -> int:
-        """Boots of the search at most: every candidate and the baseline."""
+        """Count the boots of the search at most: every candidate and the baseline."""
         return 1 + len(self.rivals)
 
     @property
     def compared(self) -> int:
-        """Further boots at most that are made for their outputs alone."""
+        """Count further boots at most that are made for their outputs alone."""
         plain = {Candidate.of({**c.params, GAMMA: 0}) for c in self.grid}
         return 0 if self.recipe.synthetic else len(plain - self.rivals - {self.baseline})
 
     @property
     def replacing(self) -> int:
-        """Fresh boots at most of settings that take the place of failed ones."""
+        """Count fresh boots at most of settings that take the place of failed ones."""
         return max(0, min(self.finalists, len(self.rivals) - self.finalists))
 
     @property
     def bisected(self) -> int:
-        """Boots at most of the two bisections of the memory utilization."""
+        """Count the boots at most of the two bisections of the memory utilization."""
         if self.utilization is None:
             return 0
         return 2 * (self.utilization[1] - self.utilization[0]).bit_length()
 
     @property
     def boots(self) -> int:
-        """Servers started at most."""
+        """Count the servers started at most."""
         confirming = self.confirm_rounds * self.confirmed + self.replacing
         return self.searched + self.compared + self.bisected + confirming
 
     @property
     def estimated_seconds(self) -> float:
-        """A rough upper estimate of the starts alone; the loads come on top."""
+        """Estimate an upper bound of the starts alone; the loads come on top."""
         return self.boots * START_ESTIMATE_S[self.memory.kind]
 
     def growth(self) -> Callable[[int], float]:
-        """How a verification's time grows with its rows: as the experts read, in a MoE model."""
+        """Return how a verification's time grows with its rows: as a MoE model's experts read."""
         target = self.pair.target
         experts = target.experts
         chosen = target.size("num_experts_per_tok") or target.size("top_k_experts")
@@ -198,11 +198,11 @@ class Plan:
         return functools.partial(distinct_experts, experts, chosen)
 
     def identity(self) -> dict[str, Any]:
-        """What a study is about: must not change between two commands."""
+        """Return what the study is about, which must not change between two commands."""
         return {"target": self.recipe.target, "drafter": self.scenario.drafter}
 
     def setup(self) -> dict[str, Any]:
-        """Under what trials can be compared: part of the search's key.
+        """Return what trials must share to be compared: part of the search's key.
 
         Not the space: a wider one goes on from what a narrower one measured.
         """
@@ -220,19 +220,19 @@ class Plan:
 def memory_findings(
     plan: Plan, candidates: Iterable[Candidate], memory: MemoryReading
 ) -> dict[Candidate, list[Finding]]:
-    """What the memory says of each; the number of drafted tokens makes no difference above 0."""
-    known: dict[Candidate, list[Finding]] = {}
-    found = {}
+    """Check each against the memory; above 0, the number of drafted tokens changes nothing."""
+    by_kind: dict[Candidate, list[Finding]] = {}
+    findings = {}
     for candidate in candidates:
         like = Candidate.of({**candidate.params, GAMMA: min(1, candidate.int(GAMMA))})
-        if like not in known:
+        if like not in by_kind:
             settings = plan.recipe.settings(like)
-            known[like] = check_fit(plan.pair, settings, plan.scenario.concurrency[-1], memory)
-        found[candidate] = known[like]
-    return found
+            by_kind[like] = check_fit(plan.pair, settings, plan.scenario.concurrency[-1], memory)
+        findings[candidate] = by_kind[like]
+    return findings
 
 
 def default_study(target: str, drafter: str) -> str:
-    """Such as ``spec-gemma-4-26b-a4b-it-ngram``."""
+    """Name a study by its models, such as ``spec-gemma-4-26b-a4b-it-ngram``."""
     parts = [re.sub(r"[^\w.+-]", "-", Path(name).name or name) for name in (target, drafter)]
     return f"spec-{'-'.join(parts)}"[:100].lower()

@@ -1,4 +1,4 @@
-"""What speaks against a plan before the first server starts."""
+"""This module looks for what speaks against a plan before the first server starts."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from autotune.util.finding import Finding, Severity, refuse, warn
 
 
 def preflight(plan: Plan) -> list[Finding]:
-    """Everything that speaks against the plan, the worst first. No server is started.
+    """List everything that speaks against the plan, the worst first. No server is started.
 
     Raises:
         BadInputError: a size in a configuration, or a length among the flags, that cannot be read.
     """
     length = whole_value(plan.recipe.server_args, "--max-model-len")
-    found = [*check_pair(plan.pair, max_model_len=length), *_check_synthetic(plan)]
-    found += _check_length(plan, length)
-    found += _unless_all(list(check_gamma(plan.pair, gamma)) for gamma in plan.gammas if gamma)
+    findings = [*check_pair(plan.pair, max_model_len=length), *_check_synthetic(plan)]
+    findings += _check_length(plan, length)
+    findings += _unless_all(list(check_gamma(plan.pair, gamma)) for gamma in plan.gammas if gamma)
     pairs = plan.confirm_rounds * plan.scenario.repeats
     if pairs < LEAST_PAIRS:
-        found.append(
+        findings.append(
             warn(
                 "few-pairs",
                 f"--repeats times --confirm-boots is {pairs}, which gives no 95 % interval: "
                 f"nothing can win below {LEAST_PAIRS}",
             )
         )
-    found += [*_check_dummy(plan), *_memory_findings(plan)]
-    if not any(finding.refuses for finding in found):  # it may take vLLM seconds to say
-        found += _check_program(plan)
+    findings += [*_check_dummy(plan), *_memory_findings(plan)]
+    if not any(finding.refuses for finding in findings):  # it may take vLLM seconds to say
+        findings += _check_program(plan)
     order = list(Severity)
-    return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.severity))
+    return sorted(dict.fromkeys(findings), key=lambda finding: order.index(finding.severity))
 
 
 def _check_length(plan: Plan, max_model_len: int | None) -> Iterator[Finding]:
@@ -102,7 +102,7 @@ def _check_synthetic(plan: Plan) -> Iterator[Finding]:
 
 
 def _unless_all(groups: Iterable[list[Finding]]) -> list[Finding]:
-    """The findings of several settings; what refuses some but not all of them is a warning."""
+    """Merge the findings of several settings; what refuses only some of them is a warning."""
     listed = list(groups)
     if all(any(finding.refuses for finding in group) for group in listed):
         return [finding for group in listed for finding in group]
@@ -115,16 +115,16 @@ def _unless_all(groups: Iterable[list[Finding]]) -> list[Finding]:
 
 def _memory_findings(plan: Plan) -> list[Finding]:
     """Refused is a plan of which the baseline cannot start, or nothing but the baseline can."""
-    found = memory_findings(plan, [plan.baseline, *plan.points], plan.memory)
-    against = [f for f in found.pop(plan.baseline) if f.refuses]
+    by_candidate = memory_findings(plan, [plan.baseline, *plan.points], plan.memory)
+    against = [f for f in by_candidate.pop(plan.baseline) if f.refuses]
     others = [
         [f for f in group if f.refuses or candidate.int(GAMMA)]  # what is noted is noted once
-        for candidate, group in found.items()
+        for candidate, group in by_candidate.items()
     ]
     if not against or all(any(f.refuses for f in group) for group in others):
         return [*against, *_unless_all(others)]
-    said = "the baseline has the first value of every parameter: give one first that fits"
-    return [refuse(f.code, f"{f.message}; {said}") for f in against]
+    advice = "the baseline has the first value of every parameter: give one first that fits"
+    return [refuse(f.code, f"{f.message}; {advice}") for f in against]
 
 
 def refusal(findings: Sequence[Finding]) -> None:

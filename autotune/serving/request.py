@@ -1,4 +1,4 @@
-"""What ``autotune spec`` is asked."""
+"""A :class:`SpecRequest` holds the flags of ``autotune spec`` as they were given."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _WITH_IMAGE = ("local", "docker")
 
 
 class SpecRequest(Request):
-    """Servers to tune: the models, what is tried, the load, what decides, and how they start.
+    """The request names models, what is tried, the load, what decides, and how servers start.
 
     ``launchers`` beside a flag are those that it goes with; without, those that start servers.
     """
@@ -331,19 +331,19 @@ class SpecRequest(Request):
 
     @property
     def only_target(self) -> str:
-        """The model served, where it is one; empty where the server at ``--url`` says it."""
+        """Return the model served, where it is one; empty where the server at ``--url`` says it."""
         return self.target[0] if self.target else ""
 
     @property
     def only_drafter(self) -> str:
-        """The drafter; ``none`` where gamma is 0 alone; empty where it is missing."""
+        """Return the drafter; ``none`` where gamma is 0 alone; empty where it is missing."""
         if self.drafter:
             return self.drafter[0]
         nothing_drafted = self.gamma is not None and parse_gammas(self.gamma) == (0,)
         return NO_DRAFTER if nothing_drafted else ""
 
     def of_target(self, target: str, study: str) -> Self:
-        """The same for one of several targets, whose study has a name of its own."""
+        """Ask the same for one of several targets, whose study has a name of its own."""
         return self.model_copy(update={"target": (target,), "study": study})
 
     @model_validator(mode="after")

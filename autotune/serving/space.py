@@ -1,4 +1,4 @@
-"""What is tried: the parameters of ``vllm serve`` and their values, from flags or a file."""
+"""This module reads what is tried: parameters of ``vllm serve`` and their values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULT_GAMMAS = "0-6"
 
 
 def read_space(request: SpecRequest, moe_folders: Sequence[str]) -> Space:
-    """The space of a file or of the flags, with several folders of MoE files as a parameter.
+    """Read the space of a file or of the flags; several folders of MoE files are a parameter.
 
     Raises:
         BadInputError: no such space, or a parameter or value that ``vllm serve`` cannot have.
@@ -31,7 +31,7 @@ def read_space(request: SpecRequest, moe_folders: Sequence[str]) -> Space:
 
 
 def _parameters(request: SpecRequest) -> dict[str, tuple[Scalar, ...]]:
-    """The values to compare of each parameter that a flag names."""
+    """Collect the values to compare of each parameter that a flag names."""
     default = "0" if request.only_drafter == NO_DRAFTER else DEFAULT_GAMMAS
     parameters: dict[str, tuple[Scalar, ...]] = {
         GAMMA: parse.parse_gammas(default if request.gamma is None else request.gamma)
@@ -60,7 +60,7 @@ def _check_names(names: Iterable[str], where: str) -> None:
 
 
 def _checked(space: Space, where: str) -> Space:
-    """A space from a file or from flags, whose values can be what their names say.
+    """Check that the values of a space can be what their names say.
 
     Args:
         space: the parameters.

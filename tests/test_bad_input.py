@@ -154,7 +154,7 @@ CASES = [
     Case("hidden infinite", M, BAD, ("hidden_size", "inf"), config(hidden_size=float("inf"))),
     Case("no topk", M, BAD, ("topk", "num_experts_per_tok"), config(num_experts_per_tok=None)),
     Case("topk above experts", M, BAD, ("topk 9", "8 experts"), config(num_experts_per_tok=9)),
-    Case("hidden zero", M, BAD, ("hidden must be at least 1",), config(hidden_size=0)),
+    Case("hidden zero", M, BAD, ("hidden_size", "found 0"), config(hidden_size=0)),
     Case(
         "line break in a name",
         M,
@@ -165,7 +165,7 @@ CASES = [
     Case("quantisation no object", M, BAD, ("quantization_config",), config(quantization_config=3)),
     Case("nvfp4", M, BAD, ("NVFP4",), quant(quant_method="modelopt", quant_algo="NVFP4")),
     Case("mxfp4", M, BAD, ("mxfp4", "--dtype"), quant(quant_method="mxfp4")),
-    Case("awq", M, BAD, ("awq", "--dtype"), quant(quant_method="awq", bits=4)),
+    Case("awq", M, BAD, ("awq", "int4_w4a16"), quant(quant_method="awq", bits=4)),
     Case(
         "4 bits",
         M,
@@ -178,9 +178,9 @@ CASES = [
     ),
     Case(
         "block does not divide",
-        M + " --tp 4",
+        M + " --tp 16",
         BAD,
-        ("intermediate size 64", "block 128", "--tp"),
+        ("block", "to 32 at the least", "--tp"),
         quant(quant_method="fp8", weight_block_size=[128, 128]),
     ),
     Case("tp does not divide", G + "--tp 3", BAD, ("--tp 3", "704", "1, 2, 4")),

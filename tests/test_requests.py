@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +167,15 @@ def test_json_is_refused_in_the_words_of_the_command_line(
 
 
 @pytest.mark.parametrize(
+    "text", ["", "{", '{"device": "gb10"', "\x00", "{}{}", '{"a": 1e}', "[" * 9999]
+)
+def test_what_is_no_json_is_one_line(text: str) -> None:
+    with pytest.raises(BadInputError, match="the request is not JSON") as refused:
+        MoeRequest.model_validate_json(text)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     "values",
     [
         GB10 | {"predict": "maybe"},
@@ -289,6 +299,25 @@ def test_the_schema_says_what_help_says(request_: type[Request]) -> None:
         assert (name in schema.get("required", [])) == field.is_required()
         if not field.is_required():
             assert found["default"] == json.loads(json.dumps(field.default, default=str))
+
+
+def test_what_an_api_takes_has_no_places_of_this_machine() -> None:
+    """The database, the folder for results and the way to print are the caller's own."""
+    own = set(requests.Output.model_fields)
+    assert own == {"out", "db", "as_json"}
+    for shared, command in ((MoeRequest, requests.Moe), (SpecRequest, requests.Spec)):
+        properties = shared.model_json_schema()["properties"]
+        assert properties.keys() == {name for name, _ in shared.declared()}
+        assert properties.keys() | own == command.model_json_schema()["properties"].keys()
+        with pytest.raises(BadInputError, match="No such option: --out"):
+            shared.model_validate(GB10 | {"out": "x"} if shared is MoeRequest else {"out": "x"})
+
+
+def test_a_request_travels_to_another_process() -> None:
+    request = SpecRequest.model_validate(PAIR | {"gamma": "0,2", "env": ["A=b"]})
+    again = pickle.loads(pickle.dumps(request))
+    assert (again, again.given()) == (request, request.given())
+    assert hash(again) == hash(request)
 
 
 def test_the_schema_has_bounds_choices_and_panels() -> None:

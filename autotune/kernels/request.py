@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from autotune.core import BadInputError
 from autotune.kernels.moe.from_model import model_names
@@ -149,7 +150,7 @@ class MoeRequest(Request):
         ),
     ] = None
     study: Annotated[StudyName | None, flag("Name; default from device and shape.")] = None
-    command: str = ""
+    command: SkipJsonSchema[str] = ""
     """The command as typed, for the records; no flag."""
 
     @property

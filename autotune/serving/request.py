@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Self
 
 from pydantic import model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from autotune.core import BadInputError
 from autotune.serving.pair.methods import NO_DRAFTER
@@ -326,7 +327,7 @@ class SpecRequest(Request):
     study: Annotated[StudyName | None, flag("Name; default from the models.", launchers=_ANY)] = (
         None
     )
-    command: str = ""
+    command: SkipJsonSchema[str] = ""
     """The command as typed, for the records; no flag."""
 
     @property

@@ -146,6 +146,19 @@ class Request(BaseModel):
         except ValidationError as error:
             raise BadInputError(_refusal(cls, error)) from None  # pydantic's repeats the value
 
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        """Make a request of JSON.
+
+        Raises:
+            BadInputError: it is no JSON, or the values are refused.
+        """
+        try:
+            return super().model_validate_json(json_data, **options)
+        except ValidationError as error:  # of the text: what it holds is refused above
+            reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+            raise BadInputError(f"the request is not JSON: {reason}") from None
+
     @field_validator("*")
     @classmethod
     def _known(cls, value: Any, info: ValidationInfo) -> Any:

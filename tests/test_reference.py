@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import autotune
 from autotune.cli import COMMANDS, app, reference
 from autotune.core import AutotuneError, ExitCode
 from autotune.util.request import Request
@@ -83,6 +84,17 @@ def test_exit_codes_are_all_there() -> None:
         assert f"| {int(code)} | " in section_of_codes()
     errors = AutotuneError.__subclasses__()
     assert {error.exit_code for error in errors} <= set(reference.EXIT_CODES)
+
+
+def test_variables_that_are_read_are_all_there() -> None:
+    """What a child process is given is set, not read, or passed on as it is."""
+    package = Path(autotune.__file__).parent
+    source = "\n".join(path.read_text() for path in package.rglob("*.py"))
+    read = set(re.findall(r"(?:environ\.get|exported|getenv)\(\"([A-Z_]+)\"", source))
+    assert read - {"PYTHONPATH"} <= set(reference.VARIABLES)
+    assert {"AUTOTUNE_HEADER", "CUDA_VISIBLE_DEVICES"} <= read
+    for name in reference.VARIABLES:
+        assert f"| `{name}` | " in PAGE.read_text()
 
 
 def section_of_codes() -> str:

@@ -46,7 +46,7 @@ ROOM_OF: dict[str, set[str]] = {
     "alembic": {"store"},
     "sqlite3": {"store"},
     "pebble": {"measure.pool"},
-    "pandas": {"measure.replay"},
+    "pandas": {"measure.replay", "store.frames"},
     "yaml": {"util.yamlfile"},
     "typer": {"cli"},
     "rich": {"cli"},

@@ -174,9 +174,12 @@ class Studies(Stored):
 class Show(Stored):
     """Show a study: what it is about, its searches, the best trials so far."""
 
-    examples = ("autotune show STUDY",)
+    examples = ("autotune show STUDY", "autotune show STUDY --to trials.csv")
 
     study: Study
+    to: Annotated[
+        Path | None, flag("Write the trials as a table: FILE.csv, or FILE.parquet.", metavar="FILE")
+    ] = None
 
 
 class Report(Output):

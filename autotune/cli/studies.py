@@ -16,6 +16,8 @@ from autotune.core import BadInputError, Outcome
 from autotune.util.words import counted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from autotune.serving.stored import Served
 
 
@@ -53,7 +55,10 @@ def studies(request: Studies) -> None:
 
 
 def show(request: Show) -> None:
-    """Print a study."""
+    """Print a study, or write its trials as a table."""
+    if request.to is not None:
+        _write_trials(request, request.to)
+        return
     from autotune.cli.overview import best_rows, served_rows  # noqa: PLC0415
     from autotune.serving.stored import load_served  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
@@ -91,6 +96,21 @@ def show(request: Show) -> None:
         out.print("no setting was loaded yet")
     else:
         _show_best(rows)
+
+
+def _write_trials(request: Show, path: Path) -> None:
+    from autotune.export.files import write_whole  # noqa: PLC0415
+    from autotune.store.frames import check_frame_file, frame_file, trials_frame  # noqa: PLC0415
+    from autotune.store.store import Store  # noqa: PLC0415
+
+    check_frame_file(path, "--to")
+    with Store.open(request.db, create=False) as store:
+        frame = trials_frame(store, request.study)
+    write_whole(path, frame_file(frame, path), "--to")
+    if request.as_json:
+        print_json({"file": str(path), "trials": len(frame), "columns": list(frame.columns)})
+    else:
+        typer.echo(f"{path}: {counted(len(frame), 'trial')}")
 
 
 def _show_best(rows: list[dict[str, Any]]) -> None:

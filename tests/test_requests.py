@@ -104,6 +104,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("moe", GB10 | {"memory_limit": "1G5"}),
     ("moe", GB10 | {"study": "../x"}),
     ("moe", GB10 | {"model": "m", "experts": 8}),
+    ("moe", GB10 | {"layer": "mtp", "experts": 8}),
     ("moe", GB10 | {"nonsense": 1}),
     ("spec", {}),
     ("spec", {"drafter": "ngram"}),
@@ -325,6 +326,13 @@ def test_the_schema_has_bounds_choices_and_panels() -> None:
     assert properties["effort"]["enum"] == list(EFFORTS)
     assert (properties["seed"]["minimum"], properties["seed"]["maximum"]) == (0, 2**32 - 1)
     assert properties["seed"]["panel"] == "The search"
+
+
+def test_the_schema_marks_what_is_or_may_hold_a_credential() -> None:
+    properties = SpecRequest.model_json_schema()["properties"]
+    assert {name for name, found in properties.items() if found.get("secret")} == {"header"}
+    sensitive = {name for name, found in properties.items() if found.get("sensitive")}
+    assert sensitive == {"env", "server_arg", "docker_arg"}
 
 
 def test_the_samplers_are_those_that_there_are() -> None:

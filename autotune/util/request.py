@@ -78,11 +78,6 @@ def is_secret(field: FieldInfo) -> bool:
     return bool(extra(field).get("secret"))
 
 
-def may_be_secret(field: FieldInfo) -> bool:
-    """Tell whether a value of the field is a credential, or may hold one."""
-    return bool(extra(field).get("secret") or extra(field).get("sensitive"))
-
-
 def checked(parse: Callable[[str, str], object]) -> AfterValidator:
     """Make a validator that keeps what ``parse``, given the text and its flag, can read."""
 
@@ -244,8 +239,7 @@ def _refusal(model: type[Request], error: ValidationError) -> str:
     if kind == "missing":
         what = "argument" if extra(field).get("positional") else "option"
         return f"Missing {what} '{flag}'."
-    shown = "" if may_be_secret(field) else f" {value}"
     if kind in {"greater_than_equal", "less_than_equal"}:
         bounds = {k: getattr(m, k) for m in field.metadata for k in ("ge", "le") if hasattr(m, k)}
-        return f"{flag}{shown}: expected {bounds['ge']} to {bounds['le']}"
+        return f"{flag} {value}: expected {bounds['ge']} to {bounds['le']}"
     return f"Invalid value for '{flag}': {first['msg']}"

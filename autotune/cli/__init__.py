@@ -12,7 +12,18 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from autotune import __version__
-from autotune.cli import compare, export, machine, moe, report, requests, spec, studies, verify
+from autotune.cli import (
+    compare,
+    export,
+    files,
+    machine,
+    moe,
+    report,
+    requests,
+    spec,
+    studies,
+    verify,
+)
 from autotune.cli.build import add_command
 from autotune.core import AutotuneError, BadInputError, ExitCode, MissingEnvironmentError
 from autotune.util.request import Request
@@ -29,6 +40,7 @@ COMMANDS: tuple[tuple[type[Request], Callable[[Any], None]], ...] = (
     (requests.Moe, moe.moe),
     (requests.Export, export.export),
     (requests.Verify, verify.verify),
+    (requests.Files, files.files),
     (requests.Compare, compare.compare),
     (requests.Spec, spec.spec),
     (requests.Studies, studies.studies),

@@ -142,6 +142,20 @@ class Verify(AsJson):
     workers: Workers = None
 
 
+class Files(AsJson):
+    """Say which tuned files vLLM looks for when it serves a model, and what reads them."""
+
+    model: Annotated[str, flag("Folder with config.json, or a hub id.", positional=True)]
+    device: Annotated[str, flag("Device that serves; auto looks at this machine.")]
+    tp: Annotated[int, flag("Tensor-parallel size.", least=1)] = 1
+    ep: Annotated[int, flag("Expert-parallel size.", least=1)] = 1
+    drafter: Annotated[str | None, flag("A drafter's folder or hub id.")] = None
+    lora: Annotated[bool, flag("LoRA adapters are served.")] = False
+    moe_backend: Annotated[str | None, flag("What vLLM's --moe-backend will be.")] = None
+    flashinfer: Annotated[bool, flag("FlashInfer is installed, as vLLM's CUDA wheels want.")] = True
+    deep_gemm: Annotated[bool, flag("DeepGEMM is installed and runs on the GPU.")] = False
+
+
 class Compare(Stored):
     """Compare two configuration files, measured side by side on this GPU or looked up."""
 

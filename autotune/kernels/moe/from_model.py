@@ -171,7 +171,8 @@ def shape_of(
     shape = _sharded(shape, tp, ep)
     if ep == 1 and config is not None and type_of(config).startswith(("kimi_linear", "kimi_k3")):
         shape = _padded(shape, config, tp)
-    block = block and refined_block(shape, block, tp if ep == 1 else 1)
+    refines = not layers.weights.method.startswith("compressed-tensors")
+    block = block and refined_block(shape, block, tp if ep == 1 else 1, refines=refines)
     return replace(
         shape,
         dtype=DTYPES[weights][0],
@@ -189,20 +190,28 @@ def _padded(shape: MoeShape, config: Config, tp: int) -> MoeShape:
     return replace(shape, intermediate=max(shape.intermediate, least))
 
 
-def refined_block(shape: MoeShape, block: tuple[int, int], tp: int) -> tuple[int, int]:
+def refined_block(
+    shape: MoeShape, block: tuple[int, int], tp: int, *, refines: bool = True
+) -> tuple[int, int]:
     """The block that vLLM makes of one that does not divide the width on a rank.
 
     Since 0.32 it cuts blocks to the greatest common divisor with both widths, if that is at least
     32 (``fused_moe/oracle/fp8.py``, ``refine_fp8_moe_block_shape``), and looks for a file of that
-    name.
+    name. It does so for its own fp8 method, not for compressed-tensors.
 
     Raises:
-        BadInputError: vLLM finds no such block either.
+        BadInputError: vLLM finds no such block either, or looks for none.
     """
     width = shape.intermediate
     if width % block[0] == 0 and (tp == 1 or width % block[1] == 0):
         return block
     fine = math.gcd(*block, width, shape.hidden)
+    if not refines:
+        raise BadInputError(
+            f"intermediate size {width} on this rank is not divisible by the quantisation block "
+            f"{block[0]}, and vLLM refines no blocks of compressed-tensors; use a smaller --tp, or "
+            "--ep"
+        )
     if fine < _FINEST_BLOCK:
         raise BadInputError(
             f"intermediate size {width} on this rank is not divisible by the quantisation block "

@@ -1,7 +1,7 @@
 """Every tuned file that vLLM will look for when it serves a model: its name, reader and place.
 
-Sources: vLLM 0.32 ``fused_moe.py`` (``get_config_file_name``, ``get_moe_configs``), ``fp8_utils.py``
-(``get_w8a8_block_fp8_configs``), ``mamba_ssm.py`` (``get_ssm_configs``) and
+Sources: vLLM 0.32 ``fused_moe.py`` (``get_config_file_name``, ``get_moe_configs``),
+``fp8_utils.py`` (``get_w8a8_block_fp8_configs``), ``mamba_ssm.py`` (``get_ssm_configs``) and
 ``lora/ops/triton_ops/utils.py`` (``get_lora_op_configs``).
 """
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from autotune.engine.quantization import WHOLE, Weights
 from autotune.kernels.compile.job import kernel_info
 from autotune.kernels.config_file import FIELDS
 from autotune.kernels.measure.available import cannot_measure
 from autotune.kernels.moe.from_model import explicit_shape, load_config, shape_from_config
-from autotune.kernels.moe.notes import check_refined, notes_on
+from autotune.kernels.moe.notes import check_refined, notes_on, unread
 from autotune.kernels.moe.routing import parse_routing
 from autotune.kernels.moe.shape import MoeShape
 from autotune.kernels.plan import Plan, default_study
@@ -87,7 +88,9 @@ def _layer(request: MoeRequest, device: Device) -> tuple[MoeShape, str, tuple[st
         tp=request.tp,
         ep=request.ep,
     )
-    return shape, "given by its sizes", ()
+    weights = Weights(f"{shape.weight_dtype}_w8a8", shape.scheme.value)
+    weights = WHOLE if shape.weight_dtype == "bf16" else weights
+    return shape, "given by its sizes", unread(weights, shape, request, device, {})
 
 
 def _to_measure_on(

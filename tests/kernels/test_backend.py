@@ -53,8 +53,16 @@ def asked_of_vllm(
     return answers
 
 
-@pytest.mark.parametrize("gpu", GPUS)
-@pytest.mark.parametrize(("flashinfer", "deep_gemm"), [(True, False), (True, True), (False, False)])
+PACKAGES = ((True, False), (True, True), (False, False))
+WITH = [(gpu, *packages) for gpu in GPUS for packages in PACKAGES]
+USUAL = [("GB10", True, False), ("H100, H200", True, True)]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("gpu", "flashinfer", "deep_gemm"),
+    [pytest.param(*w, marks=() if w in USUAL else pytest.mark.nightly) for w in WITH],
+)
 def test_the_rules_say_what_vllm_says(gpu: str, flashinfer: bool, deep_gemm: bool) -> None:
     questions = [
         [scheme, ep, activation, 768]

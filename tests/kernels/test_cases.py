@@ -271,12 +271,31 @@ def test_an_mtp_layer_that_is_left_whole(leaf: str, method: str) -> None:
     assert weights(config, "mtp") == ["bf16/none"]
     request = MoeRequest(device="gb10", model="FOLDER")
     shape = shape_from_config(config)
-    (note,) = notes_on(config, request, shape, get_device("gb10"))
+    *_, note = notes_on(config, request, shape, get_device("gb10"))
     assert (
         "the MTP layer asks for a file of its own, E=8,N=128,device_name=NVIDIA_GB10.json" in note
     )
     assert "autotune moe --device gb10 --model FOLDER --layer mtp" in note
     assert shape_from_config(config, layer="mtp").weight_dtype == "bf16"
+
+
+def test_a_file_that_nothing_reads_is_not_tuned_without_a_word() -> None:
+    request, config = MoeRequest(device="gb10", model="m"), quantised(SIZES, **compressed())
+    shape = shape_from_config(config)
+    assert notes_on(config, request, shape, get_device("gb10")) == ()
+    (note,) = notes_on(config, request, shape, get_device("h200"))
+    assert "vLLM runs these layers in VLLM_CUTLASS, which reads no such file" in note
+    assert "--moe-backend triton" in note
+    (note,) = notes_on(SIZES, request, shape_from_config(SIZES), get_device("gb10"))
+    assert "FLASHINFER_CUTLASS" in note
+
+
+def test_blocks_of_compressed_tensors_are_not_refined() -> None:
+    block = {"type": "float", "num_bits": 8, "strategy": "block", "block_structure": [128, 128]}
+    groups = compressed(a=group("Linear", weights=block))
+    config = quantised(SIZES | {"moe_intermediate_size": 704}, **groups)
+    with pytest.raises(BadInputError, match="refines no blocks of compressed-tensors"):
+        shape_from_config(config)
 
 
 def test_an_mtp_layer_that_asks_for_the_same_file_is_no_news() -> None:
@@ -311,7 +330,7 @@ def test_layers_that_differ(more: dict[str, Any]) -> None:
     assert groups == [((3,), 320, 128, 6), ((1, 4), 160, 128, 2)]
     shape = shape_from_config(config)
     assert (shape.intermediate, shape.hidden, shape.gated) == (320, 128, False)
-    (note,) = notes_on(config, MoeRequest(device="gb10", model="m"), shape, get_device("gb10"))
+    *_, note = notes_on(config, MoeRequest(device="gb10", model="m"), shape, get_device("gb10"))
     assert "E=16,N=160," in note
     assert "--layer 1" in note
     assert shape_from_config(config, layer="4").intermediate == 160

@@ -7,6 +7,8 @@ import shlex
 
 from autotune.core import BadInputError
 from autotune.engine.hub import Config
+from autotune.engine.quantization import Weights
+from autotune.kernels.moe.backend import Where, activation_of, backend_of
 from autotune.kernels.moe.from_model import load_config, shape_of
 from autotune.kernels.moe.layers import ExpertLayers, chosen, expert_layers
 from autotune.kernels.moe.shape import MoeShape
@@ -28,12 +30,12 @@ def notes_on(
         shape: of the layers that are tuned.
         device: where.
     """
+    name = shape.config_file_name(device.vllm_name)
     if request.dtype != "auto":
-        return ()
+        return unread(Weights(request.dtype, shape.scheme.value), shape, request, device, config)
     groups = expert_layers(config)
     tuned = chosen(groups, request.layer)
-    name = shape.config_file_name(device.vllm_name)
-    lines = []
+    lines = list(unread(tuned.weights, shape, request, device, config))
     for group in groups:
         if group == tuned:
             continue
@@ -41,6 +43,20 @@ def notes_on(
         if said:
             lines.append(said)
     return tuple(lines)
+
+
+def unread(
+    weights: Weights, shape: MoeShape, request: MoeRequest, device: Device, config: Config
+) -> tuple[str, ...]:
+    """One line where nothing would read the file that is tuned; none where vLLM does."""
+    where = Where(device.arch, ep=request.ep, activation=activation_of(config))
+    backend = backend_of(weights, shape.block_shape, where)
+    if backend.reads:
+        return ()
+    return (
+        f"on {device.title} vLLM runs these layers in {backend.name}, which reads no such file "
+        f"({backend.why}): serve with --moe-backend triton to use it",
+    )
 
 
 def _other(

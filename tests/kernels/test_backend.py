@@ -31,7 +31,7 @@ GPUS = {"H100, H200": (9, 0), "B200": (10, 0), "RTX PRO 6000": (12, 0), "GB10": 
 
 
 def asked_of_vllm(
-    capability: tuple[int, int], *, flashinfer: bool, deep_gemm: bool, questions: list[Any]
+    capability: tuple[int, int], *, flashinfer: bool, deep_gemm: bool, questions: Any
 ) -> list[str]:
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("vllm_selection.py"))],
@@ -64,8 +64,8 @@ USUAL = [("GB10", True, False), ("H100, H200", True, True)]
     [pytest.param(*w, marks=() if w in USUAL else pytest.mark.nightly) for w in WITH],
 )
 def test_the_rules_say_what_vllm_says(gpu: str, flashinfer: bool, deep_gemm: bool) -> None:
-    questions = [
-        [scheme, ep, activation, 768]
+    questions: list[tuple[str, int, str, int]] = [
+        (scheme, ep, activation, 768)
         for scheme in SCHEMES
         for ep in (1, 2)
         for activation in ACTIVATIONS

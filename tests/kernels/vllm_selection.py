@@ -26,7 +26,7 @@ def pretend(major: int, minor: int, *, flashinfer: bool, deep_gemm: bool) -> Non
     from vllm.platforms.cuda import CudaPlatformBase
     from vllm.platforms.interface import DeviceCapability
 
-    class Pretended(CudaPlatformBase):
+    class Pretended(CudaPlatformBase):  # type: ignore[misc]
         @classmethod
         def get_device_capability(cls, device_id: int = 0) -> Any:
             return DeviceCapability(major, minor)
@@ -135,7 +135,9 @@ def ask(scheme: str, ep: int, activation: str, width: int) -> str:
                 asked._user_moe_activation_override = lambda: None
                 found = mxfp4.select_mxfp4_moe_backend(layer)
             elif scheme == "int4":
-                from compressed_tensors.quantization import QuantizationArgs
+                from compressed_tensors.quantization import (  # type: ignore[import-untyped]
+                    QuantizationArgs,
+                )
 
                 form = QuantizationArgs(num_bits=4, group_size=128, strategy="group")
                 found = int_wna16.select_wna16_moe_backend(

@@ -147,8 +147,8 @@ class Files(AsJson):
 
     model: Annotated[str, flag("Folder with config.json, or a hub id.", positional=True)]
     device: Annotated[str, flag("Device that serves; auto looks at this machine.")]
-    tp: Annotated[int, flag("Tensor-parallel size.", least=1)] = 1
-    ep: Annotated[int, flag("Expert-parallel size.", least=1)] = 1
+    tp: Annotated[int, flag("Tensor-parallel size.", least=1, most=4096)] = 1
+    ep: Annotated[int, flag("Expert-parallel size.", least=1, most=4096)] = 1
     drafter: Annotated[str | None, flag("A drafter's folder or hub id.")] = None
     lora: Annotated[bool, flag("LoRA adapters are served.")] = False
     moe_backend: Annotated[str | None, flag("What vLLM's --moe-backend will be.")] = None

@@ -19,7 +19,7 @@ Scalar = int | float | str | bool
 
 
 class ExitCode(IntEnum):
-    """What a command's exit status means (documented in README.md)."""
+    """What a command's exit status means (documented in docs/reference/cli.md)."""
 
     DONE = 0
     FLAGGED = 1

@@ -1,4 +1,4 @@
-"""The recorded grids of real servers, replayed as docs/speculation.md tells them."""
+"""The recorded grids of real servers, replayed as docs/lab and ADR 6 tell them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from autotune.store.store import Store
 from benchmarks import replay_grid
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-DOCS = Path(__file__).parents[1] / "docs" / "speculation.md"
+DOCS = Path(__file__).parents[1] / "docs"
+H200 = DOCS / "lab" / "h200.md"
 
 
 @functools.cache
@@ -55,35 +56,6 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("name", GRIDS)
-def test_the_table_in_the_docs_is_what_the_command_prints(name: str) -> None:
-    grid = GRIDS[name]
-    out = grid.replayed()
-    forecast = out[out.index("\ngamma ") :]
-    lines = [line.split() for line in forecast.splitlines() if re.match(r" +\d", line)]
-    printed = {int(words[0]): words[1:] for words in lines}
-    _, named, section = DOCS.read_text().partition(f"(../benchmarks/results/{grid.file})")
-    assert named
-    _, head, table = section.partition(
-        f"| γ | 1 stream | predicted | error | {grid.crowd} streams | predicted | error |"
-    )
-    assert head
-    told: dict[int, list[str]] = {}
-    for line in table.strip().splitlines()[1:]:
-        if not line.startswith("|"):
-            break
-        first, *rest = (cell.strip(" *").replace(",", "") for cell in line.strip("|").split("|"))
-        told[int(first)] = rest
-    assert told.keys() == printed.keys()
-    for gamma, cells in told.items():
-        made_from_it = gamma in {0, max(told)}
-        wanted = printed[gamma]
-        if made_from_it:
-            assert [wanted[1], wanted[4]] == [wanted[0], wanted[3]], "it is made from these"
-            wanted = [wanted[0], "", "", wanted[3], "", ""]
-        assert cells == [word.replace("%", " %") for word in wanted], f"γ={gamma}"
-
-
 def test_two_files_are_set_side_by_side() -> None:
     out = replayed("h200-serving/file-against-default.json")
     assert "g0-file over g0-default, long, c=1: 1.031, 1.025 to 1.041 (10 pairs)" in out
@@ -104,24 +76,7 @@ def searched(folder: Path, study: str, tmp_path: Path) -> list[Trial]:
 
 
 def measuring() -> str:
-    return (Path(__file__).parents[1] / "docs" / "measuring.md").read_text()
-
-
-def test_the_table_of_cold_weights_is_that_of_the_file() -> None:
-    timed = json.loads((RESULTS / "h200-serving" / "cold-weights.json").read_text())["timed"]
-    found: dict[int, list[str]] = {}
-    for row in timed:
-        if row["row"] == "file":
-            value, low, high = row["over"]
-            found.setdefault(row["m"], []).append(f"{value:.3f} ({low:.3f} to {high:.3f})")
-    _, head, table = measuring().partition(
-        "| M | file ÷ default, speed, one layer | thirty layers |"
-    )
-    assert head
-    told = dict(re.findall(r"^\| (\d+) \| (.+) \|$", table.partition("\n\n")[0], re.MULTILINE))
-    assert told
-    assert {int(m) for m in told} < found.keys()
-    assert all(cells == " | ".join(found[int(m)]) for m, cells in told.items())
+    return H200.read_text()
 
 
 @pytest.mark.parametrize(
@@ -183,7 +138,7 @@ def test_what_the_server_gains_with_random_experts_is_that_of_the_file(tmp_path:
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_table_of_replays_is_what_the_command_prints(name: str) -> None:
     out = GRIDS[name].replayed()
-    adr = DOCS.parent / "adr" / "0006-boots-follow-a-forecast.md"
+    adr = DOCS / "adr" / "0006-boots-follow-a-forecast.md"
     _, _, table = adr.read_text().partition(f"| {name}, ")
     rows = [line.split(" | ", 1)[1] for line in f"| {name}, {table}".splitlines()[:3]]
     for objective, row in zip(("geomean", "single", "aggregate"), rows, strict=True):
@@ -210,7 +165,7 @@ def test_the_table_of_boots_is_that_of_all_runs(tmp_path: Path) -> None:
             ", ".join(f"{rate_of(levels[c]):,.0f}" for g, levels in boots if g == gamma)
             for c in ("1", "8")
         ]
-        assert f"| {gamma} | {cells[0]} | {cells[1]} |" in DOCS.read_text()
+        assert f"| {gamma} | {cells[0]} | {cells[1]} |" in H200.read_text()
 
 
 @pytest.mark.parametrize(
@@ -226,7 +181,7 @@ def test_the_table_of_boots_is_that_of_all_runs(tmp_path: Path) -> None:
 )
 def test_the_verdicts_with_random_experts_are_those_of_the_files(folder: Path, told: str) -> None:
     best = json.loads((folder / "best.json").read_text())["best"]
-    assert told.format(best["speedup"], *best["interval"]) in DOCS.read_text()
+    assert told.format(best["speedup"], *best["interval"]) in H200.read_text()
 
 
 def test_a_boot_that_read_too_little_no_longer_hides_its_neighbour(tmp_path: Path) -> None:
@@ -246,7 +201,7 @@ def test_a_boot_that_read_too_little_no_longer_hides_its_neighbour(tmp_path: Pat
 def test_the_range_is_as_told() -> None:
     best = json.loads((RESULTS / "h200-serving" / "range" / "best.json").read_text())
     found = best["memory_utilization"]
-    text = DOCS.read_text()
+    text = H200.read_text()
     assert [boot["utilization"] for boot in found["evidence"]] == [0.24, 0.25, 0.27, 0.5]
     assert all(f"({boot['kv_cache_tokens']:,}" in text for boot in found["evidence"])
     assert f"the least is {found['least']:.2f}" in text

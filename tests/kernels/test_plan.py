@@ -126,7 +126,7 @@ def test_a_slower_device_takes_longer(machine: Any) -> None:
 
 
 def test_the_estimate_is_near_what_an_h200_took() -> None:
-    """85 s and 904 kernels with 15 compile processes (docs/measuring.md, its database)."""
+    """85 s and 904 kernels with 15 compile processes (docs/lab/h200.md, its database)."""
     found = replace(made(), device=get_device("h200"), gpus=(gpu(0, "NVIDIA H200"),), workers=15)
     assert found.ms == STANDARD_LADDER
     assert estimate.seconds(found) == pytest.approx(85, rel=0.25)

@@ -1,6 +1,6 @@
 """A change for vLLM in words: title, commit message and the text of the pull request.
 
-What these need is listed in docs/upstream.md; the texts are in ``templates``.
+What these need is listed in docs/how-to/send-to-vllm.md; the texts are in ``templates``.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ FP16_WARNING = (
 )
 PREDICTED_NOTE = (
     "PREDICTED, not measured: the real kernel was compiled for the device, its time was computed "
-    "by a cost model (docs/prediction.md). Measure before you rely on it, and do not send it "
-    "upstream."
+    "by a cost model (docs/explanation/cost-model.md). Measure before you rely on it, and do not "
+    "send it upstream."
 )
 
 

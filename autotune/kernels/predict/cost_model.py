@@ -1,8 +1,9 @@
 """A small physical cost model of one ``fused_experts`` call. Every number here is PREDICTED.
 
-docs/prediction.md derives the formulas and says how far to trust them. Times are in µs, sizes in
-bytes, rates per clock and SM unless a name says otherwise. The constants below are published
-figures, or assumed; the five of which it says so were read off one landscape measured on an H200.
+docs/explanation/cost-model.md derives the formulas and says how far to trust them. Times are in µs,
+sizes in bytes, rates per clock and SM unless a name says otherwise. The constants below are
+published figures, or assumed; the five of which it says so were read off one landscape measured on
+an H200.
 """
 
 from __future__ import annotations
@@ -344,7 +345,7 @@ def _cta_cycles(
         compute = multiply + instructions * idle
     busy = STEP_CYCLES + shared + compute + spilled
     # A load is issued when the products of num_stages - 1 steps before are done (by the last one's
-    # where num_stages is 2), and is waited for: see docs/prediction.md.
+    # where num_stages is 2), and is waited for: see docs/explanation/cost-model.md.
     step = max(busy, (MEMORY_LATENCY_CYCLES + busy - multiply) / max(1, tile.num_stages - 1))
     stored = tile.block_m * tile.block_n * 2 / L2_BYTES_PER_SM_CLOCK
     return {

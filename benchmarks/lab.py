@@ -1,0 +1,270 @@
+"""Tables and figures of README.md and docs/, written from the result files by cog.
+
+    cog -r -P README.md docs/lab/*.md docs/explanation/cost-model.md
+
+rewrites the blocks between ``[[[cog`` and ``[[[end]]]``; ``tests/test_docs.py`` fails where one is
+not what its file says. A path is relative to ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import re
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from benchmarks import replay_grid
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def read(file: str) -> Any:
+    return json.loads((RESULTS / file).read_text())
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: int = 99) -> None:
+    """Print a Markdown table whose first ``right`` columns are aligned to the right."""
+    print(f"| {' | '.join(head)} |")
+    print("|" + "|".join("--:" if column < right else ":--" for column in range(len(head))) + "|")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def gpus(environment: dict[str, Any]) -> str:
+    names = [gpu["name"] for gpu in environment["gpus"]]
+    return f"{len(names)} × {names[0]}" if len(names) > 1 else f"one {names[0]}"
+
+
+def versions(environment: dict[str, Any]) -> str:
+    packages = environment["packages"]
+    return ", ".join(
+        f"{shown} {packages[name]}"
+        for shown, name in (("vLLM", "vllm"), ("torch", "torch"), ("Triton", "triton"))
+    )
+
+
+def environment(file: str) -> None:
+    """Print where a result was measured; ``file`` is a provenance.json or best.json."""
+    found = read(file)["environment"]
+    uuids = ", ".join(gpu["uuid"] for gpu in found["gpus"])
+    print(
+        f"Measured on {gpus(found)} ({uuids}), driver {found['gpus'][0]['driver']}, "
+        f"{versions(found)}, Python {found['python']}, {found['cpus']} CPU cores."
+    )
+
+
+def changed(rows: Sequence[dict[str, Any]]) -> str:
+    differ = sum(not row["is_default"] for row in rows)
+    return f"{differ} of {len(rows)} rows differ from vLLM's default"
+
+
+def caption(folder: str) -> None:
+    found = read(f"{folder}/provenance.json")
+    where = found["environment"]
+    print(
+        f"*Gemma 4 26B-A4B in fp8 on {gpus(where)} ({versions(where)}): "
+        f"{found['geometric_mean_speedup']:.2f}× in the geometric mean over the file's rows.*"
+    )
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    shown = [str(row["m"]), f"{row['default_us']:.1f}", f"{row['us']:.1f}"]
+    if row["is_default"]:
+        return [*shown, "default", ""]
+    interval = f"{row['speedup_low']:.3f} to {row['speedup_high']:.3f}"
+    return [*shown, f"{row['speedup']:.3f}×", interval]
+
+
+HEAD = ("M", "default µs", "tuned µs", "speed-up", "95 % interval")
+
+
+def excerpt(folder: str, batch_sizes: Sequence[int]) -> None:
+    """Print some rows of a tuned file and its sum."""
+    found = read(f"{folder}/provenance.json")
+    table(HEAD, [cells(row) for row in found["rows"] if row["m"] in batch_sizes], right=4)
+    print(
+        f"\n{changed(found['rows'])}; {found['geometric_mean_speedup']:.2f}× in the geometric mean "
+        f"over all keys; {found['counts']['ok']:,} trials, from start-up to "
+        f"the last confirmation in {total_s(found):.0f} s."
+    )
+
+
+def total_s(found: dict[str, Any]) -> float:
+    return float(
+        sum(found["spent"][part] for part in ("start_s", "search_s", "confirm_s", "between_s"))
+    )
+
+
+def kernel(folder: str) -> None:
+    """Print command, environment, times and every row of a measured file."""
+    found = read(f"{folder}/provenance.json")
+    print(f"    {found['command']}\n")
+    environment(f"{folder}/provenance.json")
+    spent = found["spent"]
+    own = spent["propose_s"] + spent["store_s"]
+    print(
+        f"Start-up {spent['start_s']:.0f} s, search {spent['search_s']:.0f} s, confirmation "
+        f"{spent['confirm_s']:.0f} s, between the keys {spent['between_s']:.0f} s; proposing and "
+        f"the database took {own:.1f} s of it."
+    )
+    counts = ", ".join(f"{number:,} {outcome}" for outcome, number in found["counts"].items())
+    print(
+        f"Trials: {counts}. {changed(found['rows'])}; {found['geometric_mean_speedup']:.3f}× in "
+        "the geometric mean over all keys."
+    )
+    errors = [row["relative_error"] for row in found["rows"] if row["relative_error"]]
+    print(f"The largest relative error against float32 is {max(errors):.4f}.\n")
+    table(HEAD, [cells(row) for row in found["rows"]], right=4)
+
+
+def summary(*folders: str) -> None:
+    """Print one row for each measured file: times, trials, gain."""
+    rows = []
+    for folder in folders:
+        found = read(f"{folder}/provenance.json")
+        spent = found["spent"]
+        own = spent["propose_s"] + spent["store_s"]
+        total = total_s(found)
+        slowest = min(row["speedup"] for row in found["rows"])
+        rows.append([
+            folder, gpus(found["environment"]), f"{total:.0f} s", f"{spent['start_s']:.0f} s",
+            f"{spent['search_s']:.0f} s", f"{spent['confirm_s']:.0f} s", f"{own / total:.0%}",
+            f"{sum(not row['is_default'] for row in found['rows'])} of {len(found['rows'])}",
+            f"{found['geometric_mean_speedup']:.3f}×", f"{slowest:.3f}×",
+        ])  # fmt: skip
+    table(("run", "GPU", "four stages", "start-up", "search", "confirming",
+           "proposing and database",
+           "rows changed", "geometric mean", "least row"), rows, right=0)  # fmt: skip
+
+
+def served(*folders: str) -> None:
+    """Print what a server gained from a MoE file, in fresh boots against vLLM's default."""
+    rows = []
+    for folder in folders:
+        best = read(f"{folder}/best.json")
+        where = best["environment"]
+        gained = {}
+        for one in best["objectives"]:
+            low, high = one["interval"]
+            gained[one["objective"]] = f"{one['speedup']:.3f}× ({low:.3f} to {high:.3f})"
+        crowd = max(best["scenario"]["concurrency"])
+        rows.append(
+            [
+                f"{gpus(where)}, {versions(where)}",
+                gained["single"],
+                f"{crowd}: {gained['aggregate']}",
+                "no clear gain" if best["best"]["is_baseline"] else "faster",
+            ]
+        )
+    table(("server", "one stream", "many streams", "verdict (both)"), rows, right=0)
+
+
+@functools.cache
+def replayed(grid: str, *args: str) -> str:
+    """Return what ``benchmarks.replay_grid`` prints of a recorded grid."""
+    said = io.StringIO()
+    patched = mock.patch.object(sys, "argv", ["replay_grid", str(RESULTS / grid), *args])
+    with patched, contextlib.redirect_stdout(said):
+        replay_grid.main()
+    return said.getvalue()
+
+
+def grid(file: str, crowd: int, *args: str) -> None:
+    """Print tok/s by γ of a recorded grid, and what the forecast makes of γ=0 and the probe."""
+    out = replayed(file, *args)
+    lines = [line.split() for line in out[out.index("\ngamma ") :].splitlines()]
+    known = {int(words[0]): words[1:] for words in lines if words and words[0].isdigit()}
+    rows = []
+    for gamma, words in known.items():
+        one, _, _, many, _, _ = words
+        made_from_it = gamma in {0, max(known)}
+        shown = [one, "", "", many, "", ""] if made_from_it else words
+        rows.append([str(gamma), *(word.replace("%", " %") for word in shown)])
+    table(("γ", "1 stream", "predicted", "error", f"{crowd} streams", "predicted", "error"), rows)
+
+
+def cold_weights() -> None:
+    """Print the gain with one layer's weights beside that with thirty."""
+    found: dict[int, list[str]] = {}
+    for row in read("h200-serving/cold-weights.json")["timed"]:
+        if row["row"] == "file":
+            value, low, high = row["over"]
+            found.setdefault(row["m"], []).append(f"{value:.3f} ({low:.3f} to {high:.3f})")
+    table(
+        ("M", "file ÷ default, speed, one layer", "thirty layers"),
+        [[str(m), *shown] for m, shown in found.items()],
+    )
+
+
+def client() -> None:
+    """Print our load client against ``vllm bench serve``."""
+    found = read("client-vs-vllm-bench.json")
+    rows = []
+    for row in found["rows"]:
+        shown = [row["server"], f"`{row['endpoint']}`", str(row["concurrency"])]
+        for metric in ("tok_s", "tpot_ms.mean", "itl_ms.mean", "itl_ms.p99"):
+            one = row["metrics"].get(metric)
+            shown.append(f"{one['difference']:+.1%}".replace("%", " %") if one else "")
+        rows.append(shown)
+    table(("server", "endpoint", "concurrency", "tok/s", "mean TPOT", "mean ITL", "p99 ITL"),
+          rows, right=0)  # fmt: skip
+
+
+def strategies() -> None:
+    """Print the regret of search strategies, replayed on the landscape."""
+    found = read("strategies-h200.json")["rows"]
+    sizes = list(found[0]["median"])
+    rows = [
+        [f"{row['effort']} ({row['trials']})", f"{row['strategy']} ({row['seeds']})",
+         *(f"{row['median'][m]:.1%} / {row['worst'][m]:.1%}" for m in sizes)]
+        for row in found
+    ]  # fmt: skip
+    table(("effort", "strategy (seeds)", *(f"M={m}" for m in sizes)), rows, right=0)
+
+
+def prediction() -> None:
+    """Print how the cost model ranks the measured landscapes."""
+    rows = []
+    for shape, found in read("prediction-h200.json")["shapes"].items():
+        for key in found["keys"]:
+            default = key.get("default_measured_over_predicted")
+            rows.append([
+                shape, str(key["m"]), str(key["candidates"]), f"{key['rho']:.2f}",
+                f"{key['top1_regret']:.1%}", f"{key['top10_regret']:.1%}",
+                "" if default is None else f"{default:.2f}",
+                f"{key['median_measured_over_predicted']:.2f}",
+            ])  # fmt: skip
+        middle = [
+            statistics.median(key[name] for key in found["keys"])
+            for name in ("rho", "top1_regret", "top10_regret")
+        ]
+        rows.append(
+            [
+                f"**{shape}**",
+                "median",
+                "",
+                f"**{middle[0]:.2f}**",
+                f"{middle[1]:.1%}",
+                f"**{middle[2]:.1%}**",
+                "",
+                "",
+            ]
+        )
+    table(("shape", "M", "candidates", "ρ", "top 1", "top 10", "default", "median of all"),
+          rows, right=0)  # fmt: skip
+
+
+def verdict(folder: str) -> None:
+    """Print the verdict of a study of servers and where it ran."""
+    best = read(f"{folder}/best.json")
+    environment(f"{folder}/best.json")
+    words = re.sub(r"/tmp/", "", best["verdict"])
+    print(f"Verdict: {words}.")
+    print(f"Boots: {best['boots']}.")

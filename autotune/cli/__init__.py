@@ -14,6 +14,7 @@ import typer
 from autotune import __version__
 from autotune.cli import (
     compare,
+    explain,
     export,
     files,
     machine,
@@ -42,6 +43,7 @@ COMMANDS: tuple[tuple[type[Request], Callable[[Any], None]], ...] = (
     (requests.Verify, verify.verify),
     (requests.Files, files.files),
     (requests.Compare, compare.compare),
+    (requests.Explain, explain.explain),
     (requests.Spec, spec.spec),
     (requests.Studies, studies.studies),
     (requests.Show, studies.show),

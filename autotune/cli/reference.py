@@ -18,7 +18,8 @@ from autotune.util.request import Request, extra
 
 EXIT_CODES = {
     ExitCode.DONE: "done",
-    ExitCode.FLAGGED: "`verify` found errors; with `--strict`, or warnings",
+    ExitCode.FLAGGED: "`verify` found errors; with `--strict`, or warnings; `explain`: "
+    "the server failed",
     ExitCode.BAD_INPUT: "a flag, a file or a combination that cannot be used",
     ExitCode.MISSING_ENVIRONMENT: "something is missing: vLLM, a GPU for `--device auto` that "
     "`CUDA_VISIBLE_DEVICES` leaves, disk space, memory, a server at `--url`",

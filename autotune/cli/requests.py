@@ -221,6 +221,17 @@ class Dashboard(Output):
     out: Annotated[Path, flag("Where the mirror goes.")] = OUT
 
 
+class Explain(AsJson):
+    """Explain the log of a vLLM server: started or not, the cause, what to do, what it runs."""
+
+    examples = (
+        "autotune explain server.log",
+        "autotune explain - --json",
+    )
+
+    log: Annotated[str, flag("A file or a pipe; - is standard input.", positional=True)]
+
+
 class Devices(AsJson):
     """List the devices that can be tuned for, and what this machine has."""
 

@@ -61,7 +61,7 @@ OTHERS = {
     "docker flag": ("unknown flag: --gpu", FailureKind.BAD_FLAG),
     "image": (
         "docker: Error response from daemon: pull access denied for vlm/vllm-openai",
-        FailureKind.CRASH,
+        FailureKind.ENVIRONMENT,
     ),
     "other": ("RuntimeError: CUDA error: an illegal memory access", FailureKind.CRASH),
 }

@@ -1,52 +1,29 @@
-"""What went wrong with a vLLM server, read off its exit status and its log.
-
-vLLM's last lines are usually noise ("Engine core initialization failed. See root cause above"), so
-the errors are gone through from the last to the first. The phrases come from vLLM 0.32.0; the
-tests provoke what a CPU can and name the source file of the rest.
-"""
+"""What went wrong with a vLLM server that was started here, by its exit status and its log."""
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from autotune.core import Outcome
+from autotune.serving.logs.errors import CAUSE_CHARS, asserted, find_errors
+from autotune.serving.logs.kinds import OUTCOMES, FailureKind, is_bad_value
+from autotune.serving.logs.read import Line, lines_of, read_log
+from autotune.util.edge import EdgeError
 
-_LOG_BYTES = 4 << 20
-_LINE_CHARS = 400
+__all__ = ["FailureKind", "ServerFailure", "classify", "judge"]
 
-
-class FailureKind(StrEnum):
-    """Why a server does not serve."""
-
-    BAD_FLAG = "bad_flag"
-    BAD_VALUE = "bad_value"
-    MODEL_MISSING = "model_missing"
-    KV_CACHE_TOO_SMALL = "kv_cache_too_small"
-    OUT_OF_MEMORY_AT_START = "out_of_memory_at_start"
-    OUT_OF_MEMORY_UNDER_LOAD = "out_of_memory_under_load"
-    HANG = "hang"
-    EXIT_ZERO = "exit_zero"
-    """It ended by itself with status 0, which vLLM does when its engine dies under load."""
-    PORT_TAKEN = "port_taken"
-    CRASH = "crash"
-
-
-_OUTCOMES = {
-    FailureKind.BAD_FLAG: Outcome.CONSTRAINT,
-    FailureKind.BAD_VALUE: Outcome.CONSTRAINT,
-    FailureKind.MODEL_MISSING: Outcome.RUNTIME_ERROR,
-    FailureKind.KV_CACHE_TOO_SMALL: Outcome.OUT_OF_MEMORY,
-    FailureKind.OUT_OF_MEMORY_AT_START: Outcome.OUT_OF_MEMORY,
-    FailureKind.OUT_OF_MEMORY_UNDER_LOAD: Outcome.OUT_OF_MEMORY,
-    FailureKind.HANG: Outcome.TIMEOUT,
-    FailureKind.EXIT_ZERO: Outcome.CRASH,
-    FailureKind.PORT_TAKEN: Outcome.RUNTIME_ERROR,
-    FailureKind.CRASH: Outcome.CRASH,
+_KILLED = 128 + 9
+_STOPPED = {128 + 15: "SIGTERM", 128 + 2: "SIGINT"}
+_ALWAYS = {
+    FailureKind.OUT_OF_RESOURCES,
+    FailureKind.COMPILE_FAILED,
+    FailureKind.COMMUNICATION,
+    FailureKind.HANG,
+    FailureKind.STOPPED,
 }
+"""Means under load what it means at the start."""
+_CHATTER = ("resource_tracker", "warnings.warn")
 
 
 @dataclass(frozen=True)
@@ -68,106 +45,11 @@ class ServerFailure:
     @property
     def outcome(self) -> Outcome:
         """The outcome of a candidate whose server failed so."""
-        return _OUTCOMES[self.kind]
+        return OUTCOMES[self.kind]
 
     def __str__(self) -> str:
         where = f" (log: {self.log})" if self.log else ""
         return f"{self.kind}: {self.line}{where}"
-
-
-_PREFIX = re.compile(r"^(\(\w[^)]*pid=\d+\) )?((ERROR|CRITICAL) \d\d-\d\d [\d:]+ \[[^\]]*\] ?)?")
-_ERROR = re.compile(
-    r"^([\w.]+\.)?\w*(Error|Exception|Exit)(: |$)"  # the last line of a traceback
-    r"|^[\w./-]+( \w+)?: error: "  # argparse
-    r"|^docker: |^unknown (shorthand )?flag: "
-    r"|^supervisor: "
-)
-_NOISE = re.compile(
-    r"initialization failed.*(root cause|stack trace|background process)"
-    r"|EngineDeadError|EngineGenerateError|KeyboardInterrupt|SystemExit|CancelledError"
-    r"|^RuntimeError: cancelled",
-    re.IGNORECASE,
-)
-_CHATTER = re.compile(r"resource_tracker|^\s+warnings.warn")
-_OUT_OF_MEMORY = (
-    r"OutOfMemoryError|out of memory|is less than desired \w+ memory utilization|^MemoryError"
-    r"|is less than requested memory for kv"
-    r"|can't allocate memory|Cannot allocate memory|bad_alloc"
-)
-_SIGNS = tuple(
-    (kind, re.compile(pattern))
-    for kind, pattern in (
-        (
-            FailureKind.BAD_FLAG,
-            r"error: (unrecognized arguments|ambiguous option)|^unknown (shorthand )?flag: ",
-        ),
-        (FailureKind.BAD_VALUE, r": error: argument "),
-        (FailureKind.PORT_TAKEN, r"[Aa]ddress already in use|port is already allocated"),
-        (
-            FailureKind.KV_CACHE_TOO_SMALL,
-            r"No available memory for the cache blocks|To serve at least one request with"
-            r"|larger than the (maximum number of tokens that can be stored in|available) KV cache"
-            r"|is less than requested memory for kv \((-|0\.0/)",
-        ),
-        (FailureKind.OUT_OF_MEMORY_AT_START, _OUT_OF_MEMORY),
-        (
-            FailureKind.MODEL_MISSING,
-            r"Invalid repository ID or local directory|LocalEntryNotFoundError"
-            r"|RepositoryNotFoundError|GatedRepoError|HFValidationError|OfflineModeIsEnabled"
-            r"|is not a valid model identifier|Cannot find any model weights",
-        ),
-    )
-)
-_BAD_VALUE = re.compile(r"^([\w.]+\.)?(ValidationError|ValueError|NotImplementedError)\b")
-_ASSERTION = re.compile(r"Assertion `(.+)` failed")
-"""Written by a kernel, for each of its threads; torch's error then says only that there was one."""
-_KILLED = 128 + 9
-
-
-def _read_tail(log: Path | None) -> list[str]:
-    """The last lines of the log, without vLLM's prefixes."""
-    if log is None:
-        return []
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return []
-    return [_PREFIX.sub("", line, count=1).rstrip() for line in text.split("\n")]
-
-
-def _errors(lines: list[str]) -> tuple[list[str], list[str]]:
-    """The errors of a log in order, those that name no cause apart.
-
-    A ValidationError takes along the two lines that say what is wrong.
-    """
-    found: list[str] = []
-    noise: list[str] = []
-    for index, line in enumerate(lines):
-        if _ERROR.match(line):
-            whole = line
-            if "validation error" in line:
-                more = " ".join(part.strip() for part in lines[index + 1 : index + 3])
-                whole = f"{line}: {more.partition(' [type=')[0]}"
-            (noise if _NOISE.search(line) else found).append(whole[:_LINE_CHARS])
-    return found, noise
-
-
-def _recognise(errors: list[str]) -> tuple[FailureKind, str] | None:
-    """The last error that says by its words what it is."""
-    for line in reversed(errors):
-        for kind, sign in _SIGNS:
-            if sign.search(line):
-                return kind, line
-    return None
-
-
-def _last_words(lines: list[str], exit_code: int | None) -> str:
-    words = (line for line in reversed(lines) if line.strip() and not _CHATTER.search(line))
-    said = next(words, "nothing in its log")
-    how = "still running" if exit_code is None else f"exit status {exit_code}"
-    return f"{how}; last line: {said.strip()[:_LINE_CHARS]}"
 
 
 def classify(
@@ -181,31 +63,71 @@ def classify(
         served: whether it had answered before.
         hung: whether a time limit passed while it ran.
     """
-    lines = _read_tail(log)
-    errors, noise = _errors(lines)
-    line = (errors or noise or [_last_words(lines, exit_code)])[-1]
-    if any("device-side assert" in error for error in errors):
-        asserted = next(filter(None, map(_ASSERTION.search, lines)), None)
-        line = f"{line}: {asserted[1][:_LINE_CHARS]}" if asserted is not None else line
-    recognised = _recognise(errors)
-    if hung and (served or recognised is None):
-        kind = FailureKind.HANG
-        line = _last_words(lines, exit_code) if recognised is None else recognised[1]
-        if log is None:
-            line = "no healthy answer in time"
-    elif recognised is not None and (not served or recognised[0].name.startswith("OUT")):
-        kind, line = recognised
-        if served:
-            kind = FailureKind.OUT_OF_MEMORY_UNDER_LOAD
-    elif exit_code == 0:
-        kind = FailureKind.EXIT_ZERO
-    elif exit_code == _KILLED and not errors:
-        line = "killed by SIGKILL, most likely by the kernel for want of memory"
-        kind = FailureKind.OUT_OF_MEMORY_AT_START
-        if served:
-            kind = FailureKind.OUT_OF_MEMORY_UNDER_LOAD
-    elif not served and _BAD_VALUE.search(line):
-        kind = FailureKind.BAD_VALUE
-    else:
-        kind = FailureKind.CRASH
+    try:
+        lines = lines_of(read_log(log)) if log is not None else []
+    except (EdgeError, OSError):
+        lines = []
+    kind, line = judge(lines, exit_code, served=served, hung=hung)
+    if log is None and kind is FailureKind.HANG:
+        line = "no healthy answer in time"
     return ServerFailure(kind, line, exit_code, log)
+
+
+def judge(  # noqa: PLR0911 - one return for each sign, the surest first
+    lines: list[Line], exit_code: int | None, *, served: bool, hung: bool = False
+) -> tuple[FailureKind, str]:
+    """The class and the telling line of a failure; see :func:`classify`."""
+    errors = find_errors(lines)
+    if errors.stopped_first is not None and not hung:
+        return FailureKind.STOPPED, errors.stopped_first.text[:CAUSE_CHARS]
+    recognised = errors.recognised()
+    if hung and (served or recognised is None):
+        words = _last_words(lines, exit_code)
+        return FailureKind.HANG, words if recognised is None else recognised[1]
+    if recognised is not None and (counts := _under_load(recognised[0], served=served)):
+        return counts, recognised[1]
+    if not errors.found and exit_code in _STOPPED:
+        return FailureKind.STOPPED, f"{_STOPPED[exit_code]} from outside (exit status {exit_code})"
+    if not errors.found and (killed := _kill(lines, exit_code)):
+        return _under_load(killed[0], served=served) or killed[0], killed[1]
+    cause = errors.cause()
+    line = cause.text if cause else (errors.noise[-1].text if errors.noise else "")
+    line = line or _last_words(lines, exit_code)
+    if any("device-side assert" in error.text for error in errors.found):
+        assertion = asserted(lines)
+        line = f"{line}: {assertion}" if assertion else line
+    if exit_code == 0:
+        return FailureKind.EXIT_ZERO, line
+    if not served and is_bad_value(line):
+        return FailureKind.BAD_VALUE, line
+    return FailureKind.CRASH, line
+
+
+def _under_load(kind: FailureKind, *, served: bool) -> FailureKind | None:
+    """The class of a failure after the server had served; None where the words mean little then."""
+    if not served or kind in _ALWAYS:
+        return kind
+    if kind.name.startswith("OUT_OF_MEMORY"):
+        return FailureKind.OUT_OF_MEMORY_UNDER_LOAD
+    return None
+
+
+def _kill(lines: list[Line], exit_code: int | None) -> tuple[FailureKind, str] | None:
+    """A process of the server that SIGKILL ended, by the exit status of the server or of a part."""
+    parts = (line.text for line in lines if "Failed core proc(s)" in line.text)
+    if exit_code == _KILLED or any(": -9" in text for text in parts):
+        line = "killed by SIGKILL, most likely by the kernel for want of memory"
+        return FailureKind.OUT_OF_MEMORY_AT_START, line
+    return None
+
+
+def _last_words(lines: list[Line], exit_code: int | None) -> str:
+    words = (
+        line
+        for line in reversed(lines)
+        if line.text.strip() and not any(chatter in line.text for chatter in _CHATTER)
+    )
+    last = next(words, None)
+    said = "nothing in its log" if last is None else f"{last.level} {last.text.strip()}".strip()
+    how = "still running" if exit_code is None else f"exit status {exit_code}"
+    return f"{how}; last line: {said[:CAUSE_CHARS]}"

@@ -18,6 +18,12 @@ from autotune.serving.server.web import fetch
 
 _POLL_S = 0.25
 _PORT_TRIES = 3
+_TRIES: dict[FailureKind | None, int] = {
+    FailureKind.PORT_TAKEN: _PORT_TRIES,
+    FailureKind.MEMORY_CHANGED: 2,
+}
+_MEMORY_WAIT_S = 5.0
+"""Until what gave memory back has given back all."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +220,8 @@ def start(launcher: Launcher, settings: ServeSettings, log: Path, timeout_s: flo
     """Start a server and wait until it serves.
 
     A port that somebody took between our look and the server's start is no failure of the
-    settings: another one is tried, :data:`_PORT_TRIES` times in all.
+    settings: another one is tried, :data:`_PORT_TRIES` times in all. Neither is it one that memory
+    was given back while vLLM measured what is free: once it waits a little and tries again.
 
     Args:
         launcher: how.
@@ -233,11 +240,11 @@ def start(launcher: Launcher, settings: ServeSettings, log: Path, timeout_s: flo
             model, context = _wait(handle, timeout_s)
         except BaseException as error:
             handle.stop()
-            taken = isinstance(error, ServerFailedError) and (
-                error.failure.kind is FailureKind.PORT_TAKEN
-            )
-            if not taken or attempt == _PORT_TRIES:
+            kind = error.failure.kind if isinstance(error, ServerFailedError) else None
+            if attempt >= _TRIES.get(kind, 1):
                 raise
+            if kind is FailureKind.MEMORY_CHANGED:
+                time.sleep(_MEMORY_WAIT_S)
         else:
             return Server(handle, model, context, time.monotonic() - began)
     raise AssertionError("unreachable")

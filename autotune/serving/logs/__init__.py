@@ -1,0 +1,1 @@
+"""Reads what a vLLM server, Docker, Ray or the kernel wrote into a log."""

@@ -113,3 +113,15 @@ def test_generated_blocks_are_what_the_result_files_say(page: Path) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_walks_name_what_exists() -> None:
+    """A name such as `kernels/job.py:run` in docs/architecture.md is a definition in that file."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named_there = re.findall(r"`([\w/]+\.py)(?::(\w+))?`", text)
+    assert len(named_there) > 40
+    for file, name in named_there:
+        path = ROOT / file if file.startswith("tests/") else ROOT / "autotune" / file
+        assert path.exists(), file
+        defined = re.search(rf"^(?:async )?(?:def|class) {name}\b", path.read_text(), re.MULTILINE)
+        assert not name or defined, f"{file}:{name}"

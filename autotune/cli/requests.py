@@ -145,6 +145,8 @@ class Verify(AsJson):
 class Files(AsJson):
     """Say which tuned files vLLM looks for when it serves a model, and what reads them."""
 
+    examples = ("autotune files MODEL --device gb10",)
+
     model: Annotated[str, flag("Folder with config.json, or a hub id.", positional=True)]
     device: Annotated[str, flag("Device that serves; auto looks at this machine.")]
     tp: Annotated[int, flag("Tensor-parallel size.", least=1, most=4096)] = 1

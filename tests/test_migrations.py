@@ -94,6 +94,8 @@ def test_a_kept_database_opens_with_its_trials(kept: Path, tmp_path: Path) -> No
         assert trials[0].measurement.samples == (1.5, 0.1, 1e-300)
         assert trials[2].measurement.message == "PTX → Fehler"
         assert store.cache().get("0" * 16) == {"registers": 128}
+        has_one = kept.stem >= "db-0003"
+        assert store.verdicts(detail.searches[0]) == [{"verdict": "kept → ü"}] * has_one
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
         versions = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall()

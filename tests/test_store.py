@@ -569,3 +569,35 @@ def test_dated_trials_come_in_the_order_stored(store: Store) -> None:
         ("m1", 0),
     ]
     assert {(t.run_id, t.created_at) for t in dated} == {(run.id, NOW)}
+
+
+def test_verdicts_of_a_search_come_newest_first_and_survive(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with Store.open(url(path)) as store:
+        search, _ = begin(store)
+        assert store.verdicts(search) == []
+        store.set_verdict(search, {"verdict": "none", "borders": [0.1, None]})
+        begin(store)  # another run of the same search, without a verdict yet
+        store.set_verdict(search, {"verdict": "ü"})
+        store.set_verdict(search, {"verdict": "again"})
+        other = store.search(store.study("s", "moe", {"device": "gb10"}), {"seed": 2})
+        with pytest.raises(ValueError, match="no run"):
+            store.set_verdict(other, {})
+    with Store.open(url(path)) as store:
+        assert store.verdicts(search) == [
+            {"verdict": "again"},
+            {"verdict": "none", "borders": [0.1, None]},
+        ]
+        assert "verdict" not in store.get_study("s").as_json()["all_runs"][0]
+
+
+def test_a_verdict_goes_to_a_run_of_this_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with Store.open(url(path)) as store:
+        search, _ = begin(store)
+        _, other = begin(store)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE runs SET pid = pid + 1 WHERE id = ?", (other.id,))
+        store.set_verdict(search, {"verdict": "mine"})
+        store.set_verdict(search, {"verdict": "mine again"})
+        assert store.verdicts(search) == [{"verdict": "mine again"}]

@@ -76,12 +76,17 @@ def _moe(
 
 def _spec(store: Store, study: str, out: Path) -> tuple[Page, Path, bool]:
     from autotune.serving.export.write import folder_of  # noqa: PLC0415
-    from autotune.serving.report.page import known_boots, left_by_job, spec_page  # noqa: PLC0415
+    from autotune.serving.report.page import (  # noqa: PLC0415
+        known_boots,
+        left_by_job,
+        left_in_folder,
+        spec_page,
+    )
     from autotune.serving.stored import load_served  # noqa: PLC0415
 
     served, place = load_served(store, study), folder_of(out, study)
-    left = left_by_job(served, place)
-    return spec_page(store, served, left), place, known_boots(left) == served.boots
+    page = spec_page(store, served, left_by_job(store, served, place))
+    return page, place, known_boots(left_in_folder(served, place)) == served.boots
 
 
 def _provenance(place: Path) -> dict[str, Any]:

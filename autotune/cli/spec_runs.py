@@ -18,7 +18,7 @@ from autotune.serving.matrix.matrix import Entry, matrix_study, prepare, run_eac
 from autotune.serving.matrix.report import matrix_document, write_matrix
 from autotune.serving.plan import Plan
 from autotune.serving.preflight import refusal
-from autotune.serving.report.page import write_page
+from autotune.serving.report.page import keep_verdict, write_page
 from autotune.serving.running.job import (
     ExistingPlan,
     existing_document,
@@ -86,6 +86,7 @@ def measure(request: Spec) -> None:
         _check(store, plan, folder)
         terminal.show_existing_plan(plan)
         result = run_existing(plan, store, folder / "logs")
+        keep_verdict(store, plan, existing_document(result))
         files = write_existing(result, folder)
         files.insert(0, write_page(store, plan, request.out))
     if request.as_json:
@@ -108,4 +109,6 @@ def _logs(out: Path, plan: Plan) -> Path:
 def _tuned(plan: Plan, store: Store, out: Path) -> Result:
     terminal.show_plan(plan)
     with terminal.progress(plan) as update:
-        return run(plan, store, _logs(out, plan), update)
+        result = run(plan, store, _logs(out, plan), update)
+    keep_verdict(store, plan, export.document(result))
+    return result

@@ -29,9 +29,12 @@ from autotune.store.tables import (
     WorkloadRow,
 )
 
+RUN = [column for column in RunRow.__table__.columns if column.name != "verdict"]
+"""The columns of a run's record. A verdict is long, and whoever wants it asks for it."""
+
 
 def run_record(row: Row[Any]) -> RunRecord:
-    """The record of a whole row of `runs`."""
+    """Make the record of the columns :data:`RUN` of a row."""
     values = dict(row._mapping)
     return RunRecord(**values | {"status": RunStatus(values["status"])})
 
@@ -51,7 +54,7 @@ def summaries(connection: Connection) -> list[StudySummary]:
     for count in _counts(connection, list(of_search)):
         counts[of_search[count.search_id]].append(count)
     runs: dict[int, list[RunRecord]] = defaultdict(list)
-    for row in connection.execute(select(RunRow.__table__).order_by(RunRow.id)):
+    for row in connection.execute(select(*RUN).order_by(RunRow.id)):
         run = run_record(row)
         runs[of_search[run.search_id]].append(run)
     return [
@@ -75,7 +78,7 @@ def detail(connection: Connection, name: str) -> StudyDetail | None:
     searches = _rows(connection, of_study.order_by(SearchRow.id))
     ids = [search["id"] for search in searches]
     workloads = select(WorkloadRow.__table__).where(WorkloadRow.search_id.in_(ids))
-    runs = select(RunRow.__table__).where(RunRow.search_id.in_(ids)).order_by(RunRow.id)
+    runs = select(*RUN).where(RunRow.search_id.in_(ids)).order_by(RunRow.id)
     all_runs = tuple(run_record(row) for row in connection.execute(runs))
     used = {run.environment_id for run in all_runs}
     environments = select(EnvironmentRow.__table__).where(EnvironmentRow.id.in_(used))

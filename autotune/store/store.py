@@ -199,7 +199,7 @@ class Store:
             "status": RunStatus.RUNNING,
         }
         with self._session.writing() as connection:
-            added = connection.execute(insert(RunRow).values(values).returning(RunRow.__table__))
+            added = connection.execute(insert(RunRow).values(values).returning(*catalogue.RUN))
             return catalogue.run_record(added.one())
 
     def end_run(self, run: RunRecord, status: RunStatus) -> None:
@@ -207,6 +207,35 @@ class Store:
         ended = update(RunRow).where(RunRow.id == run.id)
         with self._session.writing() as connection:
             connection.execute(ended.values(status=RunStatus(status), ended_at=self._now()))
+
+    def set_verdict(self, search: SearchRecord, verdict: Mapping[str, Any]) -> None:
+        """Store what the last run that this process made of ``search`` concluded.
+
+        Args:
+            search: what the run worked on.
+            verdict: JSON values, as the kind's result file holds them.
+
+        Raises:
+            ValueError: this process has made no run of ``search``.
+        """
+        own = (RunRow.search_id == search.id) & (RunRow.pid == os.getpid())
+        last = select(func.max(RunRow.id)).where(own).scalar_subquery()
+        stored = update(RunRow).where(RunRow.id == last).values(verdict=dict(verdict))
+        with self._session.writing() as connection:
+            if not connection.execute(stored).rowcount:
+                raise ValueError(f"this process has made no run of search {search.id}")
+
+    def verdicts(self, search: SearchRecord) -> list[dict[str, Any]]:
+        """Return the verdicts of the runs of ``search``, the newest first."""
+        statement = select(RunRow.verdict).where(
+            RunRow.search_id == search.id, RunRow.verdict.is_not(None)
+        )
+        with self._session.reading() as connection:
+            return [
+                verdict
+                for verdict in connection.scalars(statement.order_by(RunRow.id.desc()))
+                if verdict
+            ]
 
     def add_trials(self, run: RunRecord, workload_id: int, trials: Sequence[Trial]) -> None:
         """Store ``trials`` and their measurements: all or none, durable on return.

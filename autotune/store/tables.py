@@ -101,7 +101,7 @@ class EnvironmentRow(Base):
 
 
 class RunRow(Base):
-    """One command at work on a search."""
+    """One command at work on a search, and the verdict that it came to, where it came to one."""
 
     __tablename__ = "runs"
 
@@ -113,6 +113,7 @@ class RunRow(Base):
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     status: Mapped[str]
+    verdict: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class WorkloadRow(Base):

@@ -150,7 +150,7 @@ def test_another_load_does_not_make_a_finished_job_look_outdated(bench: Bench) -
     with Store.open(f"sqlite:///{bench.root}/a.db") as store:
         served = load_served(store, "t")
         assert served.boots == result.boots_of_load
-        left = left_by_job(served, bench.root / "out" / "t" / "spec")
+        left = left_by_job(store, served, bench.root / "out" / "t" / "spec")
         page = spec_page(store, served, left)
     assert json.loads(json.dumps(left))["boots_of_load"] == served.boots
     assert not any("the verdict is of a job" in text for text in page.warnings)

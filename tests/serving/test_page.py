@@ -212,16 +212,57 @@ def test_only_words_about_this_search_are_used(tmp_path: Path) -> None:
         put(store, TRIALS)
         served = load_served(store, "s")
 
-    def left(**changes: Any) -> dict[str, Any]:
-        (tmp_path / "best.json").write_text(json.dumps(LEFT | changes))
-        return left_by_job(served, tmp_path)
+        def left(**changes: Any) -> dict[str, Any]:
+            (tmp_path / "best.json").write_text(json.dumps(LEFT | changes))
+            return left_by_job(store, served, tmp_path)
 
-    assert left() == LEFT
-    assert left(study="t") == {}
-    assert left(setup={}) == {}
-    assert left(scenario=SCENARIO.as_json() | {"max_tokens": 9}) == {}
-    (tmp_path / "best.json").write_text("[")
-    assert left_by_job(served, tmp_path) == {}
+        assert left() == LEFT
+        assert left(study="t") == {}
+        assert left(setup={}) == {}
+        assert left(scenario=SCENARIO.as_json() | {"max_tokens": 9}) == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"best": [1]},
+        {"objectives": [{}]},
+        {"objectives": 3},
+        {"schedule": {"serve": "x"}},
+        {"forecast": {"rows": [{"gamma": 1}]}},
+        {"memory_utilization": {"evidence": [{}]}},
+        {"scores": [{"setting": "a", "score": "b", "value": "c", "stderr": None}]},
+        {"not_tried": [{"setting": 1}]},
+        {"published": {"figures": [{}]}},
+        {"warnings": 1},
+        {"boots": "many", "boots_of_load": None},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_damaged_result_file_counts_as_absent(changes: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "best.json").write_text(json.dumps(LEFT | changes))
+    with Store.open(f"sqlite:///{tmp_path}/s.db") as store:
+        put(store, TRIALS)
+        assert left_by_job(store, load_served(store, "s"), tmp_path) == {}
+
+
+@pytest.mark.parametrize("text", ["[", "[]", "3", "[" * 100_000, "\0"])
+def test_a_result_file_that_is_no_object_counts_as_absent(text: str, tmp_path: Path) -> None:
+    (tmp_path / "best.json").write_text(text)
+    with Store.open(f"sqlite:///{tmp_path}/s.db") as store:
+        put(store, TRIALS)
+        assert left_by_job(store, load_served(store, "s"), tmp_path) == {}
+
+
+def test_the_database_alone_has_the_verdict(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/s.db") as store:
+        put(store, TRIALS)
+        served = load_served(store, "s")
+        (tmp_path / "best.json").write_text(json.dumps(LEFT | {"verdict": "of the file"}))
+        store.set_verdict(served.search, LEFT)
+        assert left_by_job(store, served, tmp_path) == LEFT
+        store.set_verdict(served.search, LEFT | {"scenario": "another load"})
+        assert left_by_job(store, served, tmp_path)["verdict"] == "of the file"
 
 
 def test_the_last_load_is_shown_and_others_are_mentioned(tmp_path: Path) -> None:

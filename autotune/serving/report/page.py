@@ -27,7 +27,7 @@ from autotune.util.words import counted
 
 BANNER = "SYNTHETIC acceptance: the speed is real, the text is not; outputs were not compared"
 LEFT = ("best.json", "served.json")
-"""What a finished job leaves, by launcher."""
+"""What a finished job leaves in its folder, by launcher."""
 
 
 def spec_page(store: Store, served: Served, left: Mapping[str, Any]) -> Page:
@@ -36,24 +36,51 @@ def spec_page(store: Store, served: Served, left: Mapping[str, Any]) -> Page:
     Args:
         store: with the study.
         served: the study read back.
-        left: what the finished job said (``best.json``), empty where there was none: the verdict,
-            the forecast and how to serve are its words, everything else is read from the trials.
+        left: what the finished job concluded (its stored verdict), empty where there was none: the
+            verdict, the forecast and how to serve are its words, all else is read from the trials.
     """
     return _Sheet(served, store.get_study(served.study), left).page()
 
 
-def left_by_job(served: Served, folder: Path) -> dict[str, Any]:
-    """The words of the job in ``folder``, if they are about this search and this load."""
+def left_by_job(store: Store, served: Served, folder: Path) -> dict[str, Any]:
+    """Return the words of the job that measured this load: of the database, or else of ``folder``.
+
+    A run made before verdicts were stored left them in its result file alone. What is about another
+    search or load, and a damaged file, counts as absent.
+    """
+    kept = (found for found in store.verdicts(served.search) if is_about(found, served))
+    return next(kept, None) or left_in_folder(served, folder)
+
+
+def left_in_folder(served: Served, folder: Path) -> dict[str, Any]:
+    """Return the words of the job in ``folder``, if they are about this search and this load."""
     for name in LEFT:
         try:
             found = json.loads((folder / name).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(found, dict) and found.get("study") == served.study:
-            about = found.get("scenario"), found.get("setup", served.search.setup)
-            if about == (served.scenario.as_json(), served.search.setup):
-                return found
+        if is_about(found, served):
+            return dict(found)
     return {}
+
+
+def is_about(found: Any, served: Served) -> bool:
+    """Tell whether ``found`` is an undamaged verdict about this search and this load."""
+    if not isinstance(found, dict) or found.get("study") != served.study:
+        return False
+    about = found.get("scenario"), found.get("setup", served.search.setup)
+    if about != (served.scenario.as_json(), served.search.setup):
+        return False
+    try:
+        for words in (said.serve, said.objectives, said.schedule, said.memory, said.scores,
+                      said.not_tried, said.published):  # fmt: skip
+            words(found)
+        said.forecast(found, "")
+        list(found.get("warnings", ()))
+        boots = known_boots(found, 0)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return False
+    return isinstance(boots, int)
 
 
 def known_boots(left: Mapping[str, Any], default: int | None = None) -> int | None:
@@ -63,7 +90,7 @@ def known_boots(left: Mapping[str, Any], default: int | None = None) -> int | No
 
 
 def write_page(store: Store, plan: Plan | ExistingPlan, out: Path) -> Path:
-    """The page of a finished job, beside its other files, which must be there.
+    """Write the page of a finished job beside its other files; its verdict must be stored.
 
     Raises:
         BadInputError: the folder cannot be written.
@@ -71,7 +98,19 @@ def write_page(store: Store, plan: Plan | ExistingPlan, out: Path) -> Path:
     """
     folder = folder_of(out, plan.study)
     served = load_served(store, plan.study, (plan.setup(), plan.scenario))
-    return write_html(spec_page(store, served, left_by_job(served, folder)), folder)
+    return write_html(spec_page(store, served, left_by_job(store, served, folder)), folder)
+
+
+def keep_verdict(store: Store, plan: Plan | ExistingPlan, verdict: Mapping[str, Any]) -> None:
+    """Store what the job that this process just finished concluded, for pages made later.
+
+    Args:
+        store: with the run.
+        plan: of the job.
+        verdict: the document of its result.
+    """
+    study = store.study(plan.study, "spec", plan.identity())
+    store.set_verdict(store.search(study, plan.setup()), verdict)
 
 
 class _Sheet:
@@ -128,8 +167,8 @@ class _Sheet:
         known = counted(len(self.served.searched), "setting")
         if self.runs and max(self.runs, key=lambda run: run.id).status is RunStatus.DONE:
             return (
-                f"No verdict here: the job that measured {known} ended, but left no best.json of "
-                "them in this folder; the same command writes it again"
+                f"No verdict here: the job that measured {known} ended, but neither the database "
+                "nor this folder holds its verdict; the same command writes it again"
             )
         return f"No verdict yet: {known} measured; the same command goes on"
 

@@ -56,6 +56,9 @@ def test_plan_progress_result_and_a_second_run(folder: Path, tiny_models: TinyMo
     assert "4 boots, 4 of them new" in ran.stdout
     assert (folder / "outputs" / "s" / "spec" / "best.json").exists()
     page = (folder / "outputs" / "s" / "spec" / "report.html").read_text()
+    kept = autotune(folder, "report", "s", "--out", "elsewhere", "--json")  # the database alone
+    best = json.loads((folder / "outputs" / "s" / "spec" / "best.json").read_text())
+    assert json.loads(kept.stdout)["result"].lower() == best["verdict"].lower()
     assert '<p class="result">Best: gamma=2' in page
 
     again = spec(folder, tiny_models.qwen3, "--gamma", "0,2", "--json")

@@ -268,3 +268,35 @@ def verdict(folder: str) -> None:
     words = re.sub(r"/tmp/", "", best["verdict"])
     print(f"Verdict: {words}.")
     print(f"Boots: {best['boots']}.")
+
+
+OBJECTIVES = {"geomean": "geometric mean", "single": "one stream", "aggregate": "all streams"}
+
+
+def draws(file: str, *args: str) -> None:
+    """Print how the search does with one boot of each γ, drawn at random."""
+    out = replayed(file, *args)
+    rows = []
+    for objective, shown in OBJECTIVES.items():
+        block = out[out.index(f"\n{objective} ") :]
+        line = block[block.index("one boot of each") :].partition("\n")[0]
+        shares = [f"{share} %" for share in re.findall(r"([\d.]+)%", line)]
+        boots = re.findall(r"([\d.]+) boots", line)[0]
+        rows.append([shown, boots, shares[0], shares[1], shares[4], shares[5]])
+    table(
+        ("objective", "boots", "behind, mean", "at worst", "all booted: mean", "at worst"),
+        rows,
+        right=0,
+    )
+
+
+def stock_tuner() -> None:
+    """Print what vLLM's own tuner was timed at, and what that extrapolates to."""
+    found = read("h200-gemma4/stock-tuner.json")
+    print(
+        f"Timed on {found['candidates']} random candidates: "
+        f"{found['seconds_per_candidate_m8_cold']:.2f} s for each at M=8, compiled cold, and "
+        f"{found['seconds_per_candidate_m1024_compiled']:.2f} s at M=1024 with the kernel in "
+        f"Triton's cache. Extrapolated, not run: {found['hours_for_all_keys']:.1f} hours for its "
+        f"grid of {found['grid']:,} on {found['keys']} keys."
+    )

@@ -40,7 +40,7 @@ $(READY): pyproject.toml $(REQUIREMENTS) requirements/check_versions.py
 moe: setup ## Tune the fused-MoE kernel for the GB10 with the defaults (ARGS="--effort quick" adds flags)
 	$(BIN)/autotune moe --device gb10 $(ARGS)
 
-quick: lint ## ruff, and the tests that start nothing heavy: about a minute and a half
+quick: lint ## ruff, and the tests that start nothing heavy
 	$(PYTEST) -m "not (compile or server or browser or kill or timing or gpu or nightly)" $(ARGS)
 
 unit: setup ## Every test but those of a real vLLM server

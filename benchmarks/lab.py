@@ -1,6 +1,6 @@
 """Tables and figures of README.md and docs/, written from the result files by cog.
 
-    cog -r -P README.md docs/lab/*.md docs/explanation/cost-model.md
+    python -m cogapp -r -P -I . README.md docs/lab/*.md docs/explanation/cost-model.md
 
 rewrites the blocks between ``[[[cog`` and ``[[[end]]]``; ``tests/test_docs.py`` fails where one is
 not what its file says. A path is relative to ``benchmarks/results``.

@@ -108,7 +108,7 @@ def test_generated_blocks_are_what_the_result_files_say(page: Path) -> None:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         status = Cog().main(["cog", "-P", "--check", "-I", str(ROOT), str(page)])
-    assert status == 0, f"cog -r -P {named(page)}: {said.getvalue()}"
+    assert status == 0, f"python -m cogapp -r -P -I . {named(page)}: {said.getvalue()}"
 
 
 def test_the_readme_is_short() -> None:

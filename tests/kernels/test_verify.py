@@ -469,3 +469,42 @@ def test_a_prediction_is_told_by_what_lies_beside_it(write: Write, left: str, wa
     path = write({"triton_version": "3.8.0", "1": row()})
     (path.parent / "provenance.json").write_bytes(left.encode("latin-1"))
     assert ("predicted" in [finding.code for finding in verify(path, Judge()).findings]) == warned
+
+
+@pytest.mark.parametrize(
+    ("name", "looked_for"),
+    [
+        ("E=8,N=64,device_name=NVIDIA_H200_NVL.json", "E=8,N=64,device_name=NVIDIA_H200.json"),
+        (
+            "E=8,N=64,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json",
+            "E=8,N=64,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128,128].json",
+        ),
+        ("E=8,N=64,device_name=NVIDIA GB10.json", "E=8,N=64,device_name=NVIDIA_GB10.json"),
+        (
+            "E=8,N=64,device_name=NVIDIA_GB10,dtype=int8_w8a8,per_channel_quant=True.json",
+            "E=8,N=64,device_name=NVIDIA_GB10.json",
+        ),
+        (
+            "E=8,N=64,device_name=NVIDIA_GB10,dtype=bf16.json",
+            "E=8,N=64,device_name=NVIDIA_GB10.json",
+        ),
+        (
+            "E=8,N=64,device_name=NVIDIA_GB10,dtype=float8.json",
+            "E=8,N=64,device_name=NVIDIA_GB10,dtype=fp8_w8a8.json",
+        ),
+        ("E=8,N=64,device_name=NVIDIA_GB10,dtype=fp8_w8a8_down.json", None),
+        ("E=8,N=64,device_name=NVIDIA_GB10.json", ""),
+        ("E=8,N=64,device_name=NVIDIA_GH200_480GB.json", ""),
+    ],
+)
+def test_the_name_that_vllm_looks_for(name: str, looked_for: str | None) -> None:
+    named = parse_name(name)
+    assert named is not None
+    said = named.never_read(name)
+    if looked_for == "":
+        assert said is None
+        return
+    assert said is not None
+    assert named.looked_for == looked_for
+    assert (looked_for is None) or said.endswith(f"it looks for {looked_for}")
+    assert ("SGLang" in said) == ("_down" in name or "per_channel" in name)

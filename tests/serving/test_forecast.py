@@ -379,3 +379,41 @@ def test_flags_of_a_candidate() -> None:
     assert recipe.settings(Candidate.of({"gamma": 0})).speculative is None
     assert argument_value(settings.extra_args, "--max-model-len") == "9"
     assert argument_value(["--a", "1", "--a", "2"], "--a") == "2"
+
+
+@pytest.mark.parametrize("outcome", [Outcome.CRASH, Outcome.CONSTRAINT, Outcome.OUT_OF_MEMORY])
+@pytest.mark.parametrize(
+    ("boots", "draft", "expected"),
+    [
+        (4, 1.0, [8, 4]),  # at 4 nothing more is gained
+        (4, 0.01, [8, 4, 6, 5]),  # more drafting would gain
+        (6, 0.01, [8, 4, 6, 7]),
+        (0, 1.0, [8, 4, 2, 1, 7, 6, 5, 3]),
+    ],
+)
+def test_what_boots_is_found_by_halves(
+    outcome: Outcome, boots: int, draft: float, expected: list[int]
+) -> None:
+    proposer = ForecastProposer(grid(*range(9)), trial(0, draft), scenario())
+    tried: list[int] = []
+    while len(tried) < len(expected) and (gamma := asked(proposer)) is not None:
+        tried.append(gamma)
+        told = long_trial(gamma, draft) if gamma <= boots else failed(gamma, outcome)
+        proposer.tell(told)
+    assert tried == expected
+
+
+def long_trial(gamma: int, draft: float) -> Trial:
+    """Acceptance that falls by a tenth at each of eight positions."""
+    reached = [0.9**k for k in range(1, gamma + 1)]
+    levels: dict[str, dict[str, Any]] = {
+        str(c): {
+            "tok_s": c * tokens_per_step(reached, gamma) / (0.010 + gamma * draft / 1e3 * 5),
+            "per_step": reached,
+        }
+        for c in LEVELS
+    }
+    value = scenario().microseconds({int(c): level["tok_s"] for c, level in levels.items()})
+    details: dict[str, Any] = {"levels": levels, "outputs": ["a", "b"], "slo_missed": []}
+    ok = Measurement(Outcome.OK, Basis.MEASURED, value, (value,), details=details)
+    return Trial(Candidate.of({"gamma": gamma}), "w", Phase.SEARCH, 0, ok)

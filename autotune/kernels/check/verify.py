@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -146,13 +147,8 @@ def _name(done: Verified, judge: Judge) -> None:
         )
         return
     named = done.named
-    if not named.asked_for:
-        what = f"dtype={named.dtype}" if not named.rest else f",{named.rest}"
-        done.say(
-            "warning",
-            "never-read",
-            f"vLLM never asks for a name with {what}, so that this file is never read",
-        )
+    if said := named.never_read(done.path.name):
+        done.say("warning", "never-read", said)
     if done.limits is None:
         done.limits = named.limits()
         done.device = named.device
@@ -168,6 +164,19 @@ def _name(done: Verified, judge: Judge) -> None:
         done.shape = named.shape(*(judge.sizes or assumed_sizes(named)))
     except BadInputError as error:
         done.say("warning", "shape", f"the sizes in the name do not go together: {error}")
+
+
+def _generation(done: Verified, version: str) -> None:
+    """Say what another generation of Triton makes of fp8 rows on this device."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    fp8 = done.named is not None and done.named.dtype == "fp8_w8a8"
+    if fp8 and found and (int(found[1]), int(found[2])) < (3, 8) and _is_gb10(done):
+        said = f"made with Triton {version}, which runs fp8 on the fp16 tensor cores of sm_121; "
+        done.say("warning", "triton", f"{said}3.8 uses the fp8 ones: tune again there")
+
+
+def _is_gb10(done: Verified) -> bool:
+    return done.limits is not None and done.limits.arch == 121
 
 
 def _document(done: Verified, data: bytes) -> dict[str, Any] | None:
@@ -202,8 +211,10 @@ def _form(done: Verified, data: bytes, document: Mapping[str, Any]) -> None:
         done.say(
             "warning", "predicted", "says of itself that its rows were PREDICTED, not measured"
         )
-    elif next(iter(document)) != "triton_version":
-        done.say("note", "form", "triton_version does not come first")
+    else:
+        if next(iter(document)) != "triton_version":
+            done.say("note", "form", "triton_version does not come first")
+        _generation(done, version)
     if data != (json.dumps(document, indent=4) + "\n").encode():
         done.say("note", "form", "not in the form of new files: indent 4, newline at the end")
 
@@ -266,7 +277,9 @@ def _fields(done: Verified, m: int, row: Mapping[str, Any]) -> bool:
             done.say("error", "field", f"{name} is {value!r}, not a whole number", [m])
             return False
         if not whole and not isinstance(value, str):
-            done.say("error", "field", f"{name} is {value!r}", [m])
+            known = "" if name in _HIP_FIELDS else ", an option that vLLM's kernel does not have"
+            sglang = " (SGLang's has)" if name == "USE_TMA" else ""
+            done.say("error", "field", f"{name} is {value!r}{known}{sglang}", [m])
             return False
         if name in _HIP_FIELDS and vendor == "nvidia":
             done.say("error", "field", f"{name} is an option of AMD's compiler alone", [m])

@@ -24,6 +24,12 @@ _NAME = re.compile(
 )
 ASKED_FOR = ("fp8_w8a8", "fp8_w8a16", "int8_w8a16", "int4_w4a16", "float32")
 """The data types that vLLM asks for; bf16, fp16 and int8_w8a8 have none in the name."""
+_MEANT: dict[str | None, str | None] = {
+    **dict.fromkeys(("bf16", "bfloat16", "fp16", "float16", "int8_w8a8")),
+    "float8": "fp8_w8a8",
+    "fp8": "fp8_w8a8",
+}
+"""What vLLM calls the data types of others' names."""
 _WEIGHTS = {
     None: "bf16",
     "bf16": "bf16",
@@ -92,6 +98,44 @@ class Named:
         if self.rest:
             return False
         return self.backend is not None or self.dtype is None or self.dtype in ASKED_FOR
+
+    @property
+    def looked_for(self) -> str | None:
+        """The name that vLLM looks for where this one is meant; None for a layer that it has not.
+
+        vLLM folds every device with the word H200 into one, writes a device without spaces and
+        slashes and a block shape without spaces, and has no data type for bf16, fp16 and int8.
+        """
+        if self.rest.strip(",") not in {"", "per_channel_quant=True", "per_channel_quant=False"}:
+            return None
+        device = re.sub(r"[\s/]+", "_", self.device)
+        if "H200" in device.split("_") and self.backend is None:
+            device = "NVIDIA_H200"
+        dtype = _MEANT.get(self.dtype, self.dtype)
+        if dtype not in {None, *ASKED_FOR} and self.backend is None:
+            return None
+        parts = [f"E={self.experts}", f"N={self.intermediate}", f"device_name={device}"]
+        parts += [f"dtype={dtype}"] if dtype else []
+        parts += ["block_shape=[{},{}]".format(*self.block_shape)] if self.block_shape else []
+        parts += [f"backend={self.backend}"] if self.backend else []
+        return f"{','.join(parts)}.json"
+
+    def never_read(self, name: str) -> str | None:
+        """What is wrong with a name that vLLM never looks for; None where it may look for it."""
+        meant = self.looked_for
+        if self.asked_for and meant == name:
+            return None
+        what = "written so"
+        if not self.asked_for:
+            what = f"with dtype={self.dtype}" if not self.rest else f"with ,{self.rest}"
+        whose = " (SGLang's)" if self.is_sglangs else ""
+        instead = "" if meant in {None, name} else f"; it looks for {meant}"
+        return f"vLLM never asks for a name {what}{whose}, so that this file is never read{instead}"
+
+    @property
+    def is_sglangs(self) -> bool:
+        """Whether SGLang names its files so: a second file for the down projection, more flags."""
+        return (self.dtype or "").endswith("_down") or "per_channel_quant" in self.rest
 
     @property
     def weight_only(self) -> bool:

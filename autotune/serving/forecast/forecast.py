@@ -193,6 +193,8 @@ class ForecastProposer:
         if self._is_refused(others(candidate)):
             return "vLLM refuses its other parameters"
         guess = self.predicted(candidate)
+        if self._is_above(candidate):
+            return "a larger gamma than what boots, or than what still gains"
         if guess is None or self._is_worth_it(candidate, guess):
             return "not reached"
         return f"not worth a boot: predicted {guess.us:.1f} µs per token ± {guess.spread:.1%}"
@@ -220,13 +222,22 @@ class ForecastProposer:
         return seen
 
     def _probe(self) -> Candidate | None:
-        """The largest gamma beside the baseline, while none has succeeded."""
+        """The largest gamma beside the baseline; while none has booted, half of the least tried.
+
+        A boot costs minutes, and what does not boot at 8 seldom does at 7. Where not even the
+        least boots, the rest is tried from above.
+        """
         if self._unfit or self.forecast is not None:
             return None
         home = others(self._baseline.candidate)
         left = [c for c in self._untried if others(c) == home and c.int(GAMMA)]
-        tried = any(c.int(GAMMA) and others(c) == home and _is_ok(t) for c, t in self._told.items())
-        return None if tried else max(left, key=lambda c: c.int(GAMMA), default=None)
+        tried = {c.int(GAMMA): _is_ok(t) for c, t in self._told.items() if others(c) == home}
+        tried.pop(0, None)
+        if any(tried.values()):
+            return None
+        half = min(tried, default=0) // 2
+        below = [c for c in left if c.int(GAMMA) <= half]
+        return max(below or left, key=lambda c: c.int(GAMMA), default=None)
 
     def _most_promising(self) -> Candidate | None:
         """The one that is expected to improve most; unknown parameters are always tried."""
@@ -236,12 +247,33 @@ class ForecastProposer:
             if unfit or self._is_refused(others(candidate)):
                 continue
             guess = self.predicted(candidate)
+            if self._is_above(candidate) and candidate != self._next_above():
+                continue
             if guess is None:  # nothing to go by: every one is tried, after what is known
                 candidates.append((0.0, math.inf, candidate.key, candidate))
             elif self._is_worth_it(candidate, guess):
                 order = (-guess.improvement(self._likely_best), guess.us, candidate.key)
                 candidates.append((*order, candidate))
         return min(candidates)[3] if candidates else None
+
+    def _is_above(self, candidate: Candidate) -> bool:
+        """Whether it drafts more than the largest gamma that booted, all else equal."""
+        found, home = self.forecast, others(self._baseline.candidate)
+        above = found is not None and candidate.int(GAMMA) > found.probe_gamma
+        return above and others(candidate) == home
+
+    def _next_above(self) -> Candidate | None:
+        """Half-way to the least gamma above that failed; None where more drafting gains nothing."""
+        found = self.forecast
+        if found is None or found.probe_gamma < 1:
+            return None
+        last, before = (found.microseconds(found.probe_gamma - k, self._scenario) for k in (0, 1))
+        failed = [c.int(GAMMA) for c in self._told if self._is_above(c)]
+        left = [c for c in self._untried if self._is_above(c)]
+        left = [c for c in left if c.int(GAMMA) < min(failed, default=math.inf)]
+        if last >= before or not left:
+            return None
+        return sorted(left, key=lambda c: c.int(GAMMA))[(len(left) - 1) // 2]
 
     def _best(self) -> float:
         """The least µs per token of what may be recommended; infinite where nothing may be."""

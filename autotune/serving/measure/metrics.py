@@ -18,6 +18,7 @@ from autotune.serving.server.web import fetch, fetch_async
 
 _SPEC = "vllm:spec_decode_num_"
 _PREEMPTIONS = "vllm:num_preemptions_total"
+_KV_TOKENS = "kv_cache_size_tokens"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ServerMetrics:
     @property
     def kv_cache_tokens(self) -> int | None:
         """Capacity of the KV cache in tokens; None if the server does not say."""
-        text = self.cache.get("kv_cache_size_tokens", "")
+        text = self.cache.get(_KV_TOKENS, "")
         return int(text) if text.isdecimal() else None
 
     def since(self, earlier: ServerMetrics) -> ServerMetrics:
@@ -88,7 +89,7 @@ def parse_metrics(text: str) -> ServerMetrics:
             elif sample.name == "vllm:kv_cache_usage_perc":
                 usage = max(usage, sample.value)
             elif sample.name == "vllm:cache_config_info":
-                cache = dict(sample.labels)
+                cache = _joined(cache, sample.labels)
 
     def total(name: str) -> int:
         return int(sums.get(name, 0.0))
@@ -111,6 +112,14 @@ def parse_metrics(text: str) -> ServerMetrics:
         total("vllm:num_requests_waiting"),
         cache,
     )
+
+
+def _joined(cache: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels of one more engine; its KV cache is added to that of the others."""
+    both = [one.get(_KV_TOKENS, "") for one in (cache, labels)]
+    if all(text.isdecimal() for text in both):
+        return {**labels, _KV_TOKENS: str(sum(map(int, both)))}
+    return {**labels, **({_KV_TOKENS: both[0]} if both[0] else {})}
 
 
 def server_metrics(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from autotune import cli
+from autotune.util import secret
 
 with contextlib.suppress(ImportError):
     from _pytest.nodeid import coerce_node_id
@@ -46,6 +47,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             # xdist 3.8 writes it into ``_nodeid``, which pytest from 9.2 on does not read.
             if getattr(config.option, "loadgroup", False) and not hasattr(item, "_nodeid"):
                 item._id = coerce_node_id(f"{item.nodeid}@{group}")
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets_of_other_tests() -> Iterator[None]:
+    """A process remembers its secrets; one process runs many tests."""
+    yield
+    secret.forget()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Scalar, Trial
+from autotune.report.dashboard import LocalOnly
 from autotune.report.optuna_mirror import mirror, open_mirror
 from autotune.store.records import DatedTrial, StudyDetail
 from autotune.store.store import Store
@@ -242,3 +243,33 @@ def test_a_missing_package_is_named(
     assert (code, out) == (3, "")
     expected = "optuna-dashboard is not installed; in a clone: pip install '.[dashboard]'"
     assert err == f"autotune: {expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "let_in"),
+    [
+        ({"HTTP_HOST": "127.0.0.1:7"}, True),
+        ({"HTTP_HOST": "localhost:7", "HTTP_ORIGIN": "http://localhost:7"}, True),
+        ({}, False),
+        ({"HTTP_HOST": "evil.example:7"}, False),
+        ({"HTTP_HOST": "127.0.0.1.evil.example:7"}, False),
+        ({"HTTP_HOST": "127.0.0.1:8"}, False),
+        ({"HTTP_HOST": "127.0.0.1:7", "HTTP_ORIGIN": "http://evil.example"}, False),
+        ({"HTTP_HOST": "127.0.0.1:7", "HTTP_ORIGIN": "null"}, False),
+        ({"HTTP_HOST": "127.0.0.1:7", "HTTP_SEC_FETCH_SITE": "cross-site"}, False),
+        ({"HTTP_HOST": "127.0.0.1:7", "HTTP_SEC_FETCH_SITE": "same-origin"}, True),
+    ],
+)
+def test_another_site_neither_reads_nor_deletes(headers: dict[str, str], let_in: bool) -> None:
+    """The dashboard accepts any Host and Origin: a name of theirs that resolves to 127.0.0.1."""
+    reached: list[str] = []
+
+    def app(environ: dict[str, Any], _: Any) -> list[bytes]:
+        reached.append(environ["REQUEST_METHOD"])
+        return []
+
+    gate = LocalOnly(app)
+    gate.allow(7)
+    for method in ("GET", "DELETE"):
+        gate({"REQUEST_METHOD": method, **headers}, lambda *_: None)
+    assert reached == (["GET", "DELETE"] if let_in else [])

@@ -27,7 +27,9 @@ from autotune.cli import (
 )
 from autotune.cli.build import add_command
 from autotune.core import AutotuneError, BadInputError, ExitCode, MissingEnvironmentError
+from autotune.serving.server.secret_flags import hidden_arguments
 from autotune.util.request import Request
+from autotune.util.secret import mask, remember_environment
 
 app = typer.Typer(
     name="autotune",
@@ -102,6 +104,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         _check_text(sys.argv)
+        remember_environment(os.environ)
+        sys.argv[1:] = hidden_arguments(sys.argv[1:])
         code = app(standalone_mode=False)
         if code == ExitCode.INTERRUPTED:  # Typer makes this of Ctrl-C, without a word
             raise KeyboardInterrupt
@@ -142,6 +146,6 @@ def _check_text(arguments: list[str]) -> None:
 
 def _fail(message: str, code: ExitCode) -> ExitCode:
     """One line, whatever a path or a message of the system holds."""
-    line = " ".join(part.strip() for part in message.splitlines())
+    line = mask(" ".join(part.strip() for part in message.splitlines()))
     typer.echo(f"autotune: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
     return code

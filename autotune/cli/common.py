@@ -15,6 +15,7 @@ from rich.markup import escape
 from autotune.cli.consoles import err
 from autotune.core import BadInputError
 from autotune.util.request import MASK
+from autotune.util.secret import masked
 
 if TYPE_CHECKING:
     from autotune.machine.devices import Device
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def print_json(value: Any) -> None:
     """One document to stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(masked(value), indent=2, ensure_ascii=False))
 
 
 def this_command(secret: Collection[str] = ()) -> str:

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from autotune.util.escape import for_terminal
+from autotune.util.secret import mask
 
 PIPED_WIDTH = 160
 """A file or a pipe has no width of its own; tables must not be cut to 80 columns there."""
 
-out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
-err = Console(stderr=True, highlight=False, emoji=False)
+
+class SafeConsole(Console):
+    """A terminal that shows words of servers and files, and neither obeys them nor tells secrets.
+
+    What is rendered is text and styles apart: escape sequences of ours come from styles alone.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As rich renders, each text without control characters and secrets."""
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(for_terminal(mask(segment.text)), segment.style)
+
+
+out = SafeConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+err = SafeConsole(stderr=True, highlight=False, emoji=False)

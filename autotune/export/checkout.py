@@ -1,11 +1,14 @@
 """A git checkout on this disk: one commit on a new branch, without touching what is checked out.
 
 Git's plumbing writes the objects and a temporary index, so that the user's index, working tree and
-branch stay as they are. Nothing is fetched or pushed, and no hook of the checkout runs.
+branch stay as they are. Nothing is fetched or pushed, and no program of the checkout's
+configuration runs: no hook, no file-system monitor, no filter, no external diff, no signing
+program, no credential helper.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -18,6 +21,49 @@ from autotune.core import BadInputError, MissingEnvironmentError
 
 _LOCAL = {"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "none", "GIT_OPTIONAL_LOCKS": "0"}
 """No protocol is allowed: a partial clone would fetch what it lacks."""
+_QUIET = [
+    word
+    for setting in (
+        f"core.hooksPath={os.devnull}",
+        "core.fsmonitor=false",
+        "core.untrackedCache=false",
+        f"core.attributesFile={os.devnull}",
+        "core.sshCommand=false",
+        "core.askPass=",
+        "core.pager=cat",
+        "core.editor=false",
+        "core.gitProxy=",
+        "credential.helper=",
+        "commit.gpgSign=false",
+        "tag.gpgSign=false",
+        "log.showSignature=false",
+        "gpg.program=false",
+        "gpg.openpgp.program=false",
+        "gpg.ssh.program=false",
+        "gpg.x509.program=false",
+        "gpg.ssh.defaultKeyCommand=",
+        "diff.external=",
+        "diff.trustExitCode=false",
+        "interactive.diffFilter=",
+        "status.submoduleSummary=false",
+        "diff.ignoreSubmodules=all",
+        "submodule.recurse=false",
+        "fetch.recurseSubmodules=false",
+        "gc.auto=0",
+        "maintenance.auto=false",
+        "protocol.allow=never",
+        "uploadpack.packObjectsHook=",
+        "trace2.eventTarget=",
+        "extensions.partialClone=",
+        "core.alternateRefsCommand=false",
+    )
+    for word in ("-c", setting)
+]
+"""Every setting of git by which a checkout's configuration would run a program, switched off."""
+_RUNS = re.compile(
+    rb"filter\..*\.(clean|smudge|process|required)|diff\..*\.(command|textconv)",
+    re.IGNORECASE | re.DOTALL,
+)
 _ABSENT = "0" * 40
 _PERSON = re.compile(r"[^<>\n]*[^<>\s][^<>\n]* <[^<>@\s]+@[^<>@\s]+>")
 
@@ -176,25 +222,57 @@ class Checkout:
             )
         return done.stdout.decode(errors="replace")
 
+    @functools.cached_property
+    def _no_filters(self) -> list[str]:
+        """Filters and drivers have names of their own: those that are configured, switched off."""
+        listed = subprocess.run(  # noqa: S603 - reads the configuration, runs nothing of it
+            ["git", "-C", str(self.path), "config", "--list", "--name-only", "-z"],  # noqa: S607
+            capture_output=True,
+            check=False,
+            env=_environment() | _LOCAL,
+        )
+        found = []
+        for name in listed.stdout.split(b"\0"):
+            if _RUNS.fullmatch(name):
+                off = "false" if name.endswith(b".required") else ""
+                found += ["-c", f"{os.fsdecode(name)}={off}"]
+        return found
+
     def _try(
         self, *args: str, env: dict[str, str] | None = None, given: bytes = b""
     ) -> subprocess.CompletedProcess[bytes]:
-        # A hook that runs us sets GIT_DIR and GIT_INDEX_FILE, which would name another repository.
-        clean = {name: value for name, value in os.environ.items() if not _elsewhere(name)}
         try:
             return subprocess.run(  # noqa: S603 - no shell, and git is the user's own
-                ["git", "-C", str(self.path), "-c", f"core.hooksPath={os.devnull}", *args],  # noqa: S607
+                ["git", "-C", str(self.path), *_QUIET, *self._no_filters, *args],  # noqa: S607
                 input=given,
                 capture_output=True,
                 check=False,
-                env=clean | _LOCAL | (env or {}),
+                env=_environment() | _LOCAL | (env or {}),
             )
         except FileNotFoundError:
             raise MissingEnvironmentError("git is not installed; install it") from None
 
 
+def _environment() -> dict[str, str]:
+    """Ours, without what would name another repository (as a hook that runs us has it) or program.
+
+    Where git's configuration lies (``HOME``, ``GIT_CONFIG_GLOBAL``) is the user's own choice.
+    """
+    return {name: value for name, value in os.environ.items() if not _elsewhere(name)}
+
+
 def _elsewhere(name: str) -> bool:
-    return name in {
+    if name in {"PAGER", "EDITOR", "VISUAL", "SSH_ASKPASS"}:
+        return True
+    return name.startswith(
+        ("GIT_CONFIG_COUNT", "GIT_CONFIG_KEY", "GIT_TRACE", "GIT_SSH", "GIT_EXTERNAL")
+    ) or name in {
+        "GIT_ASKPASS",
+        "GIT_EDITOR",
+        "GIT_PAGER",
+        "GIT_PROXY_COMMAND",
+        "GIT_COMMON_DIR",
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
         "GIT_DIR",
         "GIT_WORK_TREE",
         "GIT_INDEX_FILE",

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from autotune.core import AutotuneError, BadInputError, MissingEnvironmentError
+from autotune.util.secret import mask
 
 
 def at_home(path: str) -> str:
@@ -31,20 +32,32 @@ def write_whole(path: Path, data: bytes, flag: str = "--out") -> None:
         BadInputError: the place cannot be written.
         MissingEnvironmentError: no space is left.
     """
+    data = _without_secrets(data)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}-")
-        with os.fdopen(descriptor, "wb") as file:
+        temporary = path.with_name(f".{path.name[:40]}-{os.urandom(8).hex()}")
+        # The system takes the user's umask off; what is there already, a link too, is refused.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except OSError as error:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise _translated(error, path, flag) from None
+
+
+def _without_secrets(data: bytes) -> bytes:
+    """Files are made to be shared: no secret that this process knows stands in one."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return data
+    masked = mask(text)
+    return data if masked == text else masked.encode()
 
 
 def check_writable(folder: Path, flag: str = "--out") -> None:

@@ -26,6 +26,7 @@ from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.launching import devices_of, make_launcher, make_mounts
 from autotune.serving.server.moe_config import digest_of, parse_moe_config
 from autotune.serving.server.mounts import Mount, mounts_of
+from autotune.serving.server.secret_flags import environment_of, token_to_environment
 from autotune.serving.server.server import Launcher
 from autotune.serving.space import read_space
 from autotune.space.space import Space
@@ -110,13 +111,15 @@ def _recipe(
     request: SpecRequest, pair: Pair, space: Space, args: tuple[str, ...], tuned: Sequence[str]
 ) -> Recipe:
     """Gather what all servers share."""
+    args, env = token_to_environment(args, _environment(request, tuned))
+    environment_of(env)  # a reference that leads nowhere ends here
     return Recipe(
         request.only_target,
         pair.method,
         request.only_drafter if pair.drafter is not None else None,
         _synthetic(request.synthetic_acceptance, space),
         args,
-        _environment(request, tuned),
+        env,
         digest_of(tuned) if tuned else None,
     )
 

@@ -15,8 +15,10 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from autotune.core import BadInputError
 from autotune.export.files import at_home
+from autotune.serving.server.secret_flags import hidden, hidden_words
 from autotune.util import flags
 from autotune.util.request import Texts, checked, checked_each, several
+from autotune.util.secret import hide
 
 MOST_GAMMA = 64
 MOST_CONCURRENCY = 4096
@@ -118,7 +120,7 @@ def parse_set(text: str, flag: str = "--set") -> tuple[str, tuple[str, ...]]:
 
 
 def parse_words(text: str, flag: str) -> list[str]:
-    """Split a command line into words, with ``~`` written out.
+    """Split a command line into words, with ``~`` written out and references for secrets.
 
     Raises:
         BadInputError: an open quote, or no word.
@@ -126,10 +128,11 @@ def parse_words(text: str, flag: str) -> list[str]:
     try:
         words = shlex.split(text)
     except ValueError as error:
+        hidden(flag, text)  # masks what it may hold
         raise BadInputError(f"{flag} {text}: {error}".rstrip(".")) from None
     if not words:
         raise BadInputError(f"{flag}: is empty")
-    return [at_home(word) for word in words]
+    return hidden_words([at_home(word) for word in words])
 
 
 def parse_variable(text: str, flag: str = "--env") -> tuple[str, str]:
@@ -141,11 +144,12 @@ def parse_variable(text: str, flag: str = "--env") -> tuple[str, str]:
     from autotune.serving.recipe import LOCKED_OUT  # noqa: PLC0415
 
     name, equals, value = text.partition("=")
+    shown = f" {name}" if equals else ""  # what has no name may be a secret
     if not equals or re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) is None:
-        raise BadInputError(f"{flag} {text}: expected NAME=VALUE")
+        raise BadInputError(f"{flag}{shown}: expected NAME=VALUE")
     if name == "VLLM_API_KEY":
         raise BadInputError(f"{flag} {name}: {LOCKED_OUT}")
-    return name, value
+    return name, hide(name, value)
 
 
 def parse_rates(text: str, flag: str = "--synthetic-acceptance") -> tuple[float, ...]:

@@ -17,10 +17,13 @@ from sqlalchemy import (
     Double,
     ForeignKey,
     MetaData,
+    String,
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
+
+from autotune.util.secret import mask, masked
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -46,6 +49,36 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
+class PlainText(TypeDecorator[str]):
+    """Text without the secrets that this process knows."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(
+        self,
+        value: str | None,
+        dialect: Dialect,  # noqa: ARG002
+    ) -> str | None:
+        """Masked."""
+        return None if value is None else mask(value)
+
+
+class PlainJson(TypeDecorator[Any]):
+    """JSON without the secrets that this process knows, masked before it is written as text."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(
+        self,
+        value: Any,
+        dialect: Dialect,  # noqa: ARG002
+    ) -> Any:
+        """Masked."""
+        return masked(value)
+
+
 class Base(DeclarativeBase):
     """Names every constraint, so that a migration can find it, and maps the types above."""
 
@@ -61,8 +94,9 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012
         datetime: UtcDateTime,
         float: Double,
-        dict[str, Any]: JSON,
-        list[float]: JSON,
+        str: PlainText,
+        dict[str, Any]: PlainJson,
+        list[float]: PlainJson,
     }
 
 

@@ -8,8 +8,10 @@ import html
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote, quote_plus
+
+from autotune.core import MissingEnvironmentError
 
 MASK = "***"
 _SHORTEST = 4
@@ -19,6 +21,22 @@ _SHORTEST_PART = 8
 _LONGEST_PART = 16
 _LEVELS = 4
 """JSON in JSON in JSON: an error that repeats an error, kept in a document."""
+
+
+_SECRET_WORDS = frozenset(
+    {"TOKEN", "KEY", "KEYS", "APIKEY", "SECRET", "SECRETS", "PASS", "PASSWORD", "PASSWORDS"}
+    | {"PASSWD", "PASSPHRASE", "PWD", "CREDENTIAL", "CREDENTIALS", "AUTH", "AUTHORIZATION"}
+    | {"BEARER", "COOKIE"}
+)
+_SECRET_ENDS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "APIKEY", "CREDENTIAL", "CREDENTIALS")
+_PLAIN_ENDS = frozenset(
+    {"THRESHOLD", "LIMIT", "COUNT", "SIZE", "LENGTH", "LEN", "BUDGET", "ID", "IDS", "TOTAL"}
+    | {"FILE", "PATH", "DIR", "FOLDER", "MODE", "SOCK", "EXPERT", "INFO"}
+)
+"""What a name may end with that counts or points to something: ``…_TOKEN_THRESHOLD``."""
+_PLACES = frozenset({"PWD", "OLDPWD"})
+_REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*)\}", re.ASCII)
+_USER_INFO = re.compile(r"(?<=://)[^/\s@\"']*@")
 
 
 class Secret:
@@ -174,9 +192,152 @@ def forget() -> None:
     """Know no secret any more."""
     global _mask  # noqa: PLW0603
     _known.clear()
+    _kept.clear()
     _mask = Mask(())
+
+
+def is_any_known() -> bool:
+    """Whether :func:`mask` has anything to hide."""
+    return bool(_known)
 
 
 def mask(text: str) -> str:
     """The text without the values that :func:`remember` was given."""
-    return _mask(text)
+    return _mask(_USER_INFO.sub(f"{MASK}@", text) if "@" in text else text)
+
+
+def masked(value: Any) -> Any:
+    """A JSON value with :func:`mask` done to all its texts; the value itself if none is known."""
+    if not _known:
+        return value
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, Mapping):
+        return {masked(key): masked(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked(inner) for inner in value]
+    return value
+
+
+# ------------------------------------------------------------------------------------------
+# references: what stands in files for a secret
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable, flag or key is named as secrets are: ``HF_TOKEN``, ``--api-key``."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).upper()
+    parts = [part for part in re.split(r"[^A-Z0-9]+", words) if part]
+    if not parts or parts[-1] in _PLAIN_ENDS or name in _PLACES:
+        return parts[-1:] == ["ID"] and "KEY" in parts  # an access key's
+    return any(part in _SECRET_WORDS or part.endswith(_SECRET_ENDS) for part in parts)
+
+
+def has_user_info(value: str) -> bool:
+    """Whether a text holds a URL with a user or password."""
+    return _USER_INFO.search(value) is not None
+
+
+_kept: dict[str, Secret] = {}
+
+
+def keep(name: str, value: str) -> str:
+    """Keep a secret for this process; gives the reference that stands for it: ``${HF_TOKEN}``.
+
+    Args:
+        name: of its variable, flag or key.
+        value: the secret; a reference is left as it is.
+    """
+    if not value or value == MASK or is_reference(value):
+        return value
+    wanted = re.sub(r"\W", "_", name.lstrip("-"), flags=re.ASCII).upper()
+    wanted = wanted if re.match(r"[A-Z_]", wanted) else f"_{wanted}"
+    wanted = wanted if is_secret_name(wanted) else f"{wanted}_SECRET"
+    kept, number = wanted, 1
+    while kept in _kept and _kept[kept].reveal() != value:
+        number += 1
+        kept = f"{wanted}_{number}"
+    _kept[kept] = Secret(value)
+    remember([value])
+    return f"${{{kept}}}"
+
+
+def remember_environment(environment: Mapping[str, str]) -> None:
+    """Have :func:`mask` hide the variables that are named as secrets are, but not short ones.
+
+    Programs that we start inherit them, and may repeat them in what they say.
+    """
+    remember(
+        value
+        for name, value in environment.items()
+        if is_secret_name(name) and len(value) >= _LONGEST_PART and not re.search(r"[/\s]", value)
+    )
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text is one reference to a secret and nothing else."""
+    found = _REFERENCE.fullmatch(text)
+    return found is not None and is_secret_name(found[1])
+
+
+def split(text: str) -> list[tuple[str, bool]]:
+    """The pieces of a text in order, and whether each is a reference."""
+    pieces, done = [], 0
+    for found in _REFERENCE.finditer(text):
+        if is_secret_name(found[1]):
+            pieces += [(text[done : found.start()], False), (found[0], True)]
+            done = found.end()
+    return [(piece, known) for piece, known in [*pieces, (text[done:], False)] if piece]
+
+
+def resolve(text: str, environment: Mapping[str, str]) -> str:
+    """The text with secrets in place of their references, for the process that needs them.
+
+    Args:
+        text: such as ``${HF_TOKEN}``, or JSON that holds it.
+        environment: where a reference is looked up that :func:`keep` has not made.
+
+    Raises:
+        MissingEnvironmentError: it is not there either.
+    """
+    pieces = []
+    for piece, is_known in split(text):
+        if not is_known:
+            pieces.append(piece)
+            continue
+        name = piece[2:-1]
+        found = _kept[name].reveal() if name in _kept else environment.get(name)
+        if found is None:
+            raise MissingEnvironmentError(f"{piece} is not set; export {name} and try again")
+        remember([found])
+        inside = text.lstrip()[:1] == "{"
+        pieces.append(json.dumps(found)[1:-1] if inside and not is_reference(text) else found)
+    return "".join(pieces)
+
+
+def hide(name: str, value: str) -> str:
+    """The value of a variable or flag with references for what is secret in it.
+
+    That is all of it if the name says so, or if it is a URL with a password; of a JSON object the
+    values whose keys say so.
+    """
+    if is_secret_name(name) or has_user_info(value):
+        return keep(name, value)
+    if value.lstrip().startswith("{"):
+        try:
+            document = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        hidden = _hidden(document, 0)
+        return value if hidden == document else json.dumps(hidden)
+    return value
+
+
+def _hidden(value: Any, depth: int) -> Any:
+    if isinstance(value, dict) and depth < 64:
+        return {
+            key: hide(key, inner) if isinstance(inner, str) else _hidden(inner, depth + 1)
+            for key, inner in value.items()
+        }
+    if isinstance(value, list) and depth < 64:
+        return [_hidden(inner, depth + 1) for inner in value]
+    return value

@@ -29,7 +29,8 @@ def main() -> None:
     inner[inner.index("--port") + 1] = published.split(":")[1]
     given = {args[i + 1].partition("=")[0]: args[i + 1] for i, a in enumerate(args) if a == "--env"}
     for name, text in given.items():
-        os.environ[name] = text.partition("=")[2]
+        if "=" in text:  # docker takes the others from its own environment
+            os.environ[name] = text.partition("=")[2]
     program = str(Path(__file__).with_name("fake_serving.py"))
     os.execv(sys.executable, [sys.executable, program, "serve", *inner])
 

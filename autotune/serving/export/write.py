@@ -28,6 +28,7 @@ from autotune.serving.report.tables import (
 from autotune.serving.server.launchers import CONTAINER_PORT, DockerLauncher
 from autotune.serving.server.mounts import Mount, mounts_of, with_full_paths
 from autotune.serving.server.server import ServeSettings, serve_args
+from autotune.util import secret
 
 
 def folder_of(out: Path, study: str) -> Path:
@@ -169,5 +170,12 @@ def _devices(gpus: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A dollar sign begins a variable in a compose file; doubled it is itself."""
-    return json.dumps(text).replace("$", "$$")
+    """A dollar sign begins a variable in a compose file; doubled it is itself.
+
+    A reference to a secret stays a variable.
+    """
+    pieces = secret.split(text)
+    inner = (
+        piece if known else json.dumps(piece)[1:-1].replace("$", "$$") for piece, known in pieces
+    )
+    return f'"{"".join(inner)}"'

@@ -20,6 +20,7 @@ from autotune.serving.measure.metrics import parse_metrics
 from autotune.serving.measure.prompts import Prompt
 from autotune.serving.server.launchers import UrlLauncher
 from autotune.serving.server.web import Reply, UnansweredError, get
+from autotune.util import secret
 
 LOOK_S = 20.0
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -91,6 +92,7 @@ def parse_headers(texts: Sequence[str]) -> dict[str, str]:
         if not (value.isascii() and value.isprintable()):
             raise BadInputError(f"--header {name}: its value holds what no HTTP header can")
         found[name] = value
+    secret.remember(secret.of_headers(found))
     return found
 
 

@@ -23,7 +23,15 @@ from autotune.export.files import write_whole
 from autotune.machine.environment import environment
 from autotune.serving.server.mounts import Mount, full_path, mounts_of, with_full_paths
 from autotune.serving.server.process import LOCALHOST, ProcessHandle
+from autotune.serving.server.secret_flags import (
+    by_name,
+    environment_of,
+    resolved,
+    shell_line,
+    shell_word,
+)
 from autotune.serving.server.server import ServeSettings, serve_args
+from autotune.util.secret import is_reference
 
 CONTAINER_PORT = 8000
 _LOCAL_PORT = 8000
@@ -104,10 +112,10 @@ class LocalLauncher:
 
     def shell_line(self, settings: ServeSettings) -> str:
         """What a user types, in whatever folder, to serve the settings."""
-        env = [f"{name}={shlex.quote(value)}" for name, value in sorted(settings.env.items())]
+        env = [f"{name}={shell_word(value)}" for name, value in sorted(settings.env.items())]
         program = [_full_word(word) for word in self.program or ("vllm",)]
         args = serve_args(with_full_paths(settings), LOCALHOST, _LOCAL_PORT)
-        return " ".join([*env, shlex.join([*program, "serve", *args])])
+        return " ".join([*env, shell_line([*program, "serve", *args])])
 
     def command(self, settings: ServeSettings, port: int) -> list[str]:
         """The command that is run."""
@@ -132,12 +140,16 @@ class LocalLauncher:
             MissingEnvironmentError: the program, or vLLM, is not there.
         """
         self.require()
-        env = {"VLLM_API_KEY": "", **settings.env}  # an exported one would shut us out
+        env = {
+            "VLLM_API_KEY": "",
+            **environment_of(settings.env),
+        }  # an exported one would shut us out
         if not self.program and (folder := _metadata_folder(log.parent)) is not None:
             inherited = env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
             env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), inherited]))
         port = free_port()
-        return ProcessHandle(self.command(settings, port), port, log, self.grace_s, env=env)
+        command = resolved(self.command(settings, port))
+        return ProcessHandle(command, port, log, self.grace_s, env=env)
 
 
 def _full_word(word: str) -> str:
@@ -198,14 +210,22 @@ class DockerLauncher:
         for mount in mounts_of(settings, self.mounts):
             args += ["--volume", mount.volume()]
         for key, value in sorted(settings.env.items()):
-            args += ["--env", f"{key}={value}"]
+            args += ["--env", key if is_reference(value) else f"{key}={value}"]
+        options, _ = by_name(self.options)
         full = with_full_paths(settings)
         inner = serve_args(full, "0.0.0.0", CONTAINER_PORT)  # noqa: S104  (published locally)
-        return [*args, *self.options, self.image, *inner]
+        return [*args, *options, self.image, *inner]
 
     def shell_line(self, settings: ServeSettings, port: int = CONTAINER_PORT) -> str:
         """The command for a shell."""
-        return shlex.join(self.command(settings, port))
+        line = shell_line(self.command(settings, port))
+        given = [f"{n}={shell_word(v)}" for n, v in sorted(self._secrets(settings).items())]
+        return " ".join([*given, line])
+
+    def _secrets(self, settings: ServeSettings) -> dict[str, str]:
+        """References of the variables that docker takes from its own environment."""
+        named = {name: value for name, value in settings.env.items() if is_reference(value)}
+        return named | by_name(self.options)[1]
 
     def launch(self, settings: ServeSettings, log: Path) -> ProcessHandle:
         """Start a container, published on a free port of 127.0.0.1.
@@ -217,10 +237,11 @@ class DockerLauncher:
         self.require()
         name, port = f"autotune-{secrets.token_hex(6)}", free_port()
         return ProcessHandle(
-            self.command(settings, port, name),
+            resolved(self.command(settings, port, name)),
             port,
             log,
             self.grace_s,
+            env=environment_of(self._secrets(settings)),
             cleanup=[self.docker, "rm", "--force", name],
             contained=True,
         )

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,10 @@ from pathlib import Path
 import psutil
 
 from autotune.serving.server.supervisor import CLEANUP_S, KILL_S, SUPERVISOR, SURVIVORS
+from autotune.util import secret
 
+_LINE_BYTES = 1 << 16
+_LAST_WORDS_S = 2.0
 LOCALHOST = "127.0.0.1"
 _SLACK_S = 15.0
 """Beyond what the supervisor may take it is killed as well, and its clean-up with it."""
@@ -24,6 +28,24 @@ def child_environment(more: Mapping[str, str]) -> dict[str, str]:
     """Our environment for a program that we start, without what is secret and ours alone."""
     ours = {name: value for name, value in os.environ.items() if name != "AUTOTUNE_HEADER"}
     return ours | dict(more)
+
+
+def _filter(process: subprocess.Popen[bytes], log: Path) -> threading.Thread:
+    """Copy a process's output to its log without secrets, line by line, until it ends."""
+
+    def copy() -> None:
+        source = process.stdout
+        if source is None:
+            return
+        with source, log.open("wb") as output:
+            while line := source.readline(_LINE_BYTES):
+                text = line.decode("utf-8", "surrogateescape")
+                output.write(secret.mask(text).encode("utf-8", "surrogateescape"))
+                output.flush()
+
+    thread = threading.Thread(target=copy, name=f"log of {process.pid}", daemon=True)
+    thread.start()
+    return thread
 
 
 def _members(supervisor: int) -> list[psutil.Process]:
@@ -86,19 +108,23 @@ class ProcessHandle:
         if cleanup:
             options += ["--cleanup", json.dumps(cleanup)]
         log.parent.mkdir(parents=True, exist_ok=True)
+        filtered = secret.is_any_known()  # a program may log what it was given
         with log.open("wb") as output:
             self._process = subprocess.Popen(  # noqa: S603
                 [*supervisor, *options, "--", *command],
                 stdin=subprocess.PIPE,
-                stdout=output,
+                stdout=subprocess.PIPE if filtered else output,
                 stderr=subprocess.STDOUT,
                 env=child_environment(env or {}),
                 process_group=0,
             )
+        self._filter = _filter(self._process, log) if filtered else None
 
     def poll(self) -> int | None:
         """Exit status (128 plus a signal's number), None while it runs."""
         code = self._process.poll()
+        if code is not None:
+            self._finish_log()
         return code if code is None or code >= 0 else 128 - code
 
     def is_ours(self) -> bool:
@@ -143,7 +169,13 @@ class ProcessHandle:
             code = self._process.wait()
         if code < 0 or code == SURVIVORS:
             self._kill_all()
+        self._finish_log()
         self._stopped = True
+
+    def _finish_log(self) -> None:
+        """Its last words are in the log, unless a process that survived it keeps the pipe open."""
+        if self._filter is not None:
+            self._filter.join(_LAST_WORDS_S)
 
     def _kill_all(self) -> None:
         """What the supervisor would have done, had it lived."""

@@ -1,0 +1,202 @@
+"""A canary in every flag, variable and header that can hold a secret; it is found nowhere.
+
+Tokens in clear in files made to be shared; header secrets in the database; a server's log.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shlex
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import yaml
+
+from autotune.util import secret
+from tests.serving import fake_serving
+from tests.serving.fake_docker import IMAGE
+from tests.serving.test_launching import BINARY, LOAD, SMALL, Docker
+from tests.serving.tiny_models import TinyModels
+
+CANARY = 'Kanarie"nvogel\\&7Qx9Zp2Lw'
+"""With characters that every format escapes in its own way."""
+PLAIN = "Kanarienvogel7Qx9Zp2LwVt5"
+SPY = """\
+#!/bin/sh
+{ printenv; echo "$@"; } >> "$SPY_FOLDER/seen"
+tr '\\0' '\\n' < /proc/$$/cmdline >> "$SPY_FOLDER/argv"
+ps -eo args >> "$SPY_FOLDER/argv"
+printenv
+echo "ERROR token=$HF_TOKEN other=$MY_SECRET_VALUE"
+exec %s %s "$@"
+"""
+
+
+def traces(value: str) -> set[bytes]:
+    """The forms of a secret that must not be found, and its halves."""
+    once = json.dumps(value)[1:-1]
+    code = base64.b64encode(value.encode()).decode().rstrip("=")
+    half = len(value) // 2
+    forms = [value, once, json.dumps(once)[1:-1], quote(value, safe=""), shlex.quote(value)]
+    forms += [code[:-2], value[:half], value[half:], value.encode().hex()]
+    return {form.encode() for form in forms}
+
+
+def found_in(folder: Path, value: str) -> list[str]:
+    return [
+        f"{path}: {trace!r}"
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+        for trace in traces(value)
+        if trace in path.read_bytes()
+    ]
+
+
+def run_spec(
+    folder: Path, args: list[str], spied: Path, **env: str
+) -> subprocess.CompletedProcess[str]:
+    (folder / "p.jsonl").write_text("".join(f'{{"prompt": "Q {i}"}}\n' for i in range(5)))
+    return subprocess.run(
+        [str(BINARY), "spec", "--prompts", "p.jsonl", *LOAD.split(), "--study", "d", SMALL, *args],
+        cwd=folder,
+        env={**os.environ, "SPY_FOLDER": str(spied), **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def spied(tmp_path: Path) -> Path:
+    folder = tmp_path / "spied"
+    folder.mkdir()
+    return folder
+
+
+def program(tmp_path: Path) -> Path:
+    """A ``vllm`` that logs all that it was given, and notes it where we do not search."""
+    place = tmp_path / "spy"
+    fake = Path(fake_serving.__file__)
+    place.write_text(SPY % (sys.executable, fake))
+    place.chmod(0o755)
+    return place
+
+
+WAYS: dict[str, tuple[list[str], str]] = {
+    "env": (["--env", f"MY_SECRET_VALUE={CANARY}"], "MY_SECRET_VALUE"),
+    "env with =": ([f"--env=HF_TOKEN={CANARY}"], "HF_TOKEN"),
+    "env, camel case": (["--env", f"apiKey={CANARY}"], "apiKey"),
+    "env, a password": (["--env", f"DB_PASSWORD={CANARY}"], "DB_PASSWORD"),
+    "env, an URL": (["--env", f"HTTPS_PROXY=http://me:{PLAIN}@127.0.0.1:9"], "HTTPS_PROXY"),
+    "env, JSON": (["--env", f"CONF={json.dumps({'api_key': CANARY})}"], "CONF"),
+    "hf-token": ([f"--server-arg=--hf-token {shlex.quote(CANARY)}"], "HF_TOKEN"),
+    "hf_token=": ([f"--server-arg=--hf_token={shlex.quote(CANARY)}"], "HF_TOKEN"),
+    "among others": (
+        ["--server-arg", f"--max-num-seqs 4 --hf-token {PLAIN} --seed 1"],
+        "HF_TOKEN",
+    ),
+}
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("way", WAYS)
+def test_a_server_gets_its_secret_and_nothing_else_does(
+    way: str, tmp_path: Path, spied: Path, tiny_models: TinyModels
+) -> None:
+    args, variable = WAYS[way]
+    work = tmp_path / "work"
+    work.mkdir()
+    given = ["--target", str(tiny_models.qwen3), "--drafter", "ngram", "--gamma", "0,2"]
+    given += ["--vllm", str(program(tmp_path)), "--image", IMAGE, "--json"]
+    ran = run_spec(work, [*given, *args], spied)
+    assert ran.returncode == 0, ran.stderr
+    value = PLAIN if PLAIN in str(args) else CANARY
+    for trace in traces(value):
+        assert trace.decode() not in ran.stdout + ran.stderr
+    assert found_in(work, value) == []
+    # The process got it, and not as an argument.
+    seen = (spied / "seen").read_text()
+    assert any(
+        line.startswith(f"{variable}=") and (value in line or "JSON" in way)
+        for line in seen.splitlines()
+    )
+    ours = [
+        line
+        for line in (spied / "argv").read_text().splitlines()
+        if "autotune spec" not in line and "pytest" not in line and f"{BINARY} spec" not in line
+    ]
+    assert not [line for line in ours if value in line]
+    # Files name the variable, so that they work where it is set.
+    (document,) = json.loads(f"[{ran.stdout}]")
+    line = document["best"]["serve"]
+    script = (work / "outputs/d/spec/serve.sh").read_text()
+    assert line in script
+    env = {"PATH": os.environ["PATH"], "SPY_FOLDER": str(spied)}
+    names = {piece[2:-1] for piece, known in secret.split(line) if known}
+    assert len(names) == 1
+    (spied / "seen").unlink()
+    head = line.split(" serve ")[0].replace(str(program(tmp_path)), "printenv #")
+    shown = subprocess.run(
+        ["sh", "-c", head], env=env | dict.fromkeys(names, CANARY), capture_output=True, check=True
+    ).stdout.decode()
+    assert f"{variable}={CANARY}" in shown or "JSON" in way
+    compose = yaml.safe_load((work / "outputs/d/spec/compose.yaml").read_text())
+    written = json.dumps(compose["services"]["vllm"]["environment"][variable])
+    assert any(f"${{{name}}}" in written for name in names)
+    assert "$$" not in written
+    # The same study goes on with the reference in place of the value.
+    again = [word.replace(CANARY, "${MY_SECRET_VALUE}") for word in [*given, *args]]
+    if way == "env":
+        before = boots(work)
+        resumed = run_spec(work, again, spied, MY_SECRET_VALUE=CANARY)
+        assert resumed.returncode == 0, resumed.stderr
+        assert "begins anew" not in resumed.stderr
+        assert searches(work) == 1
+        assert boots(work) >= before
+        missing = run_spec(work, again, spied)
+        assert missing.returncode == 3
+        assert "${MY_SECRET_VALUE} is not set; export MY_SECRET_VALUE" in missing.stderr
+
+
+def searches(work: Path) -> int:
+    with sqlite3.connect(work / "outputs/autotune.db") as connection:
+        return int(connection.execute("SELECT count(*) FROM searches").fetchone()[0])
+
+
+def boots(work: Path) -> int:
+    with sqlite3.connect(work / "outputs/autotune.db") as connection:
+        return int(connection.execute("SELECT count(*) FROM trials").fetchone()[0])
+
+
+DOCKER_WAYS: dict[str, list[str]] = {
+    "-e": ["--docker-arg", f"-e TOKEN={PLAIN}"],
+    "-e joined": ["--docker-arg", f"-eTOKEN={PLAIN}"],
+    "--env=": [f"--docker-arg=--env=TOKEN={PLAIN}"],
+    "--env": ["--docker-arg", f"--shm-size 1g --env TOKEN={PLAIN}"],
+    "env": ["--env", f"TOKEN={PLAIN}"],
+    "hf-token": ["--server-arg", f"--hf-token {PLAIN}"],
+}
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("way", DOCKER_WAYS)
+def test_a_container_gets_its_secret_from_dockers_environment(
+    way: str, tmp_path: Path, tiny_models: TinyModels
+) -> None:
+    docker = Docker(tmp_path)
+    given = ["--target", str(tiny_models.qwen3), "--drafter", "ngram", "--gamma", "0,2"]
+    ran = docker.tune(*given, *DOCKER_WAYS[way])
+    assert ran.returncode == 0, ran.stderr
+    assert PLAIN not in ran.stdout + ran.stderr
+    assert found_in(tmp_path, PLAIN) == []  # docker's arguments are among the files here
+    name = "HF_TOKEN" if way == "hf-token" else "TOKEN"
+    script = (tmp_path / "outputs/d/spec/serve.sh").read_text().splitlines()[-1]
+    assert script.startswith(f'{name}="${{{name}}}" docker run')
+    (first,) = [call for call in docker.calls if call[0] == "run"][:1]
+    assert f"-e{name}" in first or f"--env={name}" in first or name in first

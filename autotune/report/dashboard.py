@@ -55,6 +55,7 @@ class LocalOnly:
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
+        """Answer one request, as WSGI has it."""
         if self._is_ours(environ):
             return self._app(environ, start_response)
         words = b"only for this machine, at the address that autotune prints\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 import re
 from typing import Any
@@ -15,6 +14,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from autotune.report.page import Block, Code, Grid, Page, Plot, Table, Text
+from autotune.util.markdown import escape
 
 
 def render_html(page: Page) -> str:
@@ -63,38 +63,32 @@ def _anchor(title: str) -> str:
 
 def render_markdown(page: Page) -> str:
     """The page without its plots, of which the tables hold the figures."""
-    lines = [f"# {_line(page.title)}", ""]
+    lines = [f"# {escape(page.title)}", ""]
     if page.banner:
-        lines += [f"> **{_line(page.banner)}**", ""]
-    lines += [f"**Result:** {_line(page.result)}", ""]
-    lines += [part for text in page.warnings for part in (f"> **Warning:** {_line(text)}", "")]
-    lines += [f"- {_line(name)}: {_line(value)}" for name, value in page.facts]
+        lines += [f"> **{escape(page.banner)}**", ""]
+    lines += [f"**Result:** {escape(page.result)}", ""]
+    lines += [part for text in page.warnings for part in (f"> **Warning:** {escape(text)}", "")]
+    lines += [f"- {escape(name)}: {escape(value)}" for name, value in page.facts]
     lines.append("")
     for section in page.sections:
         blocks = [part for block in section.blocks for part in _block(block)]
         if blocks:
-            lines += [f"## {_line(section.title)}", "", *blocks]
+            lines += [f"## {escape(section.title)}", "", *blocks]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _block(block: Block) -> list[str]:
     if isinstance(block, Text):
-        said = _line(block.text)
+        said = escape(block.text)
         return [f"> **Warning:** {said}" if block.warning else said, ""]
     if isinstance(block, Code):
         return [*(f"    {line}" for line in block.text.splitlines()), ""]
     if isinstance(block, Table):
         aligned = [":--" if i < block.words else "--:" for i in range(len(block.heads))]
         rows = [block.heads, aligned, *block.rows]
-        return [*(f"| {' | '.join(_line(cell) for cell in row)} |" for row in rows), ""]
+        return [*(f"| {' | '.join(escape(cell) for cell in row)} |" for row in rows), ""]
     assert isinstance(block, Plot | Grid)  # noqa: S101 - nothing else is a block
     return []
-
-
-def _line(text: str) -> str:
-    """Words as they are: no markup, no line of its own, no cell of its own."""
-    escaped = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*|\[\]]|^#)", r"\\\1", escaped)
 
 
 def as_json(plot: Plot) -> Any:

@@ -21,6 +21,7 @@ from autotune.kernels.export.write import PREDICTED_NOTE
 from autotune.kernels.moe.from_model import load_config, model_names, shape_from_config
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.stored import Gap, Row, Tuned
+from autotune.util.markdown import in_comment
 from autotune.util.words import counted
 
 CONFIGS = "vllm/model_executor/layers/fused_moe/configs"
@@ -160,7 +161,7 @@ def pull_request(change: Change) -> str:
         for name, file in (("purpose", "purpose"), ("test plan", "plan"), ("test result", "result"))
     }
     text = _filled(change.template or _OWN_TEMPLATE, sections, change.ai or _AI_TODO)
-    return f"<!-- Title: {title(change)} -->\n\n{text.strip()}\n"
+    return f"<!-- Title: {in_comment(title(change))} -->\n\n{text.strip()}\n"
 
 
 def _filled(template: str, sections: Mapping[str, str], ai: str) -> str:

@@ -12,6 +12,7 @@ from autotune.kernels.config_file import FIELDS, render
 from autotune.kernels.export.earlier import check_keys_stay
 from autotune.kernels.job import Result
 from autotune.kernels.report import measured
+from autotune.util.markdown import escape
 
 SPARSE = 12
 """Fewer keys than this leave wide gaps; a sparse file once cost 2.35 % (a vLLM pull request)."""
@@ -126,15 +127,15 @@ def report(result: Result) -> str:
     """The Markdown report."""
     plan = result.plan
     lines = [
-        f"# {plan.study}: {plan.basis.value}",
+        f"# {escape(plan.study)}: {plan.basis.value}",
         "",
         f"> {note(result)}",
         "",
-        *(f"> **Warning:** {text}\n" for text in warnings(result)),
-        f"- Model: {plan.model}; E={plan.shape.experts}, N={plan.shape.intermediate}, "
+        *(f"> **Warning:** {escape(text)}\n" for text in warnings(result)),
+        f"- Model: {escape(plan.model)}; E={plan.shape.experts}, N={plan.shape.intermediate}, "
         f"K={plan.shape.hidden}, topk={plan.shape.topk}, {plan.shape.weight_dtype} "
         f"({plan.shape.scheme.value})",
-        f"- Device: {plan.device.title} (sm_{plan.device.arch}); "
+        f"- Device: {escape(plan.device.title)} (sm_{plan.device.arch}); "
         f"{'used' if plan.measured else 'none was used'}",
         f"- Kernel: vLLM {plan.kernel.vllm_version}, fused_moe.py sha256 "
         f"{plan.kernel.sha256[:16]}, Triton {plan.kernel.triton_version}",

@@ -47,7 +47,7 @@ def stopped_section(result: Result) -> list[str]:
     rows = [
         [
             row["setting"],
-            f"{row['why']}: {row['message']}".replace("|", "\\|"),
+            f"{row['why']}: {row['message']}",
             ", ".join(
                 f"{number(rate)} at {c} ({row['repeats'][c]})" for c, rate in row["tok_s"].items()
             ),

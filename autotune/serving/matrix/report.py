@@ -12,6 +12,7 @@ from autotune.serving.matrix.matrix import Entry, Status, matrix_rows, matrix_st
 from autotune.serving.report.markdown import number, table
 from autotune.serving.report.markdown_report import published_table
 from autotune.serving.request import SpecRequest
+from autotune.util.markdown import escape
 
 HEADS = ["target", "baseline", "best with", "tok/s", "× baseline", "tokens/draft", "verdict"]
 
@@ -69,7 +70,6 @@ def matrix_report(request: SpecRequest, entries: Sequence[Entry]) -> str:
     plan = next(entry.plan for entry in entries if entry.plan is not None)
     rows, scenario = document["rows"], document["scenario"]
     levels = ", ".join(map(str, scenario["concurrency"]))
-    escaped = [[cell.replace("|", "\\|") for cell in row_cells(row)] for row in rows]
     lines = [
         f"# {document['study']}: {len(rows)} targets, {document['basis']}",
         "",
@@ -81,11 +81,11 @@ def matrix_report(request: SpecRequest, entries: Sequence[Entry]) -> str:
         "gave one",
         f"- Command: `{document['command']}`",
         "",
-        *table(HEADS, escaped),
+        *table(HEADS, [row_cells(row) for row in rows]),
         "",
-        *(f"- {text}" for text in reasons(rows)),
+        *(f"- {escape(text)}" for text in reasons(rows)),
         *(
-            f"- {row['target']}: {row['verdict']} (study {row['study']})"
+            f"- {escape(row['target'])}: {escape(row['verdict'])} (study {row['study']})"
             for row in rows
             if row["status"] == Status.DONE.value
         ),

@@ -163,7 +163,7 @@ def memory_section(found: Borders | None) -> list[str]:
                 number(row["kv_cache_tokens"], 0),
                 number(row["preemptions"], 0),
                 number(None if usage is None else 100 * usage, 0, " %"),
-                row["message"].replace("|", "\\|") or "–",
+                row["message"] or "–",
             ]
         )
     heads = ["utilization", "holds it", "outcome", "KV tokens", "preemptions", "KV cache used"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from autotune.serving.measure.levels import rate_of
 from autotune.serving.scenario import SpecScenario
+from autotune.util.markdown import escape
 
 Row = Mapping[str, Any]
 """``setting`` (text) and ``levels``: what was measured, by concurrency."""
@@ -29,9 +30,10 @@ def described(scenario: SpecScenario) -> str:
 
 
 def table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a table; the first column is text, the others are figures."""
+    """Write the lines of a table, cells escaped; the first column is text, the others figures."""
     aligned = [":--", *["--:"] * (len(heads) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (heads, aligned, *rows)]
+    escaped = [[escape(cell) for cell in row] for row in rows]
+    return [f"| {' | '.join(cells)} |" for cells in (heads, aligned, *escaped)]
 
 
 def rate(level: Mapping[str, Any] | None) -> str:

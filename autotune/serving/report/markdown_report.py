@@ -19,6 +19,7 @@ from autotune.serving.report.tables import (
     trial_rows,
 )
 from autotune.space.published import Published, cell
+from autotune.util.markdown import escape
 
 
 def report(result: Result) -> str:
@@ -27,12 +28,12 @@ def report(result: Result) -> str:
     settings = plan.recipe.settings(result.selection.winner.candidate)
     moe = moe_line(result)
     lines = [
-        f"# {plan.study}: {plan.basis.value}",
+        f"# {escape(plan.study)}: {plan.basis.value}",
         "",
-        f"**Result:** {verdict(result)}.",
+        f"**Result:** {escape(verdict(result))}.",
         "",
-        *(f"> **Warning:** {text}\n" for text in warnings(result)),
-        f"- Target: {scenario.target} with {plan.drafting}",
+        *(f"> **Warning:** {escape(text)}\n" for text in warnings(result)),
+        f"- Target: {escape(scenario.target)} with {escape(plan.drafting)}",
         f"- Load: {described(scenario)}",
         f"- Objective: {scenario.objective} over concurrency "
         f"{', '.join(map(str, scenario.concurrency))}",
@@ -147,7 +148,10 @@ def _forecast(result: Result) -> list[str]:
 
 
 def _left_out(result: Result) -> list[str]:
-    lines = [f"- {setting(candidate)}: {why}" for candidate, why in result.left_out.items()]
+    lines = [
+        f"- {escape(setting(candidate))}: {escape(why)}"
+        for candidate, why in result.left_out.items()
+    ]
     return ["## Not tried", "", *lines, ""] if lines else []
 
 
@@ -177,7 +181,11 @@ def _confirmed(result: Result) -> list[str]:
     heads = ["setting", "µs per token, each boot", "between boots", "× baseline", "95 % interval"]
     heads += [f"× at {c}" for c in levels]
     said = "Fresh boots that took turns, measured; pairs have the same prompts."
-    against = [f"- {r['setting']}: {r['message']}" for r in confirm_rows(result) if r["message"]]
+    against = [
+        f"- {escape(r['setting'])}: {escape(r['message'])}"
+        for r in confirm_rows(result)
+        if r["message"]
+    ]
     return ["## Confirmed", "", said, "", *table(heads, rows), "", *against, *[""] * bool(against)]
 
 
@@ -201,7 +209,7 @@ def _failures(trials: list[Trial]) -> list[str]:
         [
             setting(t.candidate),
             t.measurement.outcome.value,
-            t.measurement.message.replace("|", "\\|"),
+            t.measurement.message,
         ]
         for t in trials
     ]

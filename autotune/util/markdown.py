@@ -1,0 +1,18 @@
+"""Text of models, servers and users inside Markdown: always words, never markup."""
+
+from __future__ import annotations
+
+import html
+import re
+
+
+def escape(text: str) -> str:
+    """Return the words as they are: no markup, no line or cell of its own, no control character."""
+    kept = "".join(c for c in " ".join(text.split()) if c.isprintable())
+    return re.sub(r"([\\`*|\[\]]|^#)", r"\\\1", html.escape(kept, quote=False))
+
+
+def in_comment(text: str) -> str:
+    """Return the words as they may stand in an HTML comment, which they cannot end."""
+    kept = "".join(c for c in " ".join(text.split()) if c.isprintable())
+    return kept.replace(">", "&gt;") if re.search(r"--!?>|^-?>", kept) else kept

@@ -9,8 +9,34 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from autotune.core import BadInputError
+from autotune.util import edge
 
+_LIMIT = 1 << 20
+"""Bytes. The largest file of ours has some 4 KiB."""
+_NODES = 100_000
+_DIGITS = 40
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def _within_budget(root: yaml.Node, path: Path) -> None:
+    """Refuse what is small as text and huge as data: aliases of aliases, merges, long numbers.
+
+    Every node counts as often as it is used, so that this ends at the budget, not at the end.
+    """
+    left, used = [root], 0
+    while left:
+        node = left.pop()
+        used += 1
+        if used > _NODES:
+            raise BadInputError(f"{path}: not YAML for us: over {_NODES} values, aliases counted")
+        if isinstance(node, yaml.MappingNode):
+            left.extend(one for pair in node.value for one in pair)
+        elif isinstance(node, yaml.SequenceNode):
+            left.extend(node.value)
+        elif len(node.value) > _DIGITS and node.tag in _NUMBERS:
+            line = node.start_mark.line + 1
+            raise BadInputError(f"{path}:{line}: not YAML: a number of over {_DIGITS} digits")
 
 
 def _duplicates(node: yaml.Node, path: Path, visited: set[int]) -> None:
@@ -56,14 +82,13 @@ def load_yaml(path: Path, model: type[Model], context: Any = None) -> Model:
         BadInputError: one line ``PATH:LINE: key.path: what is wrong``.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BadInputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise BadInputError(f"{path}: not UTF-8 at byte {error.start}") from None
+        text = edge.read_text(path, _LIMIT)
+    except (OSError, edge.EdgeError) as error:
+        raise edge.bad_input(path, error) from None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
+            _within_budget(node, path)
             _duplicates(node, path, set())
         data: Any = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:

@@ -7,7 +7,6 @@ compared with nothing. What cannot be asked over HTTP (other flags, the GPU) sta
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +19,10 @@ from autotune.serving.measure.metrics import parse_metrics
 from autotune.serving.measure.prompts import Prompt
 from autotune.serving.server.launchers import UrlLauncher
 from autotune.serving.server.web import Reply, UnansweredError, get
-from autotune.util import secret
+from autotune.util import edge, secret
 
 LOOK_S = 20.0
+_NAME_CHARS = 500
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _STARTED = re.compile(r"^process_start_time_seconds (\S+)$", re.MULTILINE)
 
@@ -189,7 +189,8 @@ def _model(launcher: UrlLauncher, target: str | None) -> tuple[str, int | None]:
     _check(reply, launcher, "/v1/models")
     try:
         listed = {
-            str(one["id"]): one.get("max_model_len") for one in json.loads(reply.text)["data"]
+            edge.text(one["id"], "id", _NAME_CHARS): one.get("max_model_len")
+            for one in edge.parse_json(reply.text)["data"]
         }
     except (ValueError, LookupError, TypeError, AttributeError):
         listed = {}
@@ -202,12 +203,15 @@ def _model(launcher: UrlLauncher, target: str | None) -> tuple[str, int | None]:
         )
     name = next(iter(listed)) if target is None else target
     length = listed[name]
-    return name, length if isinstance(length, int) else None
+    fits = isinstance(length, int) and not isinstance(length, bool) and 0 < length < edge.MOST
+    return name, length if fits else None
 
 
 def _version(reply: Reply) -> str | None:
     try:
-        return str(json.loads(reply.text)["version"]) if reply.status == 200 else None
+        if reply.status != 200:
+            return None
+        return edge.text(edge.parse_json(reply.text)["version"], "version", _NAME_CHARS)
     except (ValueError, LookupError, TypeError):
         return None
 
@@ -221,7 +225,7 @@ def _counters(
     started = _STARTED.search(text)
     try:
         found = parse_metrics(text)
-        when = float(started[1]) if started else None
+        when = edge.number(float(started[1]), "start") if started else None
     except (ValueError, LookupError):
         return None, {}, 0, None
     if not found.cache and found.drafts is None:  # somebody else's metrics

@@ -15,9 +15,12 @@ from typing import Any, Protocol, Self
 from autotune.core import AutotuneError
 from autotune.serving.server.failures import FailureKind, ServerFailure, classify
 from autotune.serving.server.web import fetch
+from autotune.util import edge
 
 _POLL_S = 0.25
 _PORT_TRIES = 3
+_NAME_CHARS = 4096
+"""Of a model: a path, where it has no name."""
 _TRIES: dict[FailureKind | None, int] = {
     FailureKind.PORT_TAKEN: _PORT_TRIES,
     FailureKind.MEMORY_CHANGED: 2,
@@ -188,9 +191,11 @@ def _identity(handle: Handle, timeout_s: float) -> tuple[str, int | None] | None
     if reply is None or reply.status != 200:
         return None
     try:
-        listed = json.loads(reply.text)["data"]
+        listed = edge.parse_json(reply.text)["data"]
         meant = next(one for one in listed if handle.model in {None, one["id"]})
-        return str(meant["id"]), meant.get("max_model_len")
+        length = meant.get("max_model_len")
+        context = None if length is None else edge.whole(length, "max_model_len", 1)
+        return edge.text(meant["id"], "id", _NAME_CHARS), context
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration):
         return None
 

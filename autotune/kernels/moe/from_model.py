@@ -6,7 +6,6 @@ Covers the architectures of vLLM's own tuner (benchmarks/kernels/benchmark_moe.p
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import replace
@@ -21,6 +20,7 @@ from autotune.engine.quantization import APART, lacks_quantisation, with_quantis
 from autotune.export.files import at_home
 from autotune.kernels.moe.layers import ExpertLayers, chosen, expert_layers, type_of
 from autotune.kernels.moe.shape import DTYPES, MoeShape, Scheme
+from autotune.util import edge
 from autotune.util.resources import data_root
 from autotune.util.yamlfile import load_yaml
 
@@ -69,9 +69,9 @@ def load_config(ref: str) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadInputError(f"{path}: not JSON: {error}") from None
+        config = edge.read_json(path)
+    except edge.EdgeError as error:
+        raise BadInputError(f"{path}: {error}") from None
     if not isinstance(config, dict):
         raise BadInputError(f"{path}: expected a JSON object, found {type(config).__name__}")
     return config

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.core import BadInputError, digest
+from autotune.util import edge
 from autotune.util.resources import data_root
 
 CATEGORIES = ("chat", "code", "prose", "structured")
@@ -64,11 +65,9 @@ def prompts_key(prompts: tuple[Prompt, ...]) -> str:
 
 def _read(path: Path) -> tuple[Prompt, ...]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise BadInputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise BadInputError(f"{path}: not UTF-8 at byte {error.start}") from None
+        text = edge.read_text(path, edge.LARGE)
+    except (OSError, edge.EdgeError) as error:
+        raise edge.bad_input(path, error) from None
     prompts = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.engine.hub import Config, HubUnreachableError, hub_file, text_config
+from autotune.util import edge
 
 _INDEX = "model.safetensors.index.json"
 _MOST_HEADER = 100_000_000
@@ -130,9 +131,9 @@ class _Folder:
     def read(self, name: str) -> str | None:
         path = self.path / name
         try:
-            return path.read_text(encoding="utf-8") if path.is_file() else None
-        except UnicodeDecodeError:
-            raise BadInputError(f"{path}: not text") from None
+            return edge.read_text(path, edge.LARGE) if path.is_file() else None
+        except edge.EdgeError as error:
+            raise BadInputError(f"{path}: not text of ours: {error}") from None
         except OSError as error:
             raise BadInputError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -160,8 +161,8 @@ class _Hub:
     def read(self, name: str) -> str | None:
         try:
             path = hub_file(self.ref, name, self.flag)
-            return None if path is None else path.read_text(encoding="utf-8")
-        except (HubUnreachableError, OSError):
+            return None if path is None else edge.read_text(path, edge.LARGE)
+        except (HubUnreachableError, OSError, edge.EdgeError):
             self.unknown.add(name)
         return None
 
@@ -227,9 +228,9 @@ def _json(files: _Files, ref: str, name: str) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadInputError(f"{ref}: {name}: not JSON: {error}") from None
+        value = edge.parse_json(text)
+    except edge.EdgeError as error:
+        raise BadInputError(f"{ref}: {name}: {error}") from None
     if not isinstance(value, dict):
         raise BadInputError(f"{ref}: {name}: expected an object, found {type(value).__name__}")
     return value

@@ -183,7 +183,7 @@ def check_image(text: str, flag: str) -> None:
     Raises:
         BadInputError: it is empty, or holds a space or a control character.
     """
-    if not text.strip() or not text.isprintable() or " " in text:
+    if not text.strip() or text.startswith("-") or not text.isprintable() or " " in text:
         raise BadInputError(f"{flag} {text!r}: expected a docker image's name")
 
 

@@ -20,6 +20,7 @@ from sqlalchemy import URL, Connection, Engine, event, make_url
 from autotune.core import AutotuneError, BadInputError, MissingEnvironmentError
 from autotune.util.lockfile import Lock
 from autotune.util.resources import data_root
+from autotune.util.secret import without_user_info
 
 APPLICATION_ID = 0x4175746F  # "Auto"; migration 0001 writes it into the header of the file
 VERSION_TABLE = "autotune_alembic_version"
@@ -106,13 +107,17 @@ def database_path(url: str) -> Path:
     """
     hint = "write it as sqlite:///outputs/autotune.db"
     if "://" not in url and url.strip():
-        hint = f"write it as sqlite:///{url}"
+        hint = f"write it as sqlite:///{without_user_info(url)}"
     try:
         parsed = make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-        raise BadInputError(f"database URL {url!r} cannot be understood; {hint}") from error
+        raise BadInputError(
+            f"database URL {without_user_info(url)!r} cannot be understood; {hint}"
+        ) from error
     if "\0" in url:
-        raise BadInputError(f"database URL {url!r} holds a NUL character; {hint}")
+        raise BadInputError(
+            f"database URL {without_user_info(url)!r} holds a NUL character; {hint}"
+        )
     shown = repr(parsed.render_as_string(hide_password=True))
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise BadInputError(

@@ -237,6 +237,14 @@ def has_user_info(value: str) -> bool:
     return _USER_INFO.search(value) is not None
 
 
+def without_user_info(url: str) -> str:
+    """A URL, well-formed or not, without what may be a user, a password or a query."""
+    head, at, rest = url.rpartition("@")
+    scheme = re.match(r"[A-Za-z+]*:?/*", head)
+    shown = f"{scheme[0] if scheme else ''}{MASK}@{rest}" if at else url
+    return shown.partition("?")[0]
+
+
 _kept: dict[str, Secret] = {}
 
 

@@ -14,7 +14,8 @@ import pytest
 from autotune.core import AutotuneError, BadInputError
 from autotune.serving.measure.client import Load, run_load
 from autotune.serving.measure.prompts import Prompt
-from autotune.serving.running.server import look
+from autotune.serving.parse import check_image
+from autotune.serving.running.server import look, parse_url
 from autotune.serving.server import web
 from autotune.serving.server.launchers import UrlLauncher
 from tests.serving import hostile_server
@@ -163,3 +164,20 @@ def test_transport(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - began < 20.0
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 300 * 1024, f"{grown} KiB"  # ours and, in threads, the server's
+
+
+@pytest.mark.parametrize(
+    "url", ["http:/me:canary@h", "//me:canary@h", "me:canary@h:8", "http://me:canary@[h"]
+)
+def test_the_password_of_a_url_is_not_repeated(url: str) -> None:
+    """Passwords of malformed URLs printed."""
+    with pytest.raises(BadInputError) as caught:
+        parse_url(url)
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("image", ["--privileged", "-v/:/host"])
+def test_an_image_is_no_option(image: str) -> None:
+    """Leading dash."""
+    with pytest.raises(BadInputError, match="--image"):
+        check_image(image, "--image")

@@ -106,14 +106,16 @@ def parse_url(text: str) -> str:
         parts = urlsplit(text)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise BadInputError(f"--url: {error}") from None
+        said = "is no URL" if "@" in text else str(error)  # which may quote a password
+        raise BadInputError(f"--url: {said}") from None
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise BadInputError(
             "--url: holds a user, a password or a query, which would stand in reports; give "
             "credentials as --header or in AUTOTUNE_HEADER"
         )
     if parts.scheme not in {"http", "https"} or not host or not text.isprintable() or " " in text:
-        raise BadInputError(f"--url {text}: expected such as http://127.0.0.1:8000")
+        shown = secret.without_user_info(text)
+        raise BadInputError(f"--url {shown}: expected such as http://127.0.0.1:8000")
     return text
 
 

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from autotune.core import BadInputError
+from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.serving.measure.metrics import Peak, parse_metrics
+from autotune.store.store import Store
 from autotune.util import edge
 from autotune.util.yamlfile import load_yaml
 
@@ -132,3 +133,16 @@ def test_a_label_of_two_megabytes_takes_no_time() -> None:
     with pytest.raises(ValueError, match="too long"):
         parse_metrics('vllm:cache_config_info{a="' + "\\\\" * (1 << 20) + '"} 1.0\n')
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_database_that_goes_away_is_noticed(how: str, tmp_path: Path) -> None:
+    """Database deleted under a running command."""
+    path = tmp_path / "a.db"
+    with Store.open(f"sqlite:///{path}") as store:
+        store.study("s", "moe", {})
+        path.unlink()
+        if how == "replaced":
+            path.write_bytes(b"")
+        with pytest.raises(MissingEnvironmentError, match="was deleted or replaced"):
+            store.study("t", "moe", {})

@@ -197,6 +197,7 @@ class Session:
         self.now = now
         self._writer = engine.execution_options(**WRITING)
         self._pid = os.getpid()
+        self._file = _identity(path)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -209,8 +210,22 @@ class Session:
         """A transaction that is durable when the block ends, and undone when it raises."""
         if os.getpid() != self._pid:
             raise RuntimeError(f"{self.path}: only the process that opened the store may write")
+        if _identity(self.path) != self._file:
+            raise MissingEnvironmentError(
+                f"{self.path}: was deleted or replaced while this command ran; what it measured "
+                "since is lost: put the file back, or start the command again"
+            )
         with translated_errors(self.path), self._writer.begin() as connection:
             yield connection
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file a path names; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _check_writable(path: Path) -> None:

@@ -139,7 +139,7 @@ CASES = [
     Case("config not JSON", M, BAD, ("config.json", "not JSON"), {"config.json": "{nope"}),
     Case("config too deep", M, BAD, ("config.json", "not JSON"), {"config.json": "[" * 100_000}),
     Case(
-        "config not UTF-8", M, BAD, ("config.json", "not JSON"), {"config.json": b'{"a": "\xff"}'}
+        "config not UTF-8", M, BAD, ("config.json", "not UTF-8"), {"config.json": b'{"a": "\xff"}'}
     ),
     Case("config no object", M, BAD, ("config.json", "object", "list"), {"config.json": "[]"}),
     Case("no experts", M, BAD, ("SomeMoeForCausalLM has no experts",), config(num_experts=None)),
@@ -151,7 +151,7 @@ CASES = [
         ("moe_intermediate_size", "2.5"),
         config(moe_intermediate_size=2.5),
     ),
-    Case("hidden infinite", M, BAD, ("hidden_size", "inf"), config(hidden_size=float("inf"))),
+    Case("hidden infinite", M, BAD, ("config.json", "Infinity"), config(hidden_size=float("inf"))),
     Case("no topk", M, BAD, ("topk", "num_experts_per_tok"), config(num_experts_per_tok=None)),
     Case("topk above experts", M, BAD, ("topk 9", "8 experts"), config(num_experts_per_tok=9)),
     Case("hidden zero", M, BAD, ("hidden_size", "found 0"), config(hidden_size=0)),

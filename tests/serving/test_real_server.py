@@ -100,7 +100,7 @@ def test_a_taken_port_is_classified(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setattr(launchers, "free_port", lambda: taken.getsockname()[1])
-        monkeypatch.setattr("autotune.serving.server.server._PORT_TRIES", 1)
+        monkeypatch.setattr("autotune.serving.server.server._TRIES", {})
         settings = cpu_settings(tiny_models.qwen3)
         with pytest.raises(ServerFailedError) as caught:
             start(LocalLauncher(), settings, tmp_path / "log", START_S)

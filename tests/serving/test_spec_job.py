@@ -491,7 +491,7 @@ def test_a_baseline_that_misses_the_slo_is_measured_and_beaten_by_what_keeps_it(
 
 def test_what_cannot_win_any_more_is_stopped(bench: Bench) -> None:
     serving: dict[str, Any] = {"fast": {"--max-num-seqs=16": 3.0}, "reached": [0.8, 0.7, 0.6, 0.5]}
-    load = {"gamma": "0,4", "concurrency": "1,2", "sets": ("max-num-seqs=8,16",)}
+    load = {"gamma": "0,4", "concurrency": "1,2", "set": ["max-num-seqs=8,16"]}
     result = bench.tune(serving, schedule=False, **load)
     stopped = [t for t in result.failures if t.measurement.outcome is Outcome.CANNOT_WIN]
     assert stopped

@@ -5,6 +5,7 @@ A :class:`Launcher` starts one (``launchers.py``); ``failures.py`` says why one 
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -238,7 +239,7 @@ def start(launcher: Launcher, settings: ServeSettings, log: Path, timeout_s: flo
         ServerFailedError: it does not serve; nothing of it runs any more.
         MissingEnvironmentError: the program is not there.
     """
-    for attempt in range(1, _PORT_TRIES + 1):
+    for attempt in itertools.count(1):
         began = time.monotonic()
         handle = launcher.launch(settings, log)
         try:
@@ -252,4 +253,3 @@ def start(launcher: Launcher, settings: ServeSettings, log: Path, timeout_s: flo
                 time.sleep(_MEMORY_WAIT_S)
         else:
             return Server(handle, model, context, time.monotonic() - began)
-    raise AssertionError("unreachable")

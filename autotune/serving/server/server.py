@@ -5,7 +5,6 @@ A :class:`Launcher` starts one (``launchers.py``); ``failures.py`` says why one 
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -239,7 +238,9 @@ def start(launcher: Launcher, settings: ServeSettings, log: Path, timeout_s: flo
         ServerFailedError: it does not serve; nothing of it runs any more.
         MissingEnvironmentError: the program is not there.
     """
-    for attempt in itertools.count(1):
+    attempt = 0
+    while True:
+        attempt += 1
         began = time.monotonic()
         handle = launcher.launch(settings, log)
         try:

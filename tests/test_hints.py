@@ -26,7 +26,8 @@ from autotune.propose.proposers import OptunaProposer, OrderedProposer
 from autotune.stopwatch import Stopwatch, TimedLog, TimedProposer
 from autotune.store.store import Store
 from autotune.tune import BATCH, HINTS, LATE, Limits, Progress, Search, search_all
-from tests.synthetic import Tokens, feasible, space, synthetic
+from tests.support.stores import Size
+from tests.synthetic import feasible, space, synthetic
 
 MS = (8, 64, 1024)
 TRIALS = 5 * BATCH
@@ -74,7 +75,7 @@ class Ahead(HoldsNothing):
             if len(self.measured) == self.after:
                 raise Killed
             candidate, workload = waiting.pop(0)
-            assert isinstance(workload, Tokens)
+            assert isinstance(workload, Size)
             self.measured.append((workload.key, candidate))
             yield synthetic(candidate, workload)
 
@@ -111,7 +112,7 @@ def searches(
 ) -> tuple[list[Search], list[Listening]]:
     listening = [Listening(tpe(m) if kind == "tpe" else fixed(m)) for m in ms]
     pairs = zip(ms, listening, strict=True)
-    return [Search(Tokens(m), it, Limits(trials)) for m, it in pairs], listening
+    return [Search(Size(m), it, Limits(trials)) for m, it in pairs], listening
 
 
 def command(
@@ -165,7 +166,7 @@ def test_one_alone_has_no_neighbours() -> None:
 
 
 def test_failed_trials_are_no_hints() -> None:
-    search = Search(Tokens(64), fixed(64), Limits(TRIALS))
+    search = Search(Size(64), fixed(64), Limits(TRIALS))
     outcomes = [Outcome.CRASH, Outcome.OK, Outcome.TIMEOUT, Outcome.OK, Outcome.OK]
     values = [None, 7.0, None, 3.0, 3.0]
     for sequence, (outcome, us) in enumerate(zip(outcomes, values, strict=True)):
@@ -189,7 +190,7 @@ def test_batches_take_turns_whatever_is_read_ahead(ahead: int) -> None:
     turns = [(key, len(list(batch))) for key, batch in groupby(key for key, _ in log.order)]
     assert turns == [(f"m{m}", BATCH) for _ in range(TRIALS // BATCH) for m in MS]
     for m in MS:
-        trials = log.load(Tokens(m), Phase.SEARCH)
+        trials = log.load(Size(m), Phase.SEARCH)
         assert [t.sequence for t in trials] == list(range(TRIALS))
         assert len({t.candidate for t in trials}) == TRIALS
 
@@ -243,8 +244,8 @@ def test_killed_again_and_again_loses_and_doubles_nothing(lives: list[int], ahea
         sum_of_lives = min(len(calm.order), sum_of_lives + life)
         assert len(log.order) == len(set(log.order)) == sum_of_lives
         for m in MS:
-            trials = log.load(Tokens(m), Phase.SEARCH)
-            assert trials == calm.load(Tokens(m), Phase.SEARCH)[: len(trials)]
+            trials = log.load(Size(m), Phase.SEARCH)
+            assert trials == calm.load(Size(m), Phase.SEARCH)[: len(trials)]
 
 
 @given(kills, st.integers(1, 30))
@@ -287,7 +288,7 @@ def test_more_trials_later_go_on() -> None:
     command(calm, Ahead())
     for m in MS:
         # Hints were given at another share of the trials: not the same, but nothing twice.
-        trials = log.load(Tokens(m), Phase.SEARCH)
+        trials = log.load(Size(m), Phase.SEARCH)
         assert len({t.candidate for t in trials}) == len(trials) == TRIALS
 
 
@@ -315,7 +316,7 @@ def test_a_larger_effort_after_a_kill_in_a_late_batch_leaves_nothing_out() -> No
 def test_a_neighbour_that_has_nothing_left_still_gives_hints() -> None:
     few = OrderedProposer(feasible()[:5])
     listening = Listening(fixed(64))
-    made = [Search(Tokens(8), few, Limits(TRIALS)), Search(Tokens(64), listening, Limits(TRIALS))]
+    made = [Search(Size(8), few, Limits(TRIALS)), Search(Size(64), listening, Limits(TRIALS))]
     told = list(search_all(made, Ahead(3), Memory()))
     assert len(told) == 5 + TRIALS
     last_hints = listening.asked[-1][1]
@@ -341,10 +342,10 @@ def test_the_stopwatch_passes_hints_on() -> None:
     timed = TimedProposer(listening, watch)
     hint = feasible()[3]
     batch = timed.ask(2, [hint])
-    timed.tell(Trial(batch[0], "m8", Phase.SEARCH, 0, synthetic(batch[0], Tokens(8))))
+    timed.tell(Trial(batch[0], "m8", Phase.SEARCH, 0, synthetic(batch[0], Size(8))))
     assert listening.asked == [(0, (hint,), tuple(batch))]
     assert listening.told == 1
-    log, workload = Memory(), Tokens(8)
+    log, workload = Memory(), Size(8)
     inner = TimedLog(log, watch)
     trial = Trial(hint, workload.key, Phase.SEARCH, 0, synthetic(hint, workload))
     inner.append(workload, trial)
@@ -409,7 +410,7 @@ class TestHintsOfProposers:
         other_names = Candidate.of({"BLOCK": 1})
         proposer = self.proposer()
         known = feasible()[9]
-        proposer.tell(Trial(known, "w", Phase.SEARCH, 0, synthetic(known, Tokens(64))))
+        proposer.tell(Trial(known, "w", Phase.SEARCH, 0, synthetic(known, Size(64))))
         batch = proposer.ask(8, [elsewhere, other_names, known, feasible()[700], feasible()[8]])
         assert batch[0] == feasible()[8]
         assert batch[1:4] == list(feasible()[100:103])
@@ -422,7 +423,7 @@ class TestHintsOfProposers:
         batch = proposer.ask(8, hints)
         assert batch == hints[:8]
         for sequence, candidate in enumerate(batch):
-            measured = synthetic(candidate, Tokens(64))
+            measured = synthetic(candidate, Size(64))
             proposer.tell(Trial(candidate, "w", Phase.SEARCH, sequence, measured))
         assert proposer.ask(3) == list(feasible()[100:103])
 

@@ -21,9 +21,9 @@ from autotune.core import (
     Trial,
 )
 from autotune.decide.selection import select, select_confirmed
-from tests.synthetic import Tokens
+from tests.support.stores import Size
 
-WORKLOAD = Tokens(8)
+WORKLOAD = Size(8)
 
 
 def trial(number: int, result: float | Outcome, sequence: int | None = None) -> Trial:

@@ -27,9 +27,10 @@ from autotune.propose.proposers import OptunaProposer
 from autotune.store.records import RunRecord, SearchRecord
 from autotune.store.store import Store
 from autotune.tune import BATCH, Limits, Progress, Search, TrialLog, measure_all, search_all
-from tests.synthetic import Tokens, feasible, space, synthetic, write_csv
+from tests.support.stores import Size
+from tests.synthetic import feasible, space, synthetic, write_csv
 
-WORKLOAD = Tokens(64)
+WORKLOAD = Size(64)
 DEFAULT = feasible()[300]
 TRIALS = 2 * BATCH + 4
 """Two whole batches and a short one."""

@@ -14,8 +14,7 @@ from rich.markup import escape
 
 from autotune.cli.consoles import err
 from autotune.core import BadInputError
-from autotune.util.request import MASK
-from autotune.util.secret import masked
+from autotune.util.secret import MASK, masked
 
 if TYPE_CHECKING:
     from autotune.machine.devices import Device

@@ -31,6 +31,12 @@ def text_config(config: Config) -> Config:
     return config if inner is None else text_config(inner)
 
 
+def architecture_of(config: Config) -> str:
+    """The first of ``architectures``; empty where there is none."""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
+
+
 def hub_file(ref: str, name: str, flag: str) -> Path | None:
     """A file of a model on the hub, downloaded or from its cache; None if the model lacks it.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from autotune.core import BadInputError
-from autotune.engine.hub import Config, text_config
+from autotune.engine.hub import Config, architecture_of, text_config
 
 _NEXT_N = "num_nextn_predict_layers"
 _COUNTED_BY: dict[str, str] = {
@@ -119,7 +119,7 @@ _PROMOTED = frozenset({"NemotronH_Super_Omni_Reasoning_V3", "NemotronH_Omni_Reas
 
 def has_mtp_layers(config: Config) -> bool:
     """Whether vLLM knows MTP layers inside models of this kind."""
-    return _type(config) in _COUNTED_BY or _architecture(config) in _BY_ARCHITECTURE
+    return _type(config) in _COUNTED_BY or architecture_of(config) in _BY_ARCHITECTURE
 
 
 def mtp_layers(config: Config, ref: str = "") -> int:
@@ -134,13 +134,13 @@ def mtp_layers(config: Config, ref: str = "") -> int:
     """
     if not has_mtp_layers(config):
         return 0
-    if _architecture(config) in _ONE_LAYER_USED:
+    if architecture_of(config) in _ONE_LAYER_USED:
         return 1
     stated = stated_mtp_layers(config, ref)
     if stated is not None:
         return stated
     one = _type(config) in _ONE_WITHOUT_COUNT
-    return 1 if one or _architecture(config) in _ONE_WITHOUT_COUNT_BY_ARCHITECTURE else 0
+    return 1 if one or architecture_of(config) in _ONE_WITHOUT_COUNT_BY_ARCHITECTURE else 0
 
 
 def stated_mtp_layers(config: Config, ref: str = "") -> int | None:
@@ -165,15 +165,10 @@ def stated_mtp_layers(config: Config, ref: str = "") -> int | None:
 
 def mtp_has_experts(config: Config) -> bool:
     """Whether the MTP layers of a mixture-of-experts model have routed experts themselves."""
-    return not _type(config).startswith(_DENSE) and not _architecture(config).startswith("MiMo")
-
-
-def _architecture(config: Config) -> str:
-    names = config.get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else "?"
+    return not _type(config).startswith(_DENSE) and not architecture_of(config).startswith("MiMo")
 
 
 def _type(config: Config) -> str:
     """``model_type``; of the language model where vLLM takes that."""
-    holder = text_config(config) if _architecture(config) in _PROMOTED else config
+    holder = text_config(config) if architecture_of(config) in _PROMOTED else config
     return str(holder.get("model_type", "?"))

@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from autotune.core import BadInputError
+from autotune.engine.hub import architecture_of
 from autotune.engine.quantization import WHOLE, Layer, Quantisation, Weights
 from autotune.engine.quantization_names import (
     block_of,
@@ -33,7 +34,7 @@ def _fp8(quantisation: Quantisation, layer: Layer) -> Weights:
     listed = names_in(raw.get("ignored_layers"), "ignored_layers") or names_in(
         raw.get("modules_to_not_convert"), "modules_to_not_convert"
     )
-    if is_listed(layer, listed, by_suffix="BailingMoeV3" in _architecture(model)):
+    if is_listed(layer, listed, by_suffix="BailingMoeV3" in architecture_of(model)):
         return WHOLE
     if layer.experts and raw.get("store_dtype") == "mxfp4":
         return Weights("mxfp4", "group", method="fp8 with store_dtype mxfp4")
@@ -46,14 +47,9 @@ def _fp8(quantisation: Quantisation, layer: Layer) -> Weights:
     return Weights("fp8_w8a8", "block" if block else "tensor", block, static, "fp8")
 
 
-def _architecture(model: Mapping[str, Any]) -> str:
-    names = model.get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else ""
-
-
 def _is_deepseek_v4(model: Mapping[str, Any]) -> bool:
     kind = str(model.get("model_type", ""))
-    return kind.startswith("deepseek_v4") or _architecture(model).startswith("DeepseekV4")
+    return kind.startswith("deepseek_v4") or architecture_of(model).startswith("DeepseekV4")
 
 
 def _deepseek_v4_experts(raw: Mapping[str, Any], model: Mapping[str, Any]) -> Weights | None:

@@ -16,14 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autotune.core import BadInputError
 from autotune.engine.hub import Config, text_config
 from autotune.engine.quantization import Layer, quantisation_of
 from autotune.engine.quantization_rules import weights_of
 from autotune.engine.variables import FOLDER
 from autotune.kernels.moe.backend import Where, activation_of, backend_of
 from autotune.kernels.moe.from_model import load_config, shape_of
-from autotune.kernels.moe.layers import ExpertLayers, expert_layers
+from autotune.kernels.moe.layers import ExpertLayers, NoExpertsError, expert_layers
 from autotune.kernels.moe.shape import MoeShape
 from autotune.machine.devices import Device
 from autotune.machine.environment import exported
@@ -116,20 +115,14 @@ def files_for(service: Service) -> list[TunedFile]:
 
 
 def _of_model(config: Config, service: Service, ref: str) -> Iterator[TunedFile]:
-    if _has_experts(config):
-        for group in expert_layers(config):
-            yield _experts(group, config, service, ref)
+    try:
+        groups = expert_layers(config)
+    except NoExpertsError:
+        groups = []
+    for group in groups:
+        yield _experts(group, config, service, ref)
     yield from _dense(config, service)
     yield from _mamba(config, service.device)
-
-
-def _has_experts(config: Config) -> bool:
-    try:
-        return bool(expert_layers(config, quantised=False))
-    except BadInputError as error:
-        if "has no experts" in str(error):
-            return False
-        raise
 
 
 def _experts(group: ExpertLayers, config: Config, service: Service, ref: str) -> TunedFile:

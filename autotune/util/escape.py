@@ -21,8 +21,3 @@ def for_terminal(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(_SHOWN if _is_harmful(character) else character for character in text)
-
-
-def for_line(text: str) -> str:
-    """As :func:`for_terminal`, in one line."""
-    return for_terminal(" ".join(text.split()))

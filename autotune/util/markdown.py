@@ -8,11 +8,15 @@ import re
 
 def escape(text: str) -> str:
     """Return the words as they are: no markup, no line or cell of its own, no control character."""
-    kept = "".join(c for c in " ".join(text.split()) if c.isprintable())
+    kept = _one_line(text)
     return re.sub(r"([\\`*|\[\]]|^#)", r"\\\1", html.escape(kept, quote=False))
 
 
 def in_comment(text: str) -> str:
     """Return the words as they may stand in an HTML comment, which they cannot end."""
-    kept = "".join(c for c in " ".join(text.split()) if c.isprintable())
+    kept = _one_line(text)
     return kept.replace(">", "&gt;") if re.search(r"--!?>|^-?>", kept) else kept
+
+
+def _one_line(text: str) -> str:
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())

@@ -31,8 +31,7 @@ from pydantic.fields import FieldInfo
 
 from autotune.core import BadInputError
 from autotune.util import flags
-
-MASK = "***"
+from autotune.util.secret import MASK
 
 
 def flag(

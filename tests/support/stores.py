@@ -20,6 +20,8 @@ from autotune.store.store import Store
 
 @dataclass(frozen=True)
 class Size:
+    """A workload that is nothing but its M."""
+
     m: int
 
     @property

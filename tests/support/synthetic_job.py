@@ -18,9 +18,10 @@ from autotune.propose.proposers import OptunaProposer
 from autotune.store.run_log import recorded
 from autotune.store.store import Store
 from autotune.tune import Limits, Search, measure_all, search_all
-from tests.synthetic import Tokens, feasible, space, synthetic
+from tests.support.stores import Size
+from tests.synthetic import feasible, space, synthetic
 
-WORKLOADS = (Tokens(1), Tokens(24), Tokens(512))
+WORKLOADS = (Size(1), Size(24), Size(512))
 DEFAULT = feasible()[300]
 TRIALS = 28
 """Of each workload: three whole batches and a short one."""
@@ -34,7 +35,7 @@ class SlowFormula(HoldsNothing):
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
         for candidate, workload in jobs:
-            assert isinstance(workload, Tokens)
+            assert isinstance(workload, Size)
             time.sleep(MEASURING_S)
             yield synthetic(candidate, workload)
 

@@ -103,7 +103,7 @@ def check(
             "OLD from there and NEW by --to folder, then --compared c.json"
         )
     found = _read(compared)
-    if (found.first.sha256, found.second.sha256) != (_sha256(there), _sha256(data)):
+    if (found.first.sha256, found.second.sha256) != (sha256(there), sha256(data)):
         raise BadInputError(
             f"--compared {compared}: compares other files than the one there and this study's"
         )
@@ -172,5 +172,6 @@ def _rows(data: bytes, name: str) -> dict[int, Candidate] | None:
         return None
 
 
-def _sha256(data: bytes) -> str:
+def sha256(data: bytes) -> str:
+    """The digest by which provenance and comparisons name a file, in hex."""
     return hashlib.sha256(data).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -211,13 +210,13 @@ def _change(
     pin: tuple[str, str] | None,
     replaces: Comparison | None,
 ) -> Change:
-    template = checkout.read(TEMPLATE_FILE)
+    template, kernel = checkout.read(TEMPLATE_FILE), checkout.read(KERNEL_FILE)
     return Change(
         tuned=tuned,
         model=options.model or upstream.model_name(tuned),
         min_gain=options.min_gain,
         base=f"{checkout.describe()} ({checkout.base[:12]})",
-        same_kernel=_sha256(checkout.read(KERNEL_FILE)) == tuned.setup["kernel_sha256"],
+        same_kernel=kernel is not None and existing.sha256(kernel) == tuned.setup["kernel_sha256"],
         pin=pin,
         neighbours=_neighbours(tuned, checkout),
         replaces=replaces,
@@ -252,10 +251,6 @@ def _doubts(change: Change, checkout: Checkout) -> list[str]:
 def _branch(tuned: Tuned) -> str:
     stem = tuned.file_name.removesuffix(".json").replace("device_name=", "")
     return "moe-config-" + re.sub(r"[^a-z0-9_]+", "-", stem.lower()).strip("-")
-
-
-def _sha256(data: bytes | None) -> str | None:
-    return None if data is None else hashlib.sha256(data).hexdigest()
 
 
 def uuids_of_trials(store: Store, tuned: Tuned) -> tuple[str, ...]:

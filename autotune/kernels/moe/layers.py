@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autotune.core import BadInputError
-from autotune.engine.hub import Config, text_config
+from autotune.engine.hub import Config, architecture_of, text_config
 from autotune.engine.mtp import mtp_has_experts, mtp_layers
 from autotune.engine.quantization import Layer, Quantisation, Weights, quantisation_of
 from autotune.engine.quantization_rules import weights_of
@@ -65,6 +65,10 @@ _BASES = (
     "language_model.model.layers.{}",
     "backbone.layers.{}",
 )
+
+
+class NoExpertsError(BadInputError):
+    """A model without routed experts."""
 
 
 @dataclass(frozen=True)
@@ -139,10 +143,7 @@ def chosen(groups: Sequence[ExpertLayers], wanted: str | None) -> ExpertLayers:
 
 def name_of(config: Config) -> str:
     """The model's architecture or type, for messages."""
-    architectures = config.get("architectures")
-    if isinstance(architectures, list) and architectures:
-        return str(architectures[0])
-    return str(config.get("model_type", "the model"))
+    return architecture_of(config) or str(config.get("model_type", "the model"))
 
 
 def type_of(config: Config) -> str:
@@ -158,7 +159,8 @@ def expert_layers(config: Config, *, quantised: bool = True) -> list[ExpertLayer
         quantised: whether to read how the experts are quantised; else all are bf16.
 
     Raises:
-        BadInputError: no experts, a value missing, or a configuration that is not understood.
+        NoExpertsError: a layer without experts.
+        BadInputError: a value missing, or a configuration that is not understood.
     """
     single = list(_single(config, quantisation_of(config) if quantised else None))
     groups: dict[ExpertLayers, list[int]] = {}
@@ -223,7 +225,7 @@ def _layer(
     own = _own(text, number)
     experts = _size(own, EXPERTS, number, count, least=0)
     if not experts or experts < 2:
-        raise BadInputError(
+        raise NoExpertsError(
             f"{name_of(config)} has no experts (looked for {', '.join(EXPERTS)}); only "
             "mixture-of-experts models use the fused-MoE kernel"
         )

@@ -128,6 +128,14 @@ def read_stream(descriptor: int) -> bytes:
     return bytes(head + joint + tail[-TAIL:])
 
 
+def lines_in(log: Path | None) -> list[Line]:
+    """The lines of a server's log; none where it has no log, or one that cannot be read."""
+    try:
+        return lines_of(read_log(log)) if log is not None else []
+    except (EdgeError, OSError):
+        return []
+
+
 def lines_of(data: bytes) -> list[Line]:
     """The lines of a log, the last ones and the first ones where there are too many."""
     text = _decode(data)

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autotune.core import BadInputError, MissingEnvironmentError
-from autotune.engine.hub import Config, HubUnreachableError, hub_file, text_config
+from autotune.engine.hub import (
+    Config,
+    HubUnreachableError,
+    architecture_of,
+    hub_file,
+    text_config,
+)
 from autotune.util import edge
 
 _INDEX = "model.safetensors.index.json"
@@ -70,8 +76,7 @@ class Checkpoint:
     @property
     def architecture(self) -> str:
         """The first of ``architectures``, or ``?``."""
-        names = self.config.get("architectures")
-        return str(names[0]) if isinstance(names, list) and names else "?"
+        return architecture_of(self.config) or "?"
 
     @property
     def quantisation(self) -> str | None:

@@ -8,8 +8,7 @@ from pathlib import Path
 from autotune.core import Outcome
 from autotune.serving.logs.errors import CAUSE_CHARS, asserted, find_errors
 from autotune.serving.logs.kinds import OUTCOMES, FailureKind, is_bad_value
-from autotune.serving.logs.read import Line, lines_of, read_log
-from autotune.util.edge import EdgeError
+from autotune.serving.logs.read import Line, lines_in
 
 __all__ = ["FailureKind", "ServerFailure", "classify", "judge"]
 
@@ -63,11 +62,7 @@ def classify(
         served: whether it had answered before.
         hung: whether a time limit passed while it ran.
     """
-    try:
-        lines = lines_of(read_log(log)) if log is not None else []
-    except (EdgeError, OSError):
-        lines = []
-    kind, line = judge(lines, exit_code, served=served, hung=hung)
+    kind, line = judge(lines_in(log), exit_code, served=served, hung=hung)
     if log is None and kind is FailureKind.HANG:
         line = "no healthy answer in time"
     return ServerFailure(kind, line, exit_code, log)

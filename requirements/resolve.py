@@ -4,8 +4,8 @@ Each case asks pip for a dry run for one Python version and one architecture, wi
 with the pip configuration of this machine switched off. Ends with exit status 1 if a case has no
 solution.
 
-    python .ci/resolve.py            # every case
-    python .ci/resolve.py setup      # those whose name starts so
+    python -m requirements.resolve            # every case
+    python -m requirements.resolve setup      # those whose name starts so
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-REQUIREMENTS = ROOT / "requirements"
+from requirements.check_versions import pinned
+
+REQUIREMENTS = Path(__file__).parent
+ROOT = REQUIREMENTS.parent
 AT_ONCE = 2
 GLIBC = range(17, 40)
 """Minor versions of glibc 2 whose wheels Ubuntu 24.04 (2.39) takes."""
@@ -45,12 +47,6 @@ class Case:
     machine: str
     arguments: tuple[str, ...]
     expected: dict[str, str]
-
-
-def pinned(file: str) -> dict[str, str]:
-    """Read the names and versions that a file of requirements/ pins."""
-    lines = (line.split("#")[0].strip() for line in (REQUIREMENTS / file).read_text().splitlines())
-    return dict(line.split("==") for line in lines if line)
 
 
 def set_up(python: str, machine: str) -> list[Case]:

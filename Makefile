@@ -12,6 +12,10 @@ TORCH_FLAGS ?=
 # Workers of pytest. Tests of one group (tests/conftest.py) never run at the same time.
 WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadgroup
+# One after the other, when nothing else runs: a second worker would spoil what they time. Status 5
+# is pytest's for no such test among those that ARGS names.
+ALONE := $(BIN)/pytest
+NONE_IS_FINE := || [ $$? -eq 5 ]
 # Each of some hundred processes would compile autotune again.
 unexport PYTHONDONTWRITEBYTECODE
 REQUIREMENTS := $(wildcard requirements/*.txt)
@@ -47,10 +51,12 @@ unit: setup ## Every test but those of a real vLLM server
 	$(PYTEST) -m "not (server or gpu or nightly)" $(ARGS)
 
 test: setup lint types ## What CI runs: lint, types and every test that needs no GPU
-	$(PYTEST) -m "not (gpu or nightly)" $(ARGS)
+	$(PYTEST) -m "not (gpu or nightly or alone)" $(ARGS)
+	$(ALONE) -m "alone and not nightly" $(ARGS) $(NONE_IS_FINE)
 
 nightly: setup lint types ## The same, and at full size what `make test` does smaller
-	$(PYTEST) -m "not gpu" $(ARGS)
+	$(PYTEST) -m "not (gpu or alone)" $(ARGS)
+	$(ALONE) -m alone $(ARGS) $(NONE_IS_FINE)
 
 lint: setup ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from tests.serving.real_server import CACHE_ARGS, CPU_ARGS, CPU_ENV, START_S
 from tests.serving.test_spec_job import make_request
 from tests.serving.tiny_models import make_deep_pair
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.server, pytest.mark.alone, pytest.mark.timeout(1500)]
 
 BINARY = Path(sys.executable).with_name("autotune")
 GAMMAS = (0, 1, 4)

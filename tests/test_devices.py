@@ -20,7 +20,7 @@ from autotune.util.resources import data_root
 
 DEVICES = load_devices()
 FOLDER = data_root() / "search_spaces" / "devices"
-WORDS = {"name", "title", "vllm_name", "gpu_names", "sources"}
+WORDS = {"name", "title", "vllm_name", "gpu_names", "unified_memory", "sources"}
 
 # Dense TFLOP/s of the data sheets (sparse figures halved; GB10: a quarter of 1 PFLOP sparse FP4).
 DENSE = [

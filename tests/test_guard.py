@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.core import MissingEnvironmentError
-from autotune.machine.guard import GIB, Floors, MemoryGuard
+from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.machine.guard import GIB, Ender, Floors, MemoryGuard, guarded, kill_tree
 
 EATER = """
 import os, subprocess, sys, time
@@ -71,6 +73,10 @@ def process(*args: str) -> Iterator[subprocess.Popen[str]]:
             child.kill()
 
 
+def tree(process: subprocess.Popen[str]) -> Ender:
+    return functools.partial(kill_tree, process.pid)
+
+
 def gone(pid: int) -> bool:
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
@@ -83,7 +89,7 @@ def test_a_tree_that_eats_memory_is_killed_within_half_a_second_of_the_floor(sou
     with guard, process("-c", EATER, str(source)) as eater:
         assert eater.stdout is not None
         grandchild = int(eater.stdout.readline())
-        with guard.watch("the server", eater.pid) as watched:
+        with guard.watch("the server", tree(eater)) as watched:
             while float(source.read_text().split()[4]) > 6 * 2**20:
                 time.sleep(0.005)
             crossed = time.monotonic()
@@ -98,7 +104,7 @@ def test_above_the_floors_nothing_is_killed(source: Path) -> None:
     guard = MemoryGuard(source=source)
     with (
         process("-c", WAIT) as child,
-        guard.watch("x", child.pid) as watched,
+        guard.watch("x", tree(child)) as watched,
     ):
         write(source, 6.0)
         assert guard.check() is None
@@ -114,7 +120,7 @@ def test_between_the_floors_what_is_not_watched_lives(source: Path) -> None:
     with process("-c", PARENT) as ours, process("-c", WAIT) as measuring:
         compiler = wait_for_child(ours.pid)
         guard = MemoryGuard(source=source, root=ours.pid)
-        with guard.watch("measuring", measuring.pid) as watched:
+        with guard.watch("measuring", tree(measuring)) as watched:
             write(source, 5)
             assert guard.check() is not None
         assert measuring.wait(timeout=10) == -9
@@ -131,7 +137,7 @@ def test_a_watcher_that_wakes_late_acts_earlier(source: Path, childless: int) ->
     guard = MemoryGuard(source=source, root=childless, clock=lambda: next(times))
     with (
         process("-c", WAIT) as child,
-        guard.watch("server", child.pid) as watched,
+        guard.watch("server", tree(child)) as watched,
     ):
         assert guard.check() is None
         write(source, 8)  # 12 GiB in 2.5 s: as much again would pass the floor unseen
@@ -174,12 +180,91 @@ def test_below_a_floor_it_always_acts(
         assert not fell, "memory that grows ends nothing"
 
 
+def test_on_a_spark_where_the_watcher_is_slow_it_acts_before_the_memory_is_gone(
+    source: Path,
+) -> None:
+    """The eater takes 25 GiB a second and every reading comes half a second late."""
+    write(source, 60)
+
+    class Slow(MemoryGuard):
+        def available(self) -> int:
+            time.sleep(0.5)
+            return super().available()
+
+    with (
+        Slow(Floors(6 * GIB, 0), source=source) as guard,
+        process("-c", EATER, str(source)) as eater,
+        guard.watch("the server", tree(eater)) as watched,
+    ):
+        eater.wait(timeout=20)
+    assert watched.fall is not None
+    assert watched.fall.available > 6 * GIB, "before the floor: the next reading would be too late"
+    assert float(source.read_text().split()[4]) > 0
+
+
+def test_a_command_that_ends_what_is_watched_is_spared(source: Path) -> None:
+    """As ``docker rm --force``, without which a container would go on."""
+    done = source.with_name("done")
+    ender = subprocess.Popen(["sh", "-c", f"sleep 0.5; touch {done}"])
+    with (
+        process("-c", WAIT) as ours,
+        MemoryGuard(source=source, period_s=60) as guard,
+        guard.watch("the container", lambda: ender),
+    ):
+        write(source, 1)
+        assert guard.check() is not None
+        assert ours.wait(timeout=10) == -9
+        assert not done.exists()
+    assert done.exists()
+
+
+def test_what_fails_after_everything_was_ended_failed_for_that(
+    source: Path, childless: int
+) -> None:
+    def work() -> None:
+        guard = MemoryGuard(source=source, root=childless)
+        with guarded(unified=True, guard=guard):
+            write(source, 3)
+            guard.check()
+            raise BadInputError("worker processes die")
+
+    with pytest.raises(MissingEnvironmentError, match=r"3\.0 GiB of the host's .* goes on"):
+        work()
+
+
+def test_where_memory_is_not_unified_nothing_is_watched(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOTUNE_MEMINFO", str(source / "nowhere"))
+    with guarded(unified=False) as guard:
+        assert not guard.watches
+        assert guard.has_room(2**60)
+
+
+def test_room_is_waited_for_and_leaves_the_reserve(source: Path, childless: int) -> None:
+    with MemoryGuard(source=source, root=childless) as guard:
+        assert guard.has_room(12 * GIB, within_s=0)
+        assert not guard.has_room(13 * GIB, within_s=0.3)
+        waiting = threading.Timer(0.3, write, (source, 21.0))
+        waiting.start()
+        assert guard.has_room(13 * GIB, within_s=10)
+
+
+def test_a_fall_is_told_once(source: Path, childless: int) -> None:
+    guard = MemoryGuard(source=source, root=childless)
+    with guard.watch("x", lambda: None) as watched:
+        write(source, 5)
+        guard.check()
+        assert watched.take() is not None
+        assert watched.take() is None
+
+
 def test_a_source_that_goes_away_ends_what_is_watched(source: Path, childless: int) -> None:
     guard = MemoryGuard(source=source, period_s=0.01, root=childless)
     with (
         guard,
         process("-c", WAIT) as child,
-        guard.watch("server", child.pid) as watched,
+        guard.watch("server", tree(child)) as watched,
     ):
         source.unlink()
         assert child.wait(timeout=10) == -9

@@ -95,7 +95,7 @@ class Plan:
         """Return what trials must share to be compared and resumed: part of the search's key."""
         where: dict[str, Any] = {
             "cost_model": MODEL_VERSION,
-            "device": digest(self.device.model_dump(mode="json")),
+            "device": digest(self.device.model_dump(mode="json", exclude={"unified_memory"})),
         }
         if self.measured:
             where |= {

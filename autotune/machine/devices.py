@@ -25,7 +25,8 @@ class Device(BaseModel):
 
     ``memory_bandwidth_gbs`` is what can be reached, ``…_peak_gbs`` what the vendor states;
     ``tensor_flops_per_sm_per_clock`` is dense, by instruction family (``qmma_fp8``: mma.sync on
-    fp8, ``hgmma_bf16``: wgmma on bf16, …). ``sources`` says of every figure where it comes from.
+    fp8, ``hgmma_bf16``: wgmma on bf16, …). ``unified_memory``: the GPU allocates from the host's
+    memory. ``sources`` says of every figure where it comes from.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -46,12 +47,13 @@ class Device(BaseModel):
     memory_bandwidth_gbs: PositiveFloat
     memory_bandwidth_peak_gbs: PositiveFloat
     boost_clock_mhz: PositiveFloat
+    unified_memory: bool = False
     tensor_flops_per_sm_per_clock: dict[str, PositiveFloat]
     sources: dict[str, str]
 
     @model_validator(mode="after")
     def _every_figure_has_a_source(self) -> Device:
-        words = {"name", "title", "vllm_name", "gpu_names", "sources"}
+        words = {"name", "title", "vllm_name", "gpu_names", "unified_memory", "sources"}
         missing = sorted(set(type(self).model_fields) - words - set(self.sources))
         if missing:
             raise ValueError(f"no source given for {missing[0]}")
@@ -111,6 +113,11 @@ def load_devices() -> dict[str, Device]:
     folder = data_root() / "search_spaces" / "devices"
     devices = (load_yaml(path, Device) for path in sorted(folder.glob("*.yaml")))
     return {device.name: device for device in devices}
+
+
+def device_named(name: str) -> Device | None:
+    """The device whose file names this GPU, by any of its names; None where no file does."""
+    return _matching(load_devices(), name)
 
 
 def _matching(devices: dict[str, Device], name: str) -> Device | None:

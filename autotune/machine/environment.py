@@ -57,6 +57,23 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def meminfo_file() -> Path:
+    """The file that tells the host's memory: Linux's, or the one that ``AUTOTUNE_MEMINFO`` names.
+
+    Another one is for rehearsing, on any machine, what happens where memory runs short.
+    """
+    return Path(os.environ.get("AUTOTUNE_MEMINFO") or "/proc/meminfo")
+
+
+def container() -> str | None:
+    """What kind of container this process runs in; None on the host itself."""
+    if Path("/.dockerenv").exists():
+        return "docker"
+    if Path("/run/.containerenv").exists():
+        return "podman"
+    return os.environ.get("container")  # noqa: SIM112 - podman and systemd-nspawn set it so
+
+
 def exported(name: str) -> str | None:
     """A variable that processes started by this one inherit; None if it is not set."""
     return os.environ.get(name)

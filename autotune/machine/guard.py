@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,14 +21,16 @@ from typing import Self
 
 import psutil
 
-from autotune.core import MissingEnvironmentError
+from autotune.core import AutotuneError, MissingEnvironmentError
+from autotune.machine.environment import meminfo_file
 from autotune.machine.memory import meminfo
 
 GIB = 2**30
-MEMINFO = Path("/proc/meminfo")
 RESERVE = 8 * GIB
 """Bytes that a plan leaves to the host: what needs more than MemAvailable less this is refused."""
 PERIOD_S = 0.25
+RECOVERY_S = 30.0
+"""Within this time what was killed has given its memory back, or somebody else holds it."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,22 @@ class Fall:
         )
 
 
-@dataclass
+Ender = Callable[[], "subprocess.Popen[bytes] | None"]
+"""Kills processes at once; gives the command that does so where one has to be started for it."""
+
+
+@dataclass(eq=False)
 class Watched:
-    """A process tree under guard. ``fall`` says why the guard ended it; None while it has not."""
+    """Processes under guard. ``fall`` says why the guard ended them; None while it has not."""
 
     label: str
-    root: int
+    end: Ender
     fall: Fall | None = None
+
+    def take(self) -> Fall | None:
+        """Return the fall and forget it: what is started next is not to blame for it."""
+        fall, self.fall = self.fall, None
+        return fall
 
 
 class MemoryGuard:
@@ -80,7 +92,7 @@ class MemoryGuard:
         self,
         floors: Floors | None = None,
         *,
-        source: Path = MEMINFO,
+        source: Path | None = None,
         period_s: float = PERIOD_S,
         clock: Callable[[], float] = time.monotonic,
         root: int | None = None,
@@ -89,15 +101,16 @@ class MemoryGuard:
 
         Args:
             floors: when to kill; the defaults suit a machine of 128 GB.
-            source: a file like ``/proc/meminfo``.
+            source: a file like ``/proc/meminfo``; this machine's by default.
             period_s: seconds between two readings.
             clock: seconds, monotonic.
             root: the process whose children end at the lower floor; this one by default.
         """
         self.floors = floors or Floors()
-        self._source, self._period_s, self._clock = source, period_s, clock
+        self._source, self._period_s, self._clock = source or meminfo_file(), period_s, clock
         self._root = os.getpid() if root is None else root
         self._watched: list[Watched] = []
+        self._enders: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory-guard", daemon=True)
@@ -106,6 +119,8 @@ class MemoryGuard:
         """The smallest MemAvailable seen so far, in bytes."""
         self.error: str | None = None
         """Why the guard stopped watching; everything of ours was ended then."""
+        self.ended: Fall | None = None
+        """The fall below the lower floor, which ended everything that this process started."""
 
     def __enter__(self) -> Self:
         """Read once, in this thread, so that a machine that cannot be watched fails here.
@@ -121,16 +136,25 @@ class MemoryGuard:
         """Stop watching."""
         self._stop.set()
         self._thread.join()
+        for ender in self._enders:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                ender.wait(RECOVERY_S)
+
+    @property
+    def watches(self) -> bool:
+        """Tell whether anything is read at all; where memory is not unified, nothing is."""
+        return self._thread.is_alive()
 
     @contextlib.contextmanager
-    def watch(self, label: str, root: int) -> Iterator[Watched]:
-        """Guard the process ``root`` and all that it starts, until the block ends.
+    def watch(self, label: str, end: Ender) -> Iterator[Watched]:
+        """Guard processes until the block ends.
 
         Args:
             label: for people, such as ``the server``.
-            root: a process id.
+            end: kills them, and all that they started; called from another thread, and again while
+                they hold the memory.
         """
-        watched = Watched(label, root)
+        watched = Watched(label, end)
         with self._lock:
             self._watched.append(watched)
         try:
@@ -139,15 +163,24 @@ class MemoryGuard:
             with self._lock:
                 self._watched.remove(watched)
 
+    def available(self) -> int:
+        """Read MemAvailable, in bytes.
+
+        Raises:
+            MissingEnvironmentError: the source cannot be read, or does not tell it.
+        """
+        available = meminfo(self._source).get("MemAvailable")
+        if available is None:
+            raise MissingEnvironmentError(f"{self._source}: does not tell MemAvailable")
+        return available
+
     def check(self) -> Fall | None:
         """Read MemAvailable once and act on it; give the fall, or None above the floors.
 
         Raises:
             MissingEnvironmentError: the source cannot be read, or does not tell MemAvailable.
         """
-        available = meminfo(self._source).get("MemAvailable")
-        if available is None:
-            raise MissingEnvironmentError(f"{self._source}: does not tell MemAvailable")
+        available = self.available()
         late = self._loss_while_late(available)
         self.lowest = available if self.lowest is None else min(self.lowest, available)
         if available < self.floors.everything + late:
@@ -155,6 +188,38 @@ class MemoryGuard:
         if available < self.floors.measuring + late:
             return self._end(Fall(available, self.floors.measuring), everything=False)
         return None
+
+    def has_room(self, need: int, within_s: float = RECOVERY_S) -> bool:
+        """Tell whether ``need`` bytes and the reserve are available, now or within so many seconds.
+
+        True where nothing is watched.
+
+        Raises:
+            MissingEnvironmentError: the source cannot be read.
+        """
+        end = time.monotonic() + within_s
+        while self.watches and self.available() < need + RESERVE:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(self._period_s)
+        return True
+
+    def raise_if_ended(self) -> None:
+        """End the command where the guard has ended all that it had started.
+
+        Raises:
+            MissingEnvironmentError: it has.
+        """
+        if self.error is not None:
+            raise MissingEnvironmentError(
+                f"the host's memory could not be watched any more: {self.error}; all that was "
+                "started was ended. What was measured is kept"
+            )
+        if self.ended is not None:
+            raise MissingEnvironmentError(
+                f"everything that was started was {self.ended}; find what else uses the memory "
+                "(`autotune doctor`). What was measured is kept, and the same command goes on"
+            )
 
     def _loss_while_late(self, available: int) -> int:
         """Bytes that may go before the next reading, beyond what the floors allow for.
@@ -167,18 +232,22 @@ class MemoryGuard:
         if last is None:
             return 0
         gap, lost = now - last[0], last[1] - available
-        excess = gap - 2 * self._period_s
-        return int(lost * excess / gap) if excess > 0 and lost > 0 else 0
+        return max(0, lost) if gap > 2 * self._period_s else 0
 
     def _end(self, fall: Fall, *, everything: bool) -> Fall:
+        if everything:
+            self.ended = self.ended or fall
         with self._lock:
             watched = list(self._watched)
         for one in watched:
             one.fall = one.fall or fall
-            kill_tree(one.root)
+            if (ender := one.end()) is not None:
+                self._enders.append(ender)
+        spared = {ender.pid for ender in self._enders}
         if everything:
             for child in psutil.Process(self._root).children():
-                kill_tree(child.pid)
+                if child.pid not in spared:
+                    kill_tree(child.pid)
         return fall
 
     def _run(self) -> None:
@@ -189,6 +258,29 @@ class MemoryGuard:
                 self.error = str(error)
                 self._end(Fall(0, self.floors.everything), everything=True)
                 return
+
+
+@contextlib.contextmanager
+def guarded(unified: bool, guard: MemoryGuard | None = None) -> Iterator[MemoryGuard]:
+    """Guard the work within where memory is unified; elsewhere the guard watches nothing.
+
+    Args:
+        unified: whether the GPU allocates from the host's memory.
+        guard: takes the place of the usual one.
+
+    Raises:
+        MissingEnvironmentError: the memory cannot be watched, or the guard had to end everything.
+    """
+    guard = guard or MemoryGuard()
+    if not unified:
+        yield guard
+        return
+    with guard:
+        try:
+            yield guard
+        except AutotuneError:
+            guard.raise_if_ended()  # whatever failed since then failed for that
+            raise
 
 
 def kill_tree(root: int) -> None:

@@ -15,7 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from autotune.core import BadInputError, MissingEnvironmentError
-from autotune.machine.devices import nvidia_smi
+from autotune.machine.devices import device_named, nvidia_smi
+from autotune.machine.environment import meminfo_file
 
 _MIB = 2**20
 _UNLIMITED = 1 << 62
@@ -103,15 +104,25 @@ def read_memory(
     if gpu >= len(rows):
         raise MissingEnvironmentError(f"nvidia-smi shows {len(rows)} GPUs, and none numbered {gpu}")
     name, total, free = rows[gpu]
-    if total.isdecimal() and free.isdecimal():
+    if total.isdecimal() and free.isdecimal() and not _is_unified(name):
         return MemoryReading(int(total) * _MIB, int(free) * _MIB, MemoryKind.GPU, name)
-    info = meminfo(root / "proc" / "meminfo")
+    info = meminfo(_of_host(root))
     return MemoryReading(
         info.get("MemTotal", 0),
         info.get("MemAvailable", 0),
         MemoryKind.UNIFIED,
         f"{name} (unified)",
     )
+
+
+def _is_unified(name: str) -> bool:
+    """Whether a GPU's file says so: with a shim, nvidia-smi tells numbers there too."""
+    known = device_named(name)
+    return known is not None and known.unified_memory
+
+
+def _of_host(root: Path) -> Path:
+    return meminfo_file() if root == Path("/") else root / "proc" / "meminfo"
 
 
 def _host(root: Path, cpu: int) -> MemoryReading:
@@ -124,7 +135,7 @@ def _host(root: Path, cpu: int) -> MemoryReading:
         parts = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
         free = sum(info.get(part, 0) for part in parts)
     else:
-        info, where = meminfo(root / "proc" / "meminfo"), "the memory"
+        info, where = meminfo(_of_host(root)), "the memory"
         free = info.get("MemAvailable", 0)
     total = info.get("MemTotal", 0)
     limit, used = _control_group(root / "sys" / "fs" / "cgroup")

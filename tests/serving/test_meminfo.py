@@ -69,6 +69,21 @@ def test_the_numa_node_of_the_cpu(machine: Machine) -> None:
     assert read_memory(root=root, gpus=list, cpu=2).total == 1000 * 1024
 
 
+def test_a_shim_that_gives_a_spark_numbers_changes_nothing(machine: Machine) -> None:
+    """nvml-unified-shim counts the page cache as used."""
+    found = read(machine({PROC_FILE: PROC}), [["NVIDIA GB10", "124610", "3000"]])
+    assert (found.kind, found.total, found.free) == ("unified", 2000 * 1024, 800 * 1024)
+
+
+def test_another_file_can_stand_for_that_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text(PROC)
+    monkeypatch.setenv("AUTOTUNE_MEMINFO", str(tmp_path / "meminfo"))
+    found = read_memory(gpus=lambda: [["NVIDIA GB10", "[N/A]", "[N/A]"]])
+    assert (found.kind, found.free) == ("unified", 800 * 1024)
+
+
 def test_gpus(machine: Machine) -> None:
     two = [["NVIDIA H200", "143771", "143000"], ["NVIDIA H200", "143771", "1000"]]
     found = read(machine({}), two, gpu=1)

@@ -7,6 +7,7 @@ stand until another try is asked for, because an attempt can cost minutes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,10 @@ class LatestLog:
     ) -> None:
         """Store a finished part of a measurement under way."""
         self._log.append_part(workload, candidate, name, value)
+
+    def boot(self, workload: Workload, candidate: Candidate) -> AbstractContextManager[None]:
+        """Store that a server is about to be started, and after the block that it ended."""
+        return self._log.boot(workload, candidate)
 
     def failed(self, trial: Trial) -> bool:
         """Whether another try may change it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from autotune.core import Candidate, Phase, Trial, Workload
@@ -38,6 +38,10 @@ class StoredLog:
     ) -> None:
         """Store a finished part of a measurement under way."""
         self._store.add_part(self._run, self._id(workload), candidate, name, value)
+
+    def boot(self, workload: Workload, candidate: Candidate) -> AbstractContextManager[None]:
+        """Store that a server is about to be started, and after the block that it ended."""
+        return self._store.boots().begun(self._run, self._id(workload), candidate)
 
     def _id(self, workload: Workload) -> int:
         if workload.key not in self._ids:

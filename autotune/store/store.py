@@ -32,6 +32,7 @@ from autotune.core import (
 )
 from autotune.store import catalogue
 from autotune.store import study_lock as studylock
+from autotune.store.boots import StoredBoots
 from autotune.store.compile_cache import StoredCache
 from autotune.store.database import Session, database_path, open_database
 from autotune.store.records import (
@@ -109,6 +110,10 @@ class Store:
     def cache(self) -> StoredCache:
         """The compile results, as a cache."""
         return StoredCache(self._session)
+
+    def boots(self) -> StoredBoots:
+        """The servers that were begun to be started."""
+        return StoredBoots(self._session)
 
     def study(self, name: str, kind: str, identity: Mapping[str, Any]) -> StudyRecord:
         """The study ``name``, made if there is none.

@@ -212,6 +212,20 @@ class PartRow(Base):
     created_at: Mapped[datetime]
 
 
+class BootRow(Base):
+    """A server that was begun to be started; without an end nobody saw what became of it."""
+
+    __tablename__ = "boots"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"))
+    workload_id: Mapped[int] = mapped_column(ForeignKey("workloads.id"))
+    candidate_key: Mapped[str]
+    candidate: Mapped[dict[str, Any]]
+    begun_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
 class CompileResultRow(Base):
     """What compiling a candidate told, under a digest that the caller computes."""
 

@@ -23,7 +23,7 @@ from autotune.store.database import (
     known_revisions,
     make_engine,
 )
-from autotune.store.records import RunStatus
+from autotune.store.records import JobState, RunStatus
 from autotune.store.store import Store
 from autotune.store.tables import Base
 from autotune.util.resources import data_root
@@ -97,6 +97,8 @@ def test_a_kept_database_opens_with_its_trials(kept: Path, tmp_path: Path) -> No
         has_one = kept.stem >= "db-0003"
         assert store.verdicts(detail.searches[0]) == [{"verdict": "kept → ü"}] * has_one
         assert store.boots().lost(detail.searches[0]) == {}
+        jobs = [(job.id, job.state, job.args) for job in store.jobs().page()]
+        assert jobs == [(1, JobState.QUEUED, {"device": "gb10"})] * (kept.stem >= "db-0005")
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
         versions = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall()

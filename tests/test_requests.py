@@ -303,9 +303,9 @@ def test_the_schema_says_what_help_says(request_: type[Request]) -> None:
 
 
 def test_what_an_api_takes_has_no_places_of_this_machine() -> None:
-    """The database, the folder for results and the way to print are the caller's own."""
-    own = set(requests.Output.model_fields)
-    assert own == {"out", "db", "as_json"}
+    """The database, the places of files and the way to print are the caller's own."""
+    own = set(requests.Watched.model_fields)
+    assert own == {"out", "db", "as_json", "events", "dry_run"}
     for shared, command in ((MoeRequest, requests.Moe), (SpecRequest, requests.Spec)):
         properties = shared.model_json_schema()["properties"]
         assert properties.keys() == {name for name, _ in shared.declared()}

@@ -9,6 +9,7 @@ from autotune.machine.environment import visible_gpus
 
 def moe(request: Moe) -> None:
     """Run the job and show what came of it."""
+    from autotune.cli.events import kernel_plan, told  # noqa: PLC0415
     from autotune.cli.moe_terminal import (  # noqa: PLC0415 - keeps `--help` fast
         progress,
         show_plan,
@@ -28,12 +29,18 @@ def moe(request: Moe) -> None:
     check_scratch(plan)
     with Store.open(request.db) as store:
         otherwise = check_study(store, plan.study, "moe", plan.identity(), plan.setup())
-        check_writable(place)
+        if not request.dry_run:
+            check_writable(place)
         check_keys_stay(plan, {*stored_keys(store, plan), *plan.ms}, place)
         tell_of(plan.study, otherwise)
         show_plan(plan)
-        with progress(plan.steps) as update:
-            result = run(plan, store, update)
+        described = kernel_plan(plan)
+        if request.dry_run:
+            if request.as_json:
+                print_json(described)
+            return
+        with progress(plan.steps) as update, told(request.events, described, update) as tell:
+            result = run(plan, store, tell)
         files = export.write(result, request.out)
         files.insert(0, write_page(store, result, request.out))
     if request.as_json:

@@ -49,7 +49,19 @@ class Output(Stored):
     out: Annotated[Path, flag("Where result files go.")] = OUT
 
 
-class Moe(MoeRequest, Output):
+class Watched(Output):
+    """A command that takes long can say beforehand what it would do, and tell programs of it."""
+
+    dry_run: Annotated[
+        bool, flag("Say what would be done and what stands against it; start nothing.")
+    ] = False
+    events: Annotated[
+        Path | None,
+        flag("Append the plan and each step to this file, a JSON object a line.", metavar="FILE"),
+    ] = None
+
+
+class Moe(MoeRequest, Watched):
     """Tune the fused-MoE kernel and write the JSON file that vLLM looks for."""
 
     examples = (
@@ -58,7 +70,7 @@ class Moe(MoeRequest, Output):
     )
 
 
-class Spec(SpecRequest, Output):
+class Spec(SpecRequest, Watched):
     """Tune speculative decoding and serving flags on real vLLM servers."""
 
     examples = (

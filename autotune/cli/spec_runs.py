@@ -8,6 +8,7 @@ from pathlib import Path
 from autotune.cli import spec_terminal as terminal
 from autotune.cli.common import check_study, print_json, tell_of
 from autotune.cli.consoles import err
+from autotune.cli.events import existing_plan, serving_plan, told
 from autotune.cli.requests import Spec
 from autotune.export.files import check_writable
 from autotune.machine.environment import secret_headers
@@ -38,8 +39,11 @@ def tune(request: Spec) -> None:
     if not plan.force:
         refusal(plan.findings)
     with Store.open(request.db) as store:
-        _check(store, plan, _logs(out, plan))
-        result = _tuned(plan, store, out)
+        _check(store, plan, None if request.dry_run else _logs(out, plan))
+        if request.dry_run:
+            _only_said(request, plan)
+            return
+        result = _tuned(request, plan, store)
         files = export.write(result, out)
         files.insert(0, write_page(store, plan, out))
     if request.as_json:
@@ -52,13 +56,19 @@ def compare(request: Spec) -> None:
     """Tune several targets one after the other; write the matrix, and every target's own files."""
     out, entries = request.out, prepare(request)
     folder = export.folder_of(out, matrix_study(request))
-    check_writable(folder)
+    if not request.dry_run:
+        check_writable(folder)
     for entry in entries:
         terminal.show_entry(entry, force=request.force)
+    if request.dry_run:
+        plans = [serving_plan(entry.plan) for entry in entries if entry.plan is not None]
+        if request.as_json:
+            print_json({"kind": "spec", "targets": plans})
+        return
 
     def tune_one(plan: Plan) -> Result:
         _check(store, plan, _logs(out, plan))
-        result = _tuned(plan, store, out)
+        result = _tuned(request, plan, store)
         export.write(result, out)
         write_page(store, plan, out)
         return result
@@ -83,9 +93,14 @@ def measure(request: Spec) -> None:
     if is_exposed(plan.launcher.root, plan.launcher.headers):
         err.print("[yellow]Warning: headers go unencrypted: http, and another machine[/yellow]")
     with Store.open(request.db) as store:
-        _check(store, plan, folder)
+        _check(store, plan, None if request.dry_run else folder)
         terminal.show_existing_plan(plan)
-        result = run_existing(plan, store, folder / "logs")
+        if request.dry_run:
+            if request.as_json:
+                print_json(existing_plan(plan))
+            return
+        with told(request.events, existing_plan(plan), lambda _: None):
+            result = run_existing(plan, store, folder / "logs")
         keep_verdict(store, plan, existing_document(result))
         files = write_existing(result, folder)
         files.insert(0, write_page(store, plan, request.out))
@@ -95,10 +110,18 @@ def measure(request: Spec) -> None:
         terminal.show_existing(result, files)
 
 
-def _check(store: Store, plan: Plan | ExistingPlan, folder: Path) -> None:
+def _only_said(request: Spec, plan: Plan) -> None:
+    """Say what would be done."""
+    terminal.show_plan(plan)
+    if request.as_json:
+        print_json(serving_plan(plan))
+
+
+def _check(store: Store, plan: Plan | ExistingPlan, folder: Path | None) -> None:
     """Check that the study may be tuned and its results written, before anything is shown."""
     otherwise = check_study(store, plan.study, "spec", plan.identity(), plan.setup())
-    check_writable(folder)
+    if folder is not None:
+        check_writable(folder)
     tell_of(plan.study, otherwise)
 
 
@@ -106,9 +129,10 @@ def _logs(out: Path, plan: Plan) -> Path:
     return export.folder_of(out, plan.study) / "logs"
 
 
-def _tuned(plan: Plan, store: Store, out: Path) -> Result:
+def _tuned(request: Spec, plan: Plan, store: Store) -> Result:
     terminal.show_plan(plan)
-    with terminal.progress(plan) as update:
-        result = run(plan, store, _logs(out, plan), update)
+    described = serving_plan(plan)
+    with terminal.progress(plan) as update, told(request.events, described, update) as tell:
+        result = run(plan, store, _logs(request.out, plan), tell)
     keep_verdict(store, plan, export.document(result))
     return result

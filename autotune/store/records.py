@@ -136,3 +136,70 @@ class StudyDetail(StudySummary):
     workloads: tuple[WorkloadRecord, ...]
     all_runs: tuple[RunRecord, ...]
     environments: tuple[EnvironmentRecord, ...]
+
+
+class JobState(StrEnum):
+    """How far a job of the service came. ``INTERRUPTED``: its process went without an end."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    INTERRUPTED = "INTERRUPTED"
+
+
+ALIVE = frozenset({JobState.RUNNING, JobState.STOPPING})
+"""States of a job that has, or had a moment ago, a process."""
+ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED})
+"""States that a job leaves only when somebody asks for it, or the service starts again."""
+
+
+class Stop(StrEnum):
+    """Why a job is asked to stop; empty while nobody asked."""
+
+    NO = ""
+    CANCEL = "cancel"
+    DRAIN = "drain"
+    TIME = "time"
+    LOG = "log"
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What somebody asks the service to run."""
+
+    kind: str
+    args: dict[str, Any]
+    name: str = ""
+    priority: int = 0
+    max_time_s: float | None = None
+    gpus_wanted: int = 0
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True)
+class JobRecord(Record):
+    """A job; ``attempt`` counts its processes, ``gpus`` are those of the last one."""
+
+    id: int
+    kind: str
+    name: str
+    args: dict[str, Any]
+    priority: int
+    max_time_s: float | None
+    gpus_wanted: int
+    idempotency_key: str | None
+    digest: str
+    state: JobState
+    reason: str
+    stop: Stop
+    exit_code: int | None
+    attempt: int
+    pid: int | None
+    gpus: str
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    progress: dict[str, Any] | None

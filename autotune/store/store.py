@@ -35,6 +35,7 @@ from autotune.store import study_lock as studylock
 from autotune.store.boots import StoredBoots
 from autotune.store.compile_cache import StoredCache
 from autotune.store.database import Session, database_path, open_database
+from autotune.store.jobs import StoredJobs
 from autotune.store.records import (
     DatedTrial,
     EnvironmentRecord,
@@ -114,6 +115,10 @@ class Store:
     def boots(self) -> StoredBoots:
         """The servers that were begun to be started."""
         return StoredBoots(self._session)
+
+    def jobs(self) -> StoredJobs:
+        """Return the jobs of the service."""
+        return StoredJobs(self._session)
 
     def study(self, name: str, kind: str, identity: Mapping[str, Any]) -> StudyRecord:
         """The study ``name``, made if there is none.

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Dialect,
     Double,
     ForeignKey,
+    Index,
     MetaData,
     String,
     UniqueConstraint,
@@ -234,3 +235,31 @@ class CompileResultRow(Base):
     key: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
+
+
+class JobRow(Base):
+    """A command that the service was asked to run, and how far it came; no id comes back."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("ix_jobs_state_id", "state", "id"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    name: Mapped[str]
+    args: Mapped[dict[str, Any]]
+    priority: Mapped[int]
+    max_time_s: Mapped[float | None]
+    gpus_wanted: Mapped[int]
+    idempotency_key: Mapped[str | None] = mapped_column(unique=True)
+    digest: Mapped[str]
+    state: Mapped[str]
+    reason: Mapped[str]
+    stop: Mapped[str]
+    exit_code: Mapped[int | None]
+    attempt: Mapped[int]
+    pid: Mapped[int | None]
+    gpus: Mapped[str]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

@@ -207,3 +207,105 @@ def test_a_plan_is_made_without_torch() -> None:
     loaded = set(ran.stdout.split())
     assert "optuna" in loaded
     assert not loaded & {"torch", "triton", "vllm"}
+
+
+# ------------------------------------------------------------------------------------------
+# the edges: one way to open, one way to fetch (docs/security.md)
+
+READS = {"read_text", "read_bytes", "read_csv", "read_parquet", "read_pickle", "fdopen", "open"}
+READS |= {"model_validate_json", "validate_json", "safe_load", "fromfile"}
+PARSERS = {"json", "yaml", "tomllib", "pickle", "numpy", "np", "torch", "csv", "sqlite3", "marshal"}
+"""Whose ``load``, ``loads``, ``reader`` or ``connect`` lets a file or a text in."""
+LOADS = {"load", "loads", "reader", "connect", "compose", "parse", "SafeLoader"}
+OUR_OWN = {"edge", "Store", "Checkout", "webbrowser"}
+"""What has an ``open`` of its own, which goes through the edge or opens no file."""
+OPENS: dict[str, str] = {
+    "util.edge": "the edge itself",
+    "util.yamlfile": "parses YAML, within a budget, of what the edge has read",
+    "util.lockfile": "opens locks, which it makes, and the note in them",
+    "util.request": "JSON of a request of ours: pydantic's own parser, checked by the model",
+    "util.secret": "JSON inside a flag of this command line",
+    "export.files": "writes",
+    "store.database": "SQLite reads its file, after the edge has looked at it",
+    "store.compile_cache": "JSON that it has just written",
+    "machine.environment": "the installed torch",
+    "machine.memory": "/proc and /sys of this machine",
+    "kernels.compile.kernel_source": "the installed vLLM",
+    "kernels.compile.worker": "what the compiler printed in this process",
+    "kernels.measure.process": "writes its own log",
+    "kernels.measure.measurer": "the last words of a process of ours, in its own folder",
+    "measure.replay": "parses tables, of bytes that the edge has read",
+    "serving.server.process": "writes a server's log",
+    "serving.server.supervisor": "its own arguments, from the process that starts it",
+    "serving.measure.tasks": "writes lm-eval's log",
+    "serving.recipe": "JSON of a schedule of ours",
+    "serving.logs.read": "JSON in one cut line of a log that the edge has read",
+    "machine.devices": "what nvidia-smi prints",
+    "report.render": "JSON that plotly has just made",
+    "cli.__init__": "/dev/null",
+}
+"""Modules that open or parse without the edge, and why they may. A new one needs a reason."""
+
+FETCHES = {"aiohttp", "urllib.request", "http.client", "http.server", "httpx", "requests"}
+FETCHES |= {"socket", "socketserver", "wsgiref", "ftplib", "huggingface_hub", "websockets"}
+MAY_FETCH = {
+    "serving.server.web": {"aiohttp"},
+    "serving.server.launchers": {"socket"},  # looks for a free port
+    "engine.hub": {"huggingface_hub"},
+    "serving.server.mounts": {"huggingface_hub"},  # where its cache lies
+    "report.dashboard": {"socketserver", "wsgiref"},  # listens on 127.0.0.1
+}
+"""Modules that speak to a network, and by what."""
+
+
+def reads_in(source: str) -> set[str]:
+    """The calls by which a module lets a file or a text in, except through the edge."""
+    found = set()
+    tree = ast.parse(source)
+    called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            base = node.value
+            name = base.id if isinstance(base, ast.Name) else getattr(base, "attr", "")
+            loads = node.attr in LOADS and name in PARSERS
+            reads = node.attr in READS and name not in OUR_OWN
+            if loads or (reads and (node.attr != "open" or node in called)):
+                found.add(node.attr)
+        elif isinstance(node, ast.Name) and node.id == "open" and node in called:
+            found.add("open")
+        elif isinstance(node, ast.ImportFrom) and node.module in PARSERS:
+            found |= {alias.name for alias in node.names} & LOADS
+    return found
+
+
+def test_the_walk_sees_every_way_in() -> None:
+    source = (
+        "from json import loads\nimport yaml\nopen('a')\nPath('b').read_text()\nos.fdopen(1)\n"
+        "parse = yaml.safe_load\nwith p.open() as f: pass\nedge.read_json(p)\nStore.open(u)\n"
+    )
+    assert reads_in(source) == {"loads", "open", "read_text", "fdopen", "safe_load"}
+
+
+def test_nobody_but_the_edge_opens_or_parses_what_others_wrote() -> None:
+    """A reader that opens a file itself has none of the edge's limits, so it is named here."""
+    reading = {m for m in MODULES if reads_in(MODULES[m].read_text())}
+    names = {m if m != "cli" else "cli.__init__" for m in reading}
+    assert names == set(OPENS)
+
+
+def test_nobody_but_the_edge_speaks_to_a_network() -> None:
+    speaking: dict[str, set[str]] = {}
+    for module in MODULES:
+        for i in imports(module):
+            name = next((f for f in FETCHES if i.what == f or i.what.startswith(f"{f}.")), None)
+            if name is not None:
+                speaking.setdefault(module, set()).add(name)
+    assert speaking == MAY_FETCH
+
+
+def test_a_session_is_made_and_used_in_one_place() -> None:
+    """Redirects, proxies, cookies and limits are decided in ``serving.server.web`` alone."""
+    for module in set(MODULES) - {"serving.server.web"}:
+        source = MODULES[module].read_text()
+        assert "ClientSession(" not in source, module
+        assert "allow_redirects" not in source, module

@@ -240,7 +240,7 @@ CASES = [
     Case("routing no list", R, BAD, ("r.json", "list of counts"), {"r.json": '{"0": 1}'}),
     Case("routing of texts", R, BAD, ("r.json", "list of counts"), {"r.json": '["1"]'}),
     Case("routing negative", R, BAD, ("r.json", "list of counts"), {"r.json": "[1, -1]"}),
-    Case("routing not a number", R, BAD, ("r.json", "list of counts"), {"r.json": "[1, NaN]"}),
+    Case("routing not a number", R, BAD, ("r.json", "NaN is no number"), {"r.json": "[1, NaN]"}),
     Case("routing of nobody", R, BAD, ("r.json", "no expert was ever chosen"), {"r.json": "[0]"}),
     Case(
         "routing of another model",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from autotune.cli.common import print_json, tuned_for
 from autotune.cli.consoles import err
 from autotune.cli.requests import Dashboard, Report
 from autotune.core import BadInputError
-from autotune.util import flags
+from autotune.util import edge, flags
 
 if TYPE_CHECKING:
     from autotune.report.page import Page
@@ -92,8 +91,8 @@ def _spec(store: Store, study: str, out: Path) -> tuple[Page, Path, bool]:
 def _provenance(place: Path) -> dict[str, Any]:
     """Read what a finished job left there; nothing if there is none, or no JSON."""
     try:
-        document = json.loads((place / "provenance.json").read_bytes())
-    except (OSError, ValueError):
+        document = edge.read_json(place / "provenance.json")
+    except (OSError, edge.EdgeError):
         return {}
     return document if isinstance(document, dict) else {}
 

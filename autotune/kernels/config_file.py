@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from autotune.core import BadInputError, Candidate, Scalar
 from autotune.kernels.moe.shape import MoeShape
+from autotune.util import edge
 
 T = TypeVar("T")
 
@@ -25,6 +26,12 @@ FIELDS = (
     "num_stages",
 )
 """Order in which vLLM's tuner writes the fields of a row."""
+
+
+LIMIT = edge.MIB
+"""Bytes. The largest file that vLLM ships has some 5 KiB."""
+MOST_ROWS = 4096
+_DIGITS = 20
 
 
 def render(rows: Mapping[int, Candidate], triton_version: str) -> bytes:
@@ -56,16 +63,30 @@ def parse(data: bytes, where: str) -> dict[int, Candidate]:
         BadInputError: not JSON, or not this format.
     """
     try:
-        document = json.loads(data)
+        document = edge.parse_json(data)
         document.pop("triton_version", None)
+        if len(document) > MOST_ROWS:
+            raise ValueError(f"{len(document)} rows, where {MOST_ROWS} are many")
         return {_tokens(key): Candidate.of(_row(row)) for key, row in document.items()}
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise BadInputError(f"{where}: not a fused-MoE configuration file: {error}") from None
 
 
+def read(path: Path) -> dict[int, Candidate]:
+    """As :func:`parse`, of a file.
+
+    Raises:
+        BadInputError: it cannot be read, or is not of this format.
+    """
+    try:
+        return parse(edge.read_bytes(path, LIMIT), str(path))
+    except (OSError, edge.EdgeError) as error:
+        raise edge.bad_input(path, error) from None
+
+
 def _tokens(key: str) -> int:
-    if not key.isdecimal():
-        raise ValueError(f"key {key!r} is no number of tokens")
+    if not (key.isascii() and key.isdecimal() and len(key) <= _DIGITS):
+        raise ValueError(f"key {edge.shown(key)} is no number of tokens")
     return int(key)
 
 
@@ -74,7 +95,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, Scalar]:
     for name, value in row.items():
         allowed = int if name in FIELDS else int | str
         if not isinstance(value, allowed) or isinstance(value, bool):
-            raise TypeError(f"{name}: {value!r}")
+            raise TypeError(f"{edge.shown(name)}: {edge.shown(value)}")
     return dict(row)
 
 
@@ -95,5 +116,5 @@ def shipped(configs: Path, shape: MoeShape) -> Iterator[tuple[str, dict[int, Can
         device = path.name.removeprefix(prefix).removesuffix(suffix)
         if path.name != f"{prefix}{device}{suffix}" or "," in device:
             continue
-        if rows := parse(path.read_bytes(), str(path)):
+        if rows := read(path):
             yield path.name, rows

@@ -8,7 +8,6 @@ Sources: vLLM 0.32 ``fused_moe.py`` (``get_config_file_name``, ``get_moe_configs
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from autotune.kernels.moe.layers import ExpertLayers, NoExpertsError, expert_lay
 from autotune.kernels.moe.shape import MoeShape
 from autotune.machine.devices import Device
 from autotune.machine.environment import exported
+from autotune.util import edge
 
 _MOE = "model_executor/layers/fused_moe/configs"
 _DENSE = "model_executor/layers/quantization/utils/configs"
@@ -284,8 +284,8 @@ def _folders(family: str) -> Iterator[Path]:
 
 def _made_with(path: Path) -> str | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = edge.read_json(path)
+    except (OSError, edge.EdgeError):
         return None
     version = content.get("triton_version") if isinstance(content, dict) else None
     return str(version) if version else None

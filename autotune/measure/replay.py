@@ -7,7 +7,7 @@ unless the outcome is ok) and ``basis`` (``measured``, or ``synthetic`` for one 
 
 from __future__ import annotations
 
-import json
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,8 +24,10 @@ from autotune.core import (
     Measurement,
     Outcome,
 )
+from autotune.util import edge
 
 _NOTED = ("shape", "facts")
+_MOST_CELLS = 20_000_000
 _FIXED = {"workload", "outcome", "value", "basis"}
 
 
@@ -45,12 +47,28 @@ def _measurement(row: Mapping[Any, Any], basis: Basis) -> Measurement:
     return Measurement(outcome, basis, value)
 
 
+def _frame(path: Path) -> pd.DataFrame:
+    """The table, of bytes: given a name, pandas would fetch URLs and unpack without a limit."""
+    data = edge.read_bytes(path, edge.LARGE)
+    if path.suffix == ".parquet":
+        from pyarrow import parquet  # noqa: PLC0415 - an extra
+
+        about = parquet.read_metadata(io.BytesIO(data))
+        if about.num_rows * max(about.num_columns, 1) > _MOST_CELLS:
+            raise edge.EdgeError(f"holds more than {_MOST_CELLS} values")
+        return pd.read_parquet(io.BytesIO(data))
+    if path.suffix == ".gz":
+        data = edge.unpacked(data, edge.LARGE)
+    return pd.read_csv(io.BytesIO(data))
+
+
 def _beside(path: Path) -> dict[str, Any]:
     """The first line of ``landscape.json`` for ``landscape.csv.gz``, if it is such a note."""
     note = path.with_name(path.name.removesuffix(".gz")).with_suffix(".json")
     try:
-        found = json.loads(next(iter(note.read_text().splitlines()), ""))
-    except (OSError, ValueError):
+        first, _, _ = edge.read_bytes(note, edge.LARGE).partition(b"\n")
+        found = edge.parse_json(first)
+    except (OSError, edge.EdgeError):
         return {}
     is_note = isinstance(found, dict) and all(isinstance(found.get(k), dict) for k in _NOTED)
     return found if is_note else {}
@@ -84,9 +102,12 @@ class Landscape(HoldsNothing):
             BadInputError: if the file cannot be read, lacks a column, or mixes bases.
         """
         try:
-            frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-        except (OSError, EOFError, ValueError) as error:
-            raise BadInputError(f"{path}: not a landscape: {error}") from None
+            frame = _frame(path)
+        except (OSError, edge.EdgeError) as error:
+            raise edge.bad_input(path, error) from None
+        except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise BadInputError(f"{path}: not a landscape: {said}") from None
         missing = sorted(_FIXED - set(frame.columns))
         if missing:
             raise BadInputError(f"{path}: a landscape needs the column {missing[0]!r}")

@@ -18,6 +18,7 @@ import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, event, make_url
 
 from autotune.core import AutotuneError, BadInputError, MissingEnvironmentError
+from autotune.util import edge
 from autotune.util.lockfile import Lock
 from autotune.util.resources import data_root
 from autotune.util.secret import without_user_info
@@ -27,6 +28,10 @@ VERSION_TABLE = "autotune_alembic_version"
 WRITING = {"autotune_writing": True}  # execution option of a transaction that will write
 _MAGIC = b"SQLite format 3\0"
 
+_FOREIGN = (
+    "SELECT type, substr(name, 1, 40) FROM sqlite_master WHERE type IN ('view', 'trigger') "
+    "OR (type = 'table' AND sql LIKE 'CREATE VIRTUAL%')"
+)
 _FAULTS: dict[int, tuple[type[AutotuneError], str]] = {
     sqlite3.SQLITE_BUSY: (
         MissingEnvironmentError,
@@ -201,9 +206,19 @@ class Session:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that only reads."""
-        with translated_errors(self.path), self.engine.begin() as connection:
-            yield connection
+        """A transaction that only reads; what it reads becomes our types inside the block.
+
+        Raises:
+            BadInputError: values that are not of their types: the file was made by others.
+        """
+        try:
+            with translated_errors(self.path), self.engine.begin() as connection:
+                yield connection
+        except (ValueError, TypeError, OverflowError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise BadInputError(
+                f"{self.path}: holds what autotune never writes ({said}); use another file"
+            ) from error
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -243,11 +258,17 @@ def _version(path: Path, busy_seconds: float) -> str | None:
     Raises:
         BadInputError: if the file is not ours or newer than this program.
     """
-    if not path.exists() or path.stat().st_size == 0:
+    if not path.exists():
         return None
-    with path.open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise _fault(path, sqlite3.SQLITE_NOTADB, "")
+    try:
+        with edge.open_file(path) as file:
+            head = edge.read_some(file, len(_MAGIC))
+    except edge.EdgeError as error:
+        raise edge.bad_input(path, error) from None
+    if not head:
+        return None
+    if head != _MAGIC:
+        raise _fault(path, sqlite3.SQLITE_NOTADB, "")
     uri = f"{path.as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, timeout=busy_seconds)) as connection:
         # One transaction: a migration may be committed between two reads.
@@ -261,6 +282,12 @@ def _version(path: Path, busy_seconds: float) -> str | None:
             holds = ", ".join(tables[:3]) or "no tables"
             raise BadInputError(
                 f"{path}: is the database of another program (it holds {holds}); use another file"
+            )
+        foreign = connection.execute(_FOREIGN).fetchone()
+        if foreign is not None:
+            raise BadInputError(
+                f"{path}: has a {foreign[0]} {foreign[1]!r}, which autotune never makes and which "
+                "would run as it reads or writes; use another file"
             )
         query = f"SELECT version_num FROM {VERSION_TABLE}"  # noqa: S608 - a constant
         versions = [version for (version,) in connection.execute(query)]
@@ -278,13 +305,18 @@ def _version(path: Path, busy_seconds: float) -> str | None:
 def make_engine(path: Path, busy_seconds: float = 30.0) -> Engine:
     """An engine for ``path`` with our settings on every connection. Touches no file yet."""
     url = URL.create("sqlite", database=str(path))
-    engine = sqlalchemy.create_engine(url, connect_args={"timeout": busy_seconds})
+    engine = sqlalchemy.create_engine(
+        url,
+        connect_args={"timeout": busy_seconds},
+        json_deserializer=lambda text: edge.parse_json(text, lost=True),
+    )
 
     @event.listens_for(engine, "connect")
     def _connect(connection: sqlite3.Connection, _record: object) -> None:
         # We begin transactions ourselves: sqlite3 would leave CREATE TABLE and PRAGMA outside.
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA trusted_schema = OFF")  # a file may come from elsewhere
         # FULL syncs the log at every commit. With NORMAL a committed batch survives kill -9 but
         # not a power cut, and a GPU under load is where power cuts come from. One commit a batch
         # costs a few milliseconds at most; NORMAL would save that and risk minutes of measuring.

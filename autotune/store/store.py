@@ -58,6 +58,7 @@ from autotune.store.tables import (
     TrialRow,
     WorkloadRow,
 )
+from autotune.util import edge
 from autotune.util.words import counted
 
 
@@ -454,6 +455,21 @@ def _measurement_row(measurement: Measurement) -> dict[str, Any]:
 
 
 def _trial(row: Row[Any]) -> Trial:
+    """A trial of a row.
+
+    Raises:
+        ValueError: it is none that was ever stored.
+    """
+    numbers = [row.seconds, *row.samples, *([] if row.value is None else [row.value])]
+    for number in numbers:
+        edge.number(number, "a measurement")
+    if not isinstance(row.sequence, int):
+        raise TypeError(f"a sequence is {edge.shown(row.sequence)}")
+    for value in row.candidate.values():
+        if not isinstance(value, str | int | float):
+            raise TypeError(f"a parameter is {edge.shown(value)}")
+    if not isinstance(row.details, dict):
+        raise TypeError("details are no object")
     measurement = Measurement(
         outcome=Outcome(row.outcome),
         basis=Basis(row.basis),

@@ -64,6 +64,16 @@ class PlainText(TypeDecorator[str]):
         """Masked."""
         return None if value is None else mask(value)
 
+    def process_result_value(
+        self,
+        value: str | None,
+        dialect: Dialect,  # noqa: ARG002
+    ) -> str | None:
+        """Text, whatever SQLite holds: a column of it takes any type."""
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{type(value).__name__} where a text is expected")
+        return value
+
 
 class PlainJson(TypeDecorator[Any]):
     """JSON without the secrets that this process knows, masked before it is written as text."""
@@ -78,6 +88,16 @@ class PlainJson(TypeDecorator[Any]):
     ) -> Any:
         """Masked."""
         return masked(value)
+
+    def process_result_value(
+        self,
+        value: Any,
+        dialect: Dialect,  # noqa: ARG002
+    ) -> Any:
+        """An object or a list."""
+        if value is not None and not isinstance(value, dict | list):
+            raise ValueError(f"{type(value).__name__} where an object or a list is expected")
+        return value
 
 
 class Base(DeclarativeBase):

@@ -7,14 +7,18 @@ are finite and of ordinary length, whose nesting is shallow, and whose texts can
 from __future__ import annotations
 
 import errno
+import gzip
+import io
 import json
 import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from autotune.core import BadInputError
 
@@ -34,25 +38,96 @@ class EdgeError(ValueError):
     """What is wrong with data of others, in one line without its name."""
 
 
+@contextmanager
+def open_file(path: Path, *, pipe: bool = False) -> Iterator[BinaryIO]:
+    """Open a regular file to read: the one way in for files of others.
+
+    Args:
+        path: of the file.
+        pipe: whether a pipe will do as well, which the caller must not wait for.
+
+    Raises:
+        EdgeError: a pipe, a device, a socket.
+        OSError: a folder, not there, or not to be read; its ``strerror`` says why.
+    """
+    # Without O_NONBLOCK a pipe would be waited for; what was opened is looked at, not the name.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode) and not (pipe and stat.S_ISFIFO(mode)):
+            raise EdgeError("is not a regular file")
+        yield file
+
+
 def read_bytes(path: Path, limit: int = SMALL) -> bytes:
     """The content of a regular file of at most ``limit`` bytes.
 
     Raises:
-        EdgeError: a folder, a pipe, a device, or longer.
-        OSError: not there, or not to be read; its ``strerror`` says why.
+        EdgeError: a pipe, a device, or longer.
+        OSError: a folder, not there, or not to be read; its ``strerror`` says why.
     """
-    # Without O_NONBLOCK a pipe would be waited for; what was opened is looked at, not the name.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    with os.fdopen(descriptor, "rb") as file:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(mode):
-            raise EdgeError("is not a regular file")
-        data = file.read(limit + 1)
-    if len(data) > limit:
+    with open_file(path) as file:
+        # A sparse file may say terabytes, and one of /proc says nothing of its size.
+        too_large = os.fstat(file.fileno()).st_size > limit
+        data = b"" if too_large else read_some(file, limit + 1)
+    if too_large or len(data) > limit:
         raise EdgeError(f"is larger than {_size(limit)}, which no such file should be")
     return data
+
+
+def read_some(file: BinaryIO, count: int) -> bytes:
+    """At most so many bytes of a file that :func:`open_file` opened, from where it stands.
+
+    Raises:
+        OSError: it cannot be read, or has nothing to say yet.
+    """
+    taken = bytearray()
+    while len(taken) < count:
+        part = file.read(min(count - len(taken), MIB))
+        if part is None:  # of /proc or /sys, and it would wait
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        if not part:
+            break
+        taken += part
+    return bytes(taken)
+
+
+def read_ends(path: Path, head: int, tail: int) -> bytes:
+    """A regular file, or of a longer one so many bytes of its beginning and of its end, as lines.
+
+    Raises:
+        EdgeError, OSError: as :func:`open_file`.
+    """
+    with open_file(path) as file:
+        return ends_of(file, head, tail)
+
+
+def ends_of(file: BinaryIO, head: int, tail: int) -> bytes:
+    """As :func:`read_ends`, of a file that is open."""
+    size = os.fstat(file.fileno()).st_size
+    if size <= head + tail:
+        return read_some(file, head + tail)
+    first = read_some(file, head)
+    file.seek(size - tail)
+    return first + b"\n" + read_some(file, tail)
+
+
+def unpacked(data: bytes, limit: int) -> bytes:
+    """Return what gzip packed, up to ``limit`` bytes: a kilobyte may hold a gigabyte.
+
+    Raises:
+        EdgeError: longer, or not of gzip.
+    """
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            found = file.read(limit + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise EdgeError(f"not of gzip: {error}") from None
+    if len(found) > limit:
+        raise EdgeError(f"unpacks to more than {_size(limit)}")
+    return found
 
 
 def read_text(path: Path, limit: int = SMALL) -> str:
@@ -87,17 +162,29 @@ def as_text(data: bytes) -> str:
         raise EdgeError(f"not UTF-8 at byte {error.start}") from None
 
 
-def parse_json(data: str | bytes) -> Any:
-    """The value of a JSON text.
+def parse_json(data: str | bytes, twice: set[str] | None = None, *, lost: bool = False) -> Any:
+    """The value of a JSON text; of a key that is there twice the last value, as JSON readers do.
+
+    Args:
+        data: UTF-8.
+        twice: takes the keys that one object has twice.
+        lost: whether NaN and Infinity become None, as in files that Python wrote, or are refused.
 
     Raises:
         EdgeError: not JSON; NaN or Infinity; a number that no machine type holds; nesting beyond
             64; half of a surrogate pair.
     """
-    text = as_text(data) if isinstance(data, bytes | bytearray) else data
+    try:
+        text = as_text(data) if isinstance(data, bytes | bytearray) else data
+    except EdgeError as error:
+        raise EdgeError(f"not JSON: {error}") from None
     try:
         value = json.loads(
-            text, parse_constant=_refuse, parse_int=_whole_number, parse_float=_finite
+            text,
+            parse_constant=_lose if lost else _refuse,
+            parse_int=_whole_number,
+            parse_float=_finite,
+            object_pairs_hook=None if twice is None else lambda pairs: _object(pairs, twice),
         )
     except json.JSONDecodeError as error:
         raise EdgeError(
@@ -181,6 +268,19 @@ def _check_encodable(one: str) -> None:
         one.encode()
     except UnicodeEncodeError:
         raise EdgeError("holds half of a surrogate pair, which is no text") from None
+
+
+def _object(pairs: Sequence[tuple[str, Any]], twice: set[str]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            (twice if name in seen else seen).add(name)
+    return found
+
+
+def _lose(_: str) -> None:
+    return None
 
 
 def _refuse(name: str) -> NoReturn:

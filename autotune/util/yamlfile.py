@@ -11,12 +11,28 @@ from pydantic import BaseModel, ValidationError
 from autotune.core import BadInputError
 from autotune.util import edge
 
-_LIMIT = 1 << 20
+_LIMIT = 1 << 18
 """Bytes. The largest file of ours has some 4 KiB."""
-_NODES = 100_000
+_NODES = 20_000
+"""Values: PyYAML reads some 10,000 a second."""
 _DIGITS = 40
 _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops at the budget while it reads, and builds from the tree that was checked."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._left = _NODES
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Count, then as PyYAML does."""
+        self._left -= 1
+        if self._left < 0:
+            raise yaml.YAMLError(f"over {_NODES} values")
+        return super().compose_node(parent, index)
 
 
 def _within_budget(root: yaml.Node, path: Path) -> None:
@@ -29,7 +45,7 @@ def _within_budget(root: yaml.Node, path: Path) -> None:
         node = left.pop()
         used += 1
         if used > _NODES:
-            raise BadInputError(f"{path}: not YAML for us: over {_NODES} values, aliases counted")
+            raise BadInputError(f"{path}: not YAML: over {_NODES} values, aliases counted")
         if isinstance(node, yaml.MappingNode):
             left.extend(one for pair in node.value for one in pair)
         elif isinstance(node, yaml.SequenceNode):
@@ -86,11 +102,12 @@ def load_yaml(path: Path, model: type[Model], context: Any = None) -> Model:
     except (OSError, edge.EdgeError) as error:
         raise edge.bad_input(path, error) from None
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = _Loader(text)
+        node, data = loader.get_single_node(), None
         if node is not None:
             _within_budget(node, path)
             _duplicates(node, path, set())
-        data: Any = yaml.safe_load(text)
+            data = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BadInputError(f"{path}:{line}: not YAML: {error.problem}") from None

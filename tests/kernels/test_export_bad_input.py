@@ -117,7 +117,7 @@ CASES = [
         "vllm: no comparison",
         [*R, "--compared", "{t}/c.json"],
         BAD,
-        ("not what `autotune compare",),
+        ("c.json: not JSON: NaN is no number",),
         repo(**{NAME: GOOD}),
         {"c.json": '{"basis": "measured", "geometric_mean": NaN}'},
     ),
@@ -202,7 +202,7 @@ CASES = [
         "compare: deeply nested",
         C,
         BAD,
-        ("{t}/b.json: not a fused", "recursion"),
+        ("{t}/b.json: not a fused", "nested too deep"),
         files=TWO | {"b.json": '{"1": ' + "[" * 100_000},
     ),
     Case(

@@ -63,7 +63,7 @@ BAD = {
     "both": ('{"prompt": "a", "messages": []}', "1: needs either 'prompt' or 'messages'"),
     "number": ('{"prompt": 3}', "1: prompt: expected a text that is not empty"),
     "blank": ('{"prompt": "  "}', "1: prompt: expected a text that is not empty"),
-    "surrogate": ('{"prompt": "\\ud800"}', "1: prompt: holds half of a surrogate pair"),
+    "surrogate": ('{"prompt": "\\ud800"}', "1: holds half of a surrogate pair, which is no text"),
     "no messages": (
         '{"messages": []}',
         "1: messages: expected a list with at least one message",

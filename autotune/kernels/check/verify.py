@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autotune.core import BadInputError, Basis, Candidate
-from autotune.kernels.config_file import FIELDS
+from autotune.kernels.config_file import FIELDS, LIMIT, MOST_ROWS
 from autotune.kernels.moe.constraints import CONSTRAINTS, DeviceLimits
 from autotune.kernels.moe.file_name import Named, assumed_sizes, parse_name
 from autotune.kernels.moe.shape import MoeShape
 from autotune.machine.devices import Device
+from autotune.util import edge
 from autotune.util.flags import MOST_TOKENS
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 _NEEDED = FIELDS[:4]
+_MOST_SAID = 20
 _OTHER_KERNELS = ("tile_m", "tile_n", "tile_k")
 _HIP_FIELDS = ("waves_per_eu", "matrix_instr_nonkdim", "kpack")
 
@@ -109,10 +111,11 @@ class Judge:
 def verify(path: Path, judge: Judge) -> Verified:
     """Judge one file by its bytes, its name and arithmetic."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
+        data = edge.read_bytes(path, LIMIT)
+    except (OSError, edge.EdgeError) as error:
         done = Verified(path)
-        done.say("error", "unreadable", f"cannot be read: {error.strerror}")
+        said = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+        done.say("error", "unreadable", said)
         return done
     done = Verified(path, hashlib.sha256(data).hexdigest())
     _name(done, judge)
@@ -181,22 +184,20 @@ def _is_gb10(done: Verified) -> bool:
 
 def _document(done: Verified, data: bytes) -> dict[str, Any] | None:
     """The JSON object; keys that appear twice, or are the same number, are said."""
-    twice: list[str] = []
-
-    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice.extend(sorted({name for name in names if names.count(name) > 1}))
-        return dict(pairs)
-
+    twice: set[str] = set()
     try:
-        document = json.loads(data, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        done.say("error", "json", f"not JSON: {error}")
+        document = edge.parse_json(data, twice)
+    except edge.EdgeError as error:
+        done.say("error", "json", str(error))
         return None
-    for name in twice:
-        done.say("error", "duplicate", f"{name!r} is there twice; JSON readers keep the last")
+    for name in sorted(twice)[:_MOST_SAID]:
+        said = f"{edge.shown(name)} is there twice; JSON readers keep the last"
+        done.say("error", "duplicate", said)
     if not isinstance(document, dict):
         done.say("error", "schema", f"a JSON object is expected, not {type(document).__name__}")
+        return None
+    if len(document) > MOST_ROWS:
+        done.say("error", "schema", f"{len(document)} rows, where {MOST_ROWS} are many")
         return None
     return document
 
@@ -206,7 +207,7 @@ def _form(done: Verified, data: bytes, document: Mapping[str, Any]) -> None:
     if version is None:
         done.say("note", "triton", "does not say which Triton it was tuned with")
     elif not isinstance(version, str):
-        done.say("warning", "triton", f"triton_version is {version!r}, not a text")
+        done.say("warning", "triton", f"triton_version is {edge.shown(version)}, not a text")
     elif "PREDICTED" in version:
         done.say(
             "warning", "predicted", "says of itself that its rows were PREDICTED, not measured"
@@ -222,8 +223,8 @@ def _form(done: Verified, data: bytes, document: Mapping[str, Any]) -> None:
 def _provenance(done: Verified) -> None:
     """What `autotune moe` left beside its file, which alone is as one that was measured."""
     try:
-        left = json.loads((done.path.parent / "provenance.json").read_text())
-    except (OSError, ValueError, RecursionError):
+        left = edge.read_json(done.path.parent / "provenance.json")
+    except (OSError, edge.EdgeError):
         return
     if isinstance(left, dict) and left.get("basis") == Basis.PREDICTED.value:
         done.say(
@@ -241,15 +242,17 @@ def _rows(done: Verified, document: Mapping[str, Any]) -> None:
         try:
             m = int(key)
         except ValueError:
-            done.say("error", "schema", f"key {key!r} is no number of tokens; vLLM fails on it")
+            done.say(
+                "error", "schema", f"key {edge.shown(key)} is no number of tokens; vLLM fails on it"
+            )
             continue
         if m < 1:
-            done.say("error", "schema", f"key {key!r} is below 1")
+            done.say("error", "schema", f"key {edge.shown(key)} is below 1")
         elif m > MOST_TOKENS:
             said = f"key {key[:20]!r} is more tokens than any batch has ({MOST_TOKENS} at most)"
             done.say("error", "schema", said)
         elif m in done.rows:
-            done.say("error", "duplicate", f"{m} is there twice, once as {key!r}", [m])
+            done.say("error", "duplicate", f"{m} is there twice, once as {edge.shown(key)}", [m])
         elif not isinstance(row, dict):
             done.say("error", "schema", "the row is not a JSON object", [m])
         elif _fields(done, m, row):
@@ -274,12 +277,17 @@ def _fields(done: Verified, m: int, row: Mapping[str, Any]) -> bool:
     for name, value in row.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
         if name in FIELDS and not whole:
-            done.say("error", "field", f"{name} is {value!r}, not a whole number", [m])
+            done.say("error", "field", f"{name} is {edge.shown(value)}, not a whole number", [m])
             return False
         if not whole and not isinstance(value, str):
             known = "" if name in _HIP_FIELDS else ", an option that vLLM's kernel does not have"
             sglang = " (SGLang's has)" if name == "USE_TMA" else ""
-            done.say("error", "field", f"{name} is {value!r}{known}{sglang}", [m])
+            done.say(
+                "error",
+                "field",
+                f"{edge.shown(name)[1:-1]} is {edge.shown(value)}{known}{sglang}",
+                [m],
+            )
             return False
         if name in _HIP_FIELDS and vendor == "nvidia":
             done.say("error", "field", f"{name} is an option of AMD's compiler alone", [m])
@@ -389,6 +397,6 @@ def shipped(done: Verified, configs: Path) -> None:
     theirs = configs / done.path.name
     if not theirs.is_file() or theirs.resolve() == done.path.resolve():
         return
-    same = hashlib.sha256(theirs.read_bytes()).hexdigest() == done.sha256
+    same = hashlib.sha256(edge.read_bytes(theirs, LIMIT)).hexdigest() == done.sha256
     how = "the same file" if same else "another file of this name"
     done.say("note", "shipped", f"the installed vLLM ships {how}")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from autotune.core import BadInputError, Basis, Candidate, Measurement, Outcome, Phase, Trial
 from autotune.decide.stats import Ratio, geometric_mean, paired_ratio
 from autotune.kernels.compile.job import compile_pool, kernel_info
-from autotune.kernels.config_file import FIELDS, look_up, parse
+from autotune.kernels.config_file import FIELDS, LIMIT, look_up, parse
 from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions, compiler_in
 from autotune.kernels.moe.file_name import assumed_sizes, parse_name
 from autotune.kernels.moe.routing import Routing
@@ -19,6 +19,7 @@ from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.machine.devices import Device, GpuInfo, get_device
 from autotune.measure.replay import Landscape
 from autotune.store.store import Store
+from autotune.util import edge
 from autotune.util.flags import MOST_TOKENS
 
 
@@ -38,10 +39,11 @@ class File:
             BadInputError: it cannot be read, has no rows, or rows that this kernel does not take.
         """
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            more = "; name a file in it" if path.is_dir() else ""
-            raise BadInputError(f"{path}: cannot be read: {error.strerror}{more}") from None
+            data = edge.read_bytes(path, LIMIT)
+        except IsADirectoryError as error:
+            raise BadInputError(f"{edge.bad_input(path, error)}; name a file in it") from None
+        except (OSError, edge.EdgeError) as error:
+            raise edge.bad_input(path, error) from None
         rows = parse(data, str(path))
         if not rows:
             raise BadInputError(f"{path}: has no rows")

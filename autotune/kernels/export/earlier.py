@@ -12,11 +12,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from autotune.core import BadInputError, Phase, digest
-from autotune.kernels.config_file import parse
+from autotune.kernels.config_file import read
 from autotune.kernels.plan import Plan
 from autotune.kernels.stored import Tuned
 from autotune.store.records import SearchRecord
 from autotune.store.store import Store
+from autotune.util import edge
 
 
 class _Between(BaseModel):
@@ -133,13 +134,13 @@ def _difference(name: str, before: object, now: object) -> str:
 def _keys(path: Path) -> set[int]:
     """Of a configuration file; none where there is none that vLLM could read."""
     try:
-        return set(parse(path.read_bytes(), str(path)))
-    except (OSError, BadInputError):
+        return set(read(path))
+    except BadInputError:
         return set()
 
 
 def _left(path: Path) -> _Left:
     try:
-        return _Left.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        return _Left.model_validate(edge.read_json(path))
+    except (OSError, edge.EdgeError, ValidationError):
         return _Left()

@@ -16,6 +16,7 @@ from autotune.export.checkout import Checkout
 from autotune.kernels.config_file import look_up, parse
 from autotune.kernels.moe.shape import MoeShape
 from autotune.machine.devices import Device
+from autotune.util import edge
 
 
 class _File(BaseModel):
@@ -156,9 +157,9 @@ def _ratios(
 
 def _read(path: Path) -> Comparison:
     try:
-        return Comparison.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise BadInputError(f"--compared {path}: cannot be read: {error.strerror}") from None
+        return Comparison.model_validate(edge.read_json(path))
+    except (OSError, edge.EdgeError) as error:
+        raise edge.bad_input(f"--compared {path}", error) from None
     except ValidationError:
         raise BadInputError(
             f"--compared {path}: not what `autotune compare OLD NEW --json` prints"

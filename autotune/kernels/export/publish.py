@@ -20,6 +20,7 @@ from autotune.kernels.export.write import PREDICTED_NOTE, few_keys
 from autotune.kernels.moe.shape import Scheme
 from autotune.kernels.stored import Tuned
 from autotune.store.store import Store
+from autotune.util import edge
 
 PREDICTED_MARK = "PREDICTED by autotune, not measured"
 TRITON_OF_TORCH = {"2.8.0": "3.4.0", "2.9.0": "3.5.0", "2.9.1": "3.5.1", "2.10.0": "3.6.0"} | {
@@ -27,6 +28,10 @@ TRITON_OF_TORCH = {"2.8.0": "3.4.0", "2.9.0": "3.5.0", "2.9.1": "3.5.1", "2.10.0
     "2.13.0": "3.8.0",
 }
 """What these releases of torch require, by their wheels for CUDA; 2.11.0 and 2.13.0 seen here."""
+
+
+_LOG_BYTES = 64 * edge.MIB
+"""Of the beginning and of the end of a server's log; the line comes early."""
 
 
 @dataclass(frozen=True)
@@ -343,14 +348,13 @@ def _pickup(tuned: Tuned, log: Path | None) -> str | None:
     if log is None:
         return None
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise BadInputError(f"--serve-log {log}: cannot be read: {error.strerror}") from None
-    wanted = re.compile(rf"Using configuration from \S*{re.escape(tuned.file_name)}\b.*")
-    for line in lines:
-        found = wanted.search(line)
-        if found:
-            return found[0].strip()
+        text = edge.read_ends(log, _LOG_BYTES, _LOG_BYTES).decode("utf-8", "replace")
+    except (OSError, edge.EdgeError) as error:
+        raise edge.bad_input(f"--serve-log {log}", error) from None
+    wanted = rf"Using configuration from \S{{0,4096}}{re.escape(tuned.file_name)}\b.{{0,200}}"
+    found = re.search(wanted, text)
+    if found:
+        return found[0].strip()
     raise BadInputError(
         f"--serve-log {log}: has no line «Using configuration from …/{tuned.file_name}»"
     )

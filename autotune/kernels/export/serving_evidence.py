@@ -15,8 +15,10 @@ from typing import Any
 from autotune.core import BadInputError, Basis, Outcome, Phase, Trial
 from autotune.engine.arguments import argument_value
 from autotune.engine.variables import FOLDER, ROUTING
+from autotune.kernels.config_file import LIMIT
 from autotune.store.records import SearchRecord
 from autotune.store.store import Store
+from autotune.util import edge
 
 _FILES = "moe_files"
 """Under which a recipe has the digest of that folder's files."""
@@ -118,7 +120,10 @@ def _same_without(after: SearchRecord, searches: Sequence[SearchRecord]) -> Sear
 
 
 def _holds(path: Path, data: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == data
+    try:
+        return edge.read_bytes(path, LIMIT) == data
+    except (OSError, edge.EdgeError):
+        return False
 
 
 def _check_file(study: str, path: Path, data: bytes) -> None:

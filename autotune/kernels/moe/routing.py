@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from autotune.core import BadInputError
+from autotune.util import edge
 
 _STEEPEST = 10.0
 _MOST = 1e18  # tokens; NaN is not below it either
@@ -114,9 +114,9 @@ def parse_routing(text: str) -> Routing:
             "counts"
         )
     try:
-        counts = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInputError(f"--routing {text}: not JSON: {error}") from None
+        counts = edge.read_json(path)
+    except (OSError, edge.EdgeError) as error:
+        raise edge.bad_input(f"--routing {text}", error) from None
     if not isinstance(counts, list) or not all(
         isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < _MOST for n in counts
     ):

@@ -6,7 +6,6 @@ into. Its head and its tail are read, and every step takes linear time.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from autotune.util import edge
 from autotune.util.edge import EdgeError
 
 HEAD, TAIL = 1 << 20, 4 << 20
@@ -78,25 +78,10 @@ def read_log(path: Path) -> bytes:
         EdgeError: a device or another thing that is no log.
         OSError: a folder, not there, or not to be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if stat.S_ISFIFO(mode):
-            return read_stream(descriptor)
-        if not stat.S_ISREG(mode):
-            raise EdgeError("is neither a file nor a pipe")
-        with os.fdopen(os.dup(descriptor), "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            if size <= HEAD + TAIL:
-                return file.read(HEAD + TAIL)
-            head = file.read(HEAD)
-            file.seek(size - TAIL)
-            return head + b"\n" + file.read(TAIL)
-    finally:
-        os.close(descriptor)
+    with edge.open_file(path, pipe=True) as file:
+        if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            return read_stream(file.fileno())
+        return edge.ends_of(file, HEAD, TAIL)
 
 
 def read_stream(descriptor: int) -> bytes:

@@ -7,7 +7,6 @@ this project and stand under its licence; they come with the program
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +86,9 @@ def _parse(line: str) -> Prompt:
         ValueError: what is wrong with it.
     """
     try:
-        data: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise ValueError("not JSON: nested too deep") from None
+        data: Any = edge.parse_json(line)
+    except edge.EdgeError as error:
+        raise ValueError(str(error).replace(" at line 1 column", " at column")) from None
     if not isinstance(data, dict):
         raise ValueError(f"expected an object, found {type(data).__name__}")
     if ("prompt" in data) == ("messages" in data):

@@ -9,7 +9,6 @@ and ``METRIC_stderr,FILTER``, and ``higher_is_better`` by task and metric (lm-ev
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from autotune.core import BadInputError, MissingEnvironmentError, Trial
 from autotune.serving.server.process import child_environment
 from autotune.serving.server.server import Server
 from autotune.serving.server.supervisor import SUPERVISOR
+from autotune.util import edge
 
 _CHECK_S = 300.0
 _LINE_CHARS = 300
@@ -136,9 +136,15 @@ def evaluate(server: Server, tasks: Tasks, *, chat: bool, out: Path) -> dict[str
     if code is None:
         return {"error": f"lm-eval did not end within {tasks.timeout_s:g} s", "log": str(log)}
     if code or not made:
-        said = _last_line(log.read_text("utf-8", "replace"))
+        said = _last_line(edge.read_ends(log, 0, edge.MIB).decode("utf-8", "replace"))
         return {"error": f"lm-eval ended with status {code}: {said}", "log": str(log)}
-    return {"scores": read_scores(json.loads(made[-1].read_text())), "log": str(log)}
+    try:
+        return {"scores": read_scores(edge.read_json(made[-1], edge.LARGE)), "log": str(log)}
+    except (OSError, edge.EdgeError, LookupError, TypeError, AttributeError) as error:
+        return {
+            "error": f"lm-eval's results cannot be read: {error}"[:_LINE_CHARS],
+            "log": str(log),
+        }
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> int | None:

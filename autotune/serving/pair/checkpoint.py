@@ -5,7 +5,6 @@ From a folder, or from the hub (or its cache) by id. No weight is read.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -297,10 +296,11 @@ def _verifier(config: Config) -> tuple[str, ...]:
 def _header(path: Path) -> frozenset[str] | None:
     """The tensors of one safetensors file: eight bytes of length, then JSON by name."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            known = json.loads(file.read(length)) if length <= _MOST_HEADER else None
-    except (OSError, ValueError, RecursionError):
+        with edge.open_file(path) as file:
+            length = int.from_bytes(edge.read_some(file, 8), "little")
+            text = edge.read_some(file, length) if length <= _MOST_HEADER else b"null"
+        known = edge.parse_json(text)
+    except (OSError, edge.EdgeError):
         return None
     return frozenset(known) - {"__metadata__"} if isinstance(known, dict) and known else None
 

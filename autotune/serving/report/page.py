@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from autotune.serving.running.job import ExistingPlan
 from autotune.serving.stored import Served, load_served
 from autotune.store.records import RunStatus, StudyDetail
 from autotune.store.store import Store
+from autotune.util import edge
 from autotune.util.words import counted
 
 BANNER = "SYNTHETIC acceptance: the speed is real, the text is not; outputs were not compared"
@@ -56,8 +56,8 @@ def left_in_folder(served: Served, folder: Path) -> dict[str, Any]:
     """Return the words of the job in ``folder``, if they are about this search and this load."""
     for name in LEFT:
         try:
-            found = json.loads((folder / name).read_bytes())
-        except (OSError, ValueError, RecursionError):
+            found = edge.read_json(folder / name, edge.LARGE)
+        except (OSError, edge.EdgeError):
             continue
         if is_about(found, served):
             return dict(found)

@@ -9,6 +9,7 @@ from autotune.core import BadInputError, digest
 from autotune.engine.variables import FOLDER
 from autotune.export.files import at_home
 from autotune.machine.environment import exported
+from autotune.util import edge
 
 DEFAULT = "default"
 """In place of a folder: none, so that vLLM takes a file that it ships, or its heuristics."""
@@ -48,9 +49,10 @@ def digest_of(values: Sequence[str]) -> str:
         if value == DEFAULT:
             continue
         try:
-            found[value] = {p.name: p.read_text() for p in Path(value).glob("E=*.json")}
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInputError(f"--moe-config {value}: cannot be read: {error}") from None
+            found[value] = {p.name: edge.read_text(p) for p in Path(value).glob("E=*.json")}
+        except (OSError, edge.EdgeError) as error:
+            where = f"{error.filename}: " if isinstance(error, OSError) else ""
+            raise edge.bad_input(f"--moe-config {where or value}", error) from None
     return digest(found if len(values) > 1 else found[values[0]])
 
 

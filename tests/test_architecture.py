@@ -243,6 +243,7 @@ OPENS: dict[str, str] = {
     "machine.devices": "what nvidia-smi prints",
     "report.render": "JSON that plotly has just made",
     "cli.__init__": "/dev/null",
+    "cli.events": "adds lines to a file that the user names",
 }
 """Modules that open or parse without the edge, and why they may. A new one needs a reason."""
 

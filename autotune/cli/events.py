@@ -91,7 +91,10 @@ def told(
         yield also
         return
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # A pipe that nobody reads would be waited for; it is refused.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        descriptor = os.open(path, flags, 0o666)
+        os.set_blocking(descriptor, True)
     except OSError as error:
         raise BadInputError(f"{path}: {error.strerror}; name another file with --events") from None
 

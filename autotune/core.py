@@ -59,6 +59,8 @@ class Outcome(StrEnum):
     COMPILE_ERROR = "compile_error"
     OUT_OF_RESOURCES = "out_of_resources"
     OUT_OF_MEMORY = "out_of_memory"
+    HOST_MEMORY = "host_memory"
+    """Ended, or not begun, so that a machine with unified memory would not run out of it."""
     TIMEOUT = "timeout"
     CRASH = "crash"
     RUNTIME_ERROR = "runtime_error"

@@ -34,7 +34,9 @@ def slow_if_first(number: int) -> int:
 def hang(path: str) -> None:
     """Leave the pids of this process and of its child, then never return."""
     child = subprocess.Popen(["sleep", "1000"])
-    Path(path).write_text(f"{os.getpid()} {child.pid}")
+    whole = Path(f"{path}.new")
+    whole.write_text(f"{os.getpid()} {child.pid}")
+    whole.rename(path)
     while True:
         time.sleep(100)
 
@@ -60,6 +62,10 @@ def misbehave(how: str) -> str:
 
 def pid(_: object) -> int:
     return os.getpid()
+
+
+def oom_score(_: object) -> str:
+    return Path("/proc/self/oom_score_adj").read_text().strip()
 
 
 def leave_litter(_: object) -> str:
@@ -153,6 +159,34 @@ def test_crashes_and_exceptions_are_results_and_the_next_task_works(pool: Worker
     assert results[2].exit_code == 7
     assert results[3].message == "KeyError: 'the reason'"
     assert results[5].message == "TimeoutError: my own"
+
+
+def test_the_kernel_would_take_a_worker_before_us(pool: WorkerPool) -> None:
+    assert [r.value for r in pool.map_ordered(oom_score, [0], 30)] == ["1000"]
+    assert oom_score(None) != "1000"
+
+
+@pytest.mark.kill
+def test_another_thread_can_kill_the_workers_with_their_children(
+    pool: WorkerPool, tmp_path: Path
+) -> None:
+    file = tmp_path / "pids"
+    began = time.monotonic()
+
+    def kill() -> None:
+        wait_for(file.exists, 30)
+        pool.kill_workers()
+
+    threading.Thread(target=kill).start()
+    (result,) = pool.map_ordered(hang, [str(file)], 100)
+    assert result.status is TaskStatus.CRASH
+    assert result.exit_code == -signal.SIGKILL
+    assert time.monotonic() - began < 30
+    worker, child = map(int, file.read_text().split())
+    assert wait_for(lambda: gone(worker) and dead(child), AT_ONCE_S)
+    assert [r.value for r in pool.map_ordered(double, [1, 2], 30)] == [2, 4]
+    pool.kill_workers()
+    assert [r.value for r in pool.map_ordered(double, [3], 30)] == [6]
 
 
 def test_something_that_does_not_pickle_is_a_failed_task(pool: WorkerPool) -> None:

@@ -92,7 +92,7 @@ def others_on(gpus: Sequence[GpuInfo]) -> list[str]:
     names = {gpu.uuid: f"GPU {gpu.index}" for gpu in gpus}
     said = [
         f"process {pid} ({name}) computes on {names[uuid]}"
-        for uuid, pid, name in _compute_processes()
+        for uuid, pid, name in _compute_processes("gpu_uuid", "pid", "process_name")
         if uuid in names
     ]
     said += [
@@ -103,21 +103,25 @@ def others_on(gpus: Sequence[GpuInfo]) -> list[str]:
     return said
 
 
-def _compute_processes() -> list[list[str]]:
-    """The UUID of the GPU, the process and its name; none where nvidia-smi is absent or fails."""
-    command = [
-        "nvidia-smi",
-        "--query-compute-apps=gpu_uuid,pid,process_name",
-        "--format=csv,noheader",
-    ]
+def memory_of_processes() -> dict[int, int]:
+    """The MiB that processes hold on GPUs, by their ids, as far as nvidia-smi tells."""
+    rows = _compute_processes("pid", "used_memory")
+    sizes = [(int(pid), size.partition(" ")[0]) for pid, size in rows if pid.isdecimal()]
+    return {pid: int(size) for pid, size in sizes if size.isdecimal()}
+
+
+def _compute_processes(*fields: str) -> list[list[str]]:
+    """The fields of every process that computes; none where nvidia-smi is absent or fails."""
+    command = ["nvidia-smi", f"--query-compute-apps={','.join(fields)}", "--format=csv,noheader"]
     try:
         shown = subprocess.run(  # noqa: S603 - fixed arguments
             command, capture_output=True, text=True, timeout=20, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [line.split(", ", 2) for line in shown.stdout.splitlines()]
-    return [row for row in rows if len(row) == 3]
+    most = len(fields) - 1  # the last may hold commas
+    rows = [line.split(", ", most) for line in shown.stdout.splitlines()]
+    return [row for row in rows if len(row) == len(fields)]
 
 
 def secret_headers() -> list[str]:

@@ -27,6 +27,7 @@ from typing import Any, Generic, Self, TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from autotune.core import MissingEnvironmentError
+from autotune.machine.guard import kill_tree, prefer_for_oom_kill
 
 Value = TypeVar("Value")
 Item = TypeVar("Item")
@@ -98,11 +99,31 @@ class _KillableProcess(SpawnProcess):
             os.killpg(self.pid, signal.SIGKILL)
         self.kill()
 
+    @property
+    def has_run_out(self) -> bool:
+        """Whether somebody has seen its end; asks nobody, so that any thread may."""
+        popen = getattr(self, "_popen", None)
+        return popen is not None and popen.returncode is not None
+
 
 class _KillableContext(SpawnContext):
-    """The spawn context with :class:`_KillableProcess`."""
+    """The spawn context with :class:`_KillableProcess`; it knows all that it made."""
 
-    Process = _KillableProcess
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: list[_KillableProcess] = []
+
+    def Process(self, *args: Any, **more: Any) -> _KillableProcess:  # type: ignore[override]  # noqa: N802
+        """Make a process that can be killed."""
+        process = _KillableProcess(*args, **more)
+        self._made = [*(one for one in self._made if not one.has_run_out), process]
+        return process
+
+    def kill_all(self) -> None:
+        """Kill every process with its children, from whichever thread."""
+        for process in self._made:
+            if process.pid is not None and not process.has_run_out:
+                kill_tree(process.pid)
 
 
 class WorkerPool:
@@ -144,12 +165,13 @@ class WorkerPool:
         self._started: list[Any] = []
 
     def _new_pool(self) -> ProcessPool:
+        self._context = _KillableContext()
         return ProcessPool(
             max_workers=self.workers,
             max_tasks=self._tasks_per_worker,
             initializer=_start_worker,
             initargs=(os.getpid(), self._scratch, *self._set_up),
-            context=_KillableContext(),
+            context=self._context,
         )
 
     def __enter__(self) -> Self:
@@ -166,6 +188,10 @@ class WorkerPool:
             self._give_up_started()
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def kill_workers(self) -> None:
+        """Kill the workers at once, from whichever thread; each task under way is a crash."""
+        self._context.kill_all()
 
     def map_ordered(
         self, function: Callable[[Item], Value], items: Iterable[Item], timeout_s: float
@@ -311,6 +337,7 @@ def _start_worker(
 ) -> None:
     """Tie the worker's life to its parent's and note what to do before the first task."""
     os.setpgid(0, 0)
+    prefer_for_oom_kill()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

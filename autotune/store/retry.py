@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from autotune.store.run_log import StoredLog
 
 OF_THE_MOMENT = frozenset(
-    {Outcome.OUT_OF_MEMORY, Outcome.CRASH, Outcome.TIMEOUT, Outcome.RUNTIME_ERROR}
+    {
+        Outcome.OUT_OF_MEMORY,
+        Outcome.HOST_MEMORY,
+        Outcome.CRASH,
+        Outcome.TIMEOUT,
+        Outcome.RUNTIME_ERROR,
+    }
 )
 """Outcomes that another try may change; a wrong result or a bad flag stays what it is."""
 
@@ -37,7 +43,7 @@ class LatestLog:
         Args:
             log: of one run.
             retry_failed: hide what failed for the moment before this run.
-            always: phases in which that is hidden unasked.
+            always: phases in which that is hidden unasked, unless the host ran short of memory.
         """
         self._log, self._retry, self._always = log, retry_failed, always
         self._own: set[tuple[str, Phase, int]] = set()
@@ -81,4 +87,6 @@ class LatestLog:
 
     def _hidden(self, trial: Trial) -> bool:
         ours = (trial.workload_key, trial.phase, trial.sequence) in self._own
-        return (self._retry or trial.phase in self._always) and not ours and self.failed(trial)
+        safe = trial.measurement.outcome is not Outcome.HOST_MEMORY
+        wanted = self._retry or (trial.phase in self._always and safe)
+        return wanted and not ours and self.failed(trial)

@@ -22,6 +22,8 @@ class FailureKind(StrEnum):
     KV_CACHE_TOO_SMALL = "kv_cache_too_small"
     OUT_OF_MEMORY_AT_START = "out_of_memory_at_start"
     OUT_OF_MEMORY_UNDER_LOAD = "out_of_memory_under_load"
+    HOST_MEMORY = "host_memory"
+    """We ended it before the host's memory ran out; no log says so."""
     OUT_OF_RESOURCES = "out_of_resources"
     """A Triton kernel asks for more shared memory than the device has."""
     COMPILE_FAILED = "compile_failed"
@@ -48,6 +50,7 @@ OUTCOMES = {
     FailureKind.KV_CACHE_TOO_SMALL: Outcome.OUT_OF_MEMORY,
     FailureKind.OUT_OF_MEMORY_AT_START: Outcome.OUT_OF_MEMORY,
     FailureKind.OUT_OF_MEMORY_UNDER_LOAD: Outcome.OUT_OF_MEMORY,
+    FailureKind.HOST_MEMORY: Outcome.HOST_MEMORY,
     FailureKind.OUT_OF_RESOURCES: Outcome.OUT_OF_RESOURCES,
     FailureKind.COMPILE_FAILED: Outcome.COMPILE_ERROR,
     FailureKind.MEMORY_CHANGED: Outcome.RUNTIME_ERROR,
@@ -69,6 +72,8 @@ ADVICE = {
     "--gpu-memory-utilization or --max-num-seqs",
     FailureKind.OUT_OF_MEMORY_UNDER_LOAD: "lower --gpu-memory-utilization, --max-num-batched-tokens"
     " or --max-num-seqs",
+    FailureKind.HOST_MEMORY: "lower --gpu-memory-utilization or --max-model-len, give "
+    "--kv-cache-memory-bytes, or stop what else uses the memory",
     FailureKind.OUT_OF_RESOURCES: "a row of the tuned MoE file does not fit this device: "
     "`autotune verify FILE --device …` names it; tune for this device or take the file away",
     FailureKind.COMPILE_FAILED: "the CUDA toolkit, Triton or FlashInfer here does not know this "

@@ -46,8 +46,13 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _die_with_parent() -> None:
-    """In the child, before it becomes the command: even a killed supervisor takes it along."""
+    """In the child, before it becomes the command: even a killed supervisor takes it along.
+
+    Where memory runs out, the kernel is to choose the server before anything else.
+    """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+        file.write("1000")
 
 
 class Tree:

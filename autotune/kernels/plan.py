@@ -50,6 +50,8 @@ class Plan:
     """What else vLLM will ask for, and what of this file it may not read; one line each."""
     unmeasured: str = ""
     """Why this is a prediction although the GPU is here."""
+    unified: bool = False
+    """Whether host and GPU share one memory, which is then guarded."""
 
     @property
     def measured(self) -> bool:

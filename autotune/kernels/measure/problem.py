@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from autotune.kernels.measure.requests import copies_of
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import MoeShape, Scheme
 
 _FP8_MAX = 448.0
 _INT8_MAX = 127.0
-_COLD = 4  # weights of so many L2 sizes: what a call needs has been evicted since its last use
 
 
 @dataclass
@@ -66,8 +66,8 @@ class Problem:
             self._expert_map = torch.where(ids < shape.experts, ids, -1).int()
         first = self._draw()
         size = first.w1.nbytes + first.w2.nbytes
-        copies = max(1, -(-_COLD * l2_bytes // size))
-        self._weights = [first, *(self._draw() for _ in range(copies - 1))]
+        more = copies_of(size, l2_bytes) - 1
+        self._weights = [first, *(self._draw() for _ in range(more))]
 
     def _draw(self) -> _Weights:
         shape = self.shape

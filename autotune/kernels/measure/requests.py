@@ -33,6 +33,9 @@ RACE_MARGIN = 1.15
 SAMPLES = 5
 """Timed replays of a candidate that stays in the race."""
 
+COLD = 4
+"""Calls rotate over weights of so many L2 sizes."""
+
 
 @dataclass(frozen=True)
 class GpuSetup:
@@ -105,6 +108,11 @@ class Comparison:
 def calls_per_graph(m: int) -> int:
     """Calls in one CUDA graph: ten, as vLLM's tuner has it; four where a call takes long."""
     return 10 if m <= 512 else 4
+
+
+def copies_of(weights: int, l2_bytes: int) -> int:
+    """How often weights of so many bytes are held: what a call needs has left the L2 since."""
+    return max(1, -(-COLD * l2_bytes // weights))
 
 
 def last_words(folder: str, key: str) -> Path:

@@ -1,0 +1,91 @@
+"""This module estimates the memory of a plan, and cuts the plan to what unified memory can give.
+
+Sources of the sizes: measuring processes 1.4 to 1.6 GiB resident (``benchmarks/``, an H200) and
+0.53 GiB for a CUDA context (an H100), compile processes 0.59 GiB with torch 2.11 for CUDA.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from autotune.core import MissingEnvironmentError
+from autotune.kernels.measure.requests import copies_of
+from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.plan import Plan
+from autotune.machine.devices import Device
+from autotune.machine.guard import GIB, RESERVE
+from autotune.machine.memory import MemoryKind, MemoryReading, read_memory
+from autotune.machine.resident import shortage
+
+COMPILER = int(0.6 * GIB)
+"""Bytes of a compile process."""
+PROCESS = int(2.2 * GIB)
+"""Bytes of a measuring process beside its tensors: vLLM, torch, the CUDA context."""
+FACTS = int(2.4 * GIB)
+"""Bytes for measuring the device's ceilings at the start (``device_facts``), given back then."""
+_VALUE = {"fp8": 1, "int8": 1, "bf16": 2}
+
+
+def weight_bytes(shape: MoeShape) -> int:
+    """Count the bytes of one copy of the layer's weights; scales are left out."""
+    up = (2 if shape.gated else 1) * shape.intermediate
+    values = shape.experts * (up + shape.intermediate) * shape.hidden
+    return values * _VALUE[shape.weight_dtype]
+
+
+def buffer_bytes(shape: MoeShape, m: int) -> int:
+    """Estimate, from above, the bytes of activations at ``m`` tokens.
+
+    The reference in float32 has four arrays as wide as the hidden size and three as wide as the
+    first GEMM's output at once; the graphs two sets of vLLM's bf16 caches.
+    """
+    rows, up = m * shape.topk, (2 if shape.gated else 1) * shape.intermediate
+    reference = 4 * (4 * shape.hidden + 3 * up)
+    caches = 2 * (max(up, shape.hidden) + shape.intermediate)
+    return rows * (reference + 2 * caches)
+
+
+def process_bytes(shape: MoeShape, device: Device, ms: tuple[int, ...]) -> int:
+    """Estimate the bytes of one measuring process."""
+    weights = weight_bytes(shape)
+    copies = copies_of(weights, device.l2_bytes)
+    return PROCESS + copies * weights + max(FACTS, buffer_bytes(shape, max(ms)))
+
+
+def measuring_bytes(plan: Plan) -> int:
+    """Estimate the bytes of all measuring processes; none of a prediction.
+
+    On unified memory the one that searches is closed before the one that compares is opened.
+    """
+    return len(plan.gpus) * process_bytes(plan.shape, plan.device, plan.ms)
+
+
+def reading_of(plan: Plan) -> MemoryReading:
+    """Read the memory that the plan will use: of its first GPU, or else of this machine's."""
+    return read_memory(plan.gpus[0].index if plan.gpus else 0)
+
+
+def within_memory(plan: Plan, memory: MemoryReading) -> Plan:
+    """Return the plan with as many compile processes as unified memory has room for.
+
+    Elsewhere the plan stays as it is: what runs out of a GPU's own memory dies alone.
+
+    Raises:
+        MissingEnvironmentError: there is no room for one, with who holds the memory.
+    """
+    if memory.kind is not MemoryKind.UNIFIED:
+        return plan
+    measuring = measuring_bytes(plan)
+    room = memory.free - RESERVE - measuring
+    fitting = room // COMPILER
+    if fitting < 1:
+        what = f"measuring {plan.model}" if plan.measured else "compiling"
+        said = shortage(what, measuring + COMPILER, memory.free)
+        raise MissingEnvironmentError(f"{said}; stop that, and start this again")
+    notes = plan.notes
+    if fitting < plan.workers:
+        notes += (
+            f"{fitting} compile processes in place of {plan.workers}: {memory.free / GIB:.1f} GiB "
+            f"of memory are available, {RESERVE // GIB} of which stay with the host",
+        )
+    return replace(plan, workers=min(plan.workers, fitting), unified=True, notes=notes)

@@ -20,14 +20,14 @@ def moe(request: Moe) -> None:
     from autotune.kernels.export import write as export  # noqa: PLC0415
     from autotune.kernels.export.earlier import check_keys_stay, stored_keys  # noqa: PLC0415
     from autotune.kernels.job import run  # noqa: PLC0415
-    from autotune.kernels.memory import reading_of, within_memory  # noqa: PLC0415
     from autotune.kernels.make_plan import make_plan  # noqa: PLC0415
+    from autotune.kernels.memory import memory_of, within_memory  # noqa: PLC0415
     from autotune.kernels.report.page import write_page  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
     plan = make_plan(request, visible_gpus())
     place = export.folder_of(request.out, plan.study, plan.basis)
-    plan = within_memory(plan, reading_of(plan))
+    plan = within_memory(plan, memory_of(plan.device, plan.gpus))
     check_scratch(plan)
     with Store.open(request.db) as store:
         otherwise = check_study(store, plan.study, "moe", plan.identity(), plan.setup())

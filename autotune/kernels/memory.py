@@ -6,15 +6,21 @@ Sources of the sizes: measuring processes 1.4 to 1.6 GiB resident (``benchmarks/
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from autotune.core import MissingEnvironmentError
 from autotune.kernels.measure.requests import copies_of
 from autotune.kernels.moe.shape import MoeShape
 from autotune.kernels.plan import Plan
-from autotune.machine.devices import Device
+from autotune.machine.devices import Device, GpuInfo
 from autotune.machine.guard import GIB, RESERVE
-from autotune.machine.memory import MemoryKind, MemoryReading, read_memory
+from autotune.machine.memory import (
+    MemoryKind,
+    MemoryReading,
+    read_memory,
+    shared_with_host,
+)
 from autotune.machine.resident import shortage
 
 COMPILER = int(0.6 * GIB)
@@ -60,32 +66,49 @@ def measuring_bytes(plan: Plan) -> int:
     return len(plan.gpus) * process_bytes(plan.shape, plan.device, plan.ms)
 
 
-def reading_of(plan: Plan) -> MemoryReading:
-    """Read the memory that the plan will use: of its first GPU, or else of this machine's."""
-    return read_memory(plan.gpus[0].index if plan.gpus else 0)
+def memory_of(device: Device, gpus: Sequence[GpuInfo]) -> MemoryReading:
+    """Read the memory that these GPUs use, or without any the GPU that this machine has."""
+    if gpus and device.unified_memory:
+        return shared_with_host(gpus[0].name)
+    return read_memory(gpus[0].index if gpus else 0)
 
 
-def within_memory(plan: Plan, memory: MemoryReading) -> Plan:
-    """Return the plan with as many compile processes as unified memory has room for.
+def fitting_workers(workers: int, measuring: int, memory: MemoryReading, what: str) -> int:
+    """Return how many compile processes there is room for beside what measures.
 
-    Elsewhere the plan stays as it is: what runs out of a GPU's own memory dies alone.
+    All of them where memory is not unified: what runs out of a GPU's own memory dies alone.
+
+    Args:
+        workers: how many are wanted.
+        measuring: bytes of the measuring processes.
+        memory: what there is.
+        what: is to be done, as a noun.
 
     Raises:
         MissingEnvironmentError: there is no room for one, with who holds the memory.
     """
     if memory.kind is not MemoryKind.UNIFIED:
-        return plan
-    measuring = measuring_bytes(plan)
-    room = memory.free - RESERVE - measuring
-    fitting = room // COMPILER
+        return workers
+    fitting = (memory.free - RESERVE - measuring) // COMPILER
     if fitting < 1:
-        what = f"measuring {plan.model}" if plan.measured else "compiling"
         said = shortage(what, measuring + COMPILER, memory.free)
         raise MissingEnvironmentError(f"{said}; stop that, and start this again")
+    return min(workers, fitting)
+
+
+def within_memory(plan: Plan, memory: MemoryReading) -> Plan:
+    """Return the plan with as many compile processes as unified memory has room for.
+
+    Raises:
+        MissingEnvironmentError: there is no room for one, with who holds the memory.
+    """
+    what = f"measuring {plan.model}" if plan.measured else "compiling"
+    workers = fitting_workers(plan.workers, measuring_bytes(plan), memory, what)
     notes = plan.notes
-    if fitting < plan.workers:
+    if workers < plan.workers:
         notes += (
-            f"{fitting} compile processes in place of {plan.workers}: {memory.free / GIB:.1f} GiB "
+            f"{workers} compile processes in place of {plan.workers}: {memory.free / GIB:.1f} GiB "
             f"of memory are available, {RESERVE // GIB} of which stay with the host",
         )
-    return replace(plan, workers=min(plan.workers, fitting), unified=True, notes=notes)
+    unified = memory.kind is MemoryKind.UNIFIED
+    return replace(plan, workers=workers, unified=unified, notes=notes)

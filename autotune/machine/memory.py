@@ -106,13 +106,18 @@ def read_memory(
     name, total, free = rows[gpu]
     if total.isdecimal() and free.isdecimal() and not _is_unified(name):
         return MemoryReading(int(total) * _MIB, int(free) * _MIB, MemoryKind.GPU, name)
-    info = meminfo(_of_host(root))
-    return MemoryReading(
-        info.get("MemTotal", 0),
-        info.get("MemAvailable", 0),
-        MemoryKind.UNIFIED,
-        f"{name} (unified)",
-    )
+    return shared_with_host(name, _of_host(root))
+
+
+def shared_with_host(name: str, file: Path | None = None) -> MemoryReading:
+    """The memory that a GPU of this name shares with the host, as ``/proc/meminfo`` tells it.
+
+    Raises:
+        MissingEnvironmentError: the system does not tell its memory.
+    """
+    info = meminfo(meminfo_file() if file is None else file)
+    total, free = info.get("MemTotal", 0), info.get("MemAvailable", 0)
+    return MemoryReading(total, free, MemoryKind.UNIFIED, f"{name} (unified)")
 
 
 def _is_unified(name: str) -> bool:

@@ -210,28 +210,92 @@ class Proposer(Protocol):
         """Take in what came of a candidate, proposed here or read back from the store."""
 
 
-Job = tuple[Candidate, Workload]
-"""What a measurer is given: a candidate and what to measure it on."""
+@dataclass(frozen=True)
+class Job:
+    """A job tells a measurer all that it needs to know of one measurement.
+
+    Two jobs are equal if they measure the same candidate on the same workload.
+
+    Attributes:
+        candidate: what to measure.
+        workload: what to measure it on.
+        rules: what may stop the measurement half-way, in the words of the kind; None is nothing.
+        parts: what earlier runs had finished of it, by name.
+    """
+
+    candidate: Candidate
+    workload: Workload
+    rules: Any = field(default=None, compare=False)
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a measurement under way is finished, such as one repeat of a load.
+
+    A measurer yields it before it begins the next part, and the loop stores it at once: a kill
+    takes only the part under way. A later job for the same gives it back (:attr:`Job.parts`).
+    """
+
+    candidate: Candidate
+    workload: Workload
+    name: str
+    value: Mapping[str, Any]
 
 
 class Measurer(Protocol):
-    """Turns candidates into measurements. Knows nothing of the store; used as a context manager."""
+    """Turns candidates into measurements. Knows nothing of the store; used as a context manager.
+
+    It pickles until it is entered, so that another process or machine can be sent it.
+    """
 
     @property
     def basis(self) -> Basis:
         """What the values of this measurer are."""
 
-    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
+    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement | Part]:
         """Yield one measurement per job, in the order given, each as soon as it is known.
 
-        Jobs may be read ahead of the results. Where they end, all that were read are answered;
-        the caller may have more of them later, and then calls again.
+        Parts come in between, each before its measurement. Jobs may be read ahead of the results.
+        Where they end, all that were read are answered; the caller may have more of them later,
+        and then calls again.
         Failures of a candidate are outcomes; an exception means that nothing can be measured.
         """
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of candidates is to be measured side by side on one workload.
+
+    ``seed`` is of what is drawn at random for all of them alike, such as routings.
+    """
+
+    workload: Workload
+    candidates: tuple[Candidate, ...]
+    seed: int
+
+
+@runtime_checkable
+class SideBySide(Measurer, Protocol):
+    """A measurer that also measures candidates against each other, in turns and under one clock."""
+
+    def compare(
+        self, groups: Iterable[Group], *, check: bool
+    ) -> Iterator[dict[Candidate, Measurement]]:
+        """Yield the measurements of each group, in the order given; in a group in any order.
+
+        Nothing of a search has run where they are made. Each measurement's details name its
+        comparison (``compared``) and the ``seed``; samples of a comparison are paired by their
+        place.
+
+        Args:
+            groups: what to compare; may be read ahead of the results.
+            check: compare outputs with the reference too.
+        """
 
 
 class HoldsNothing:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from autotune.core import Candidate, Phase, Proposer, Trial, Workload
 from autotune.tune import TrialLog
@@ -58,3 +59,17 @@ class TimedLog:
         """Append to the log."""
         with self._watch.running("store"):
             self._log.append(workload, trial)
+
+    def load_parts(
+        self, workload: Workload, candidate: Candidate
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """Load parts from the log."""
+        with self._watch.running("store"):
+            return self._log.load_parts(workload, candidate)
+
+    def append_part(
+        self, workload: Workload, candidate: Candidate, name: str, value: Mapping[str, Any]
+    ) -> None:
+        """Append a part to the log."""
+        with self._watch.running("store"):
+            self._log.append_part(workload, candidate, name, value)

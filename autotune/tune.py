@@ -12,12 +12,22 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
-from autotune.core import Candidate, Job, Measurement, Measurer, Phase, Proposer, Trial, Workload
+from autotune.core import (
+    Candidate,
+    Job,
+    Measurement,
+    Measurer,
+    Part,
+    Phase,
+    Proposer,
+    Trial,
+    Workload,
+)
 
 BATCH = 8
 """Candidates asked for at once. Constant: a batch is told as a whole, so it shapes the search."""
@@ -37,6 +47,16 @@ class TrialLog(Protocol):
 
     def append(self, workload: Workload, trial: Trial) -> None:
         """Store a trial; durable on return."""
+
+    def load_parts(
+        self, workload: Workload, candidate: Candidate
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """What runs that were cut off had finished of a measurement, by name."""
+
+    def append_part(
+        self, workload: Workload, candidate: Candidate, name: str, value: Mapping[str, Any]
+    ) -> None:
+        """Store a finished part of a measurement under way; durable on return."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +78,40 @@ class Limits:
     clock: Callable[[], float] = time.monotonic
 
 
+def measured(jobs: Iterable[Job], measurer: Measurer, log: TrialLog) -> Iterator[Measurement]:
+    """Yield the measurements of ``jobs``; every part is stored before the next one is begun.
+
+    Each job takes along what is stored of its parts.
+    """
+
+    def with_parts(job: Job) -> Job:
+        return replace(job, parts=log.load_parts(job.workload, job.candidate))
+
+    # A map, unlike a generator, goes on where the jobs had run dry for a while.
+    events = measurer.measure(map(with_parts, jobs))
+    try:
+        for event in events:
+            if isinstance(event, Part):
+                log.append_part(event.workload, event.candidate, event.name, event.value)
+            else:
+                yield event
+    finally:  # at once, if the log fails: what is measured may be a server that runs
+        if isinstance(events, Generator):
+            events.close()
+
+
 def measure_all(
     jobs: Sequence[Job], phase: Phase, measurer: Measurer, log: TrialLog
 ) -> Iterator[Progress]:
     """Measure given candidates in order (baselines), reusing what is stored."""
     wanted = list(dict.fromkeys(jobs))
-    stored = {workload.key: log.load(workload, phase) for _, workload in wanted}
+    stored = {job.workload.key: log.load(job.workload, phase) for job in wanted}
     known = {(t.candidate, key): t for key, trials in stored.items() for t in trials}
     counts = {key: len(trials) for key, trials in stored.items()}
-    missing = [job for job in wanted if (job[0], job[1].key) not in known]
-    fresh = measurer.measure(missing)
-    for candidate, workload in wanted:
+    missing = [job for job in wanted if (job.candidate, job.workload.key) not in known]
+    fresh = measured(missing, measurer, log)
+    for job in wanted:
+        candidate, workload = job.candidate, job.workload
         trial = known.get((candidate, workload.key))
         if trial is not None:
             yield Progress(workload, trial, reused=True)
@@ -87,9 +130,23 @@ class Search:
     past the deadline too: no stored trial is left out.
     """
 
-    def __init__(self, workload: Workload, proposer: Proposer, limits: Limits) -> None:
-        """Take what the search needs; nothing is asked for yet."""
+    def __init__(
+        self,
+        workload: Workload,
+        proposer: Proposer,
+        limits: Limits,
+        rules_of: Callable[[Candidate], Any] = lambda _: None,
+    ) -> None:
+        """Take what the search needs; nothing is asked for yet.
+
+        Args:
+            workload: what is measured on.
+            proposer: chooses the candidates.
+            limits: when to stop.
+            rules_of: what may stop the measurement of a candidate that is about to begin.
+        """
         self.workload, self._proposer, self._limits = workload, proposer, limits
+        self.rules_of = rules_of
         self.trials: list[Trial] = []
         """All that was told so far, in order."""
         self.out_of_time = False
@@ -188,7 +245,7 @@ class _Feed:
             self._ask(self._askable.popleft())
         search, candidate = self._jobs.popleft()
         self.given.append((search, candidate))
-        return candidate, search.workload
+        return Job(candidate, search.workload, search.rules_of(candidate))
 
     def _ask(self, search: Search) -> None:
         batch = search.next_batch()
@@ -222,8 +279,7 @@ def search_all(searches: Sequence[Search], measurer: Measurer, log: TrialLog) ->
     # Whatever was interrupted when, those that are behind are asked first, as if undisturbed.
     feed = _Feed(sorted(searches, key=lambda search: len(search.trials)))
     while feed.open:
-        measured = measurer.measure(feed)
-        for measurement in measured:
+        for measurement in measured(feed, measurer, log):
             while feed.reused:
                 yield feed.reused.popleft()
             search, candidate = feed.given.popleft()

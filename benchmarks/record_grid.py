@@ -25,10 +25,12 @@ from queue import Empty, SimpleQueue
 from threading import Lock
 from typing import Any
 
+from autotune.core import Candidate, Job
 from autotune.export.files import write_whole
 from autotune.machine.environment import environment
-from autotune.serving.measure.load import LoadOptions, UnservedError, measure_server
+from autotune.serving.measure.load import LoadOptions, UnservedError, measure_whole
 from autotune.serving.measure.prompts import load_prompts, prompts_key
+from autotune.serving.measure.wire import Wire
 from autotune.serving.recipe import Recipe
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.launchers import LocalLauncher
@@ -123,7 +125,8 @@ def measured(
     server: Server, config: dict[str, Any], load: dict[str, Any], name: str, turn: int
 ) -> dict[str, Any]:
     options = LoadOptions(load_prompts(load["prompts"]))
-    served = measure_server(server, scenario_of(config, load), options)
+    job = Job(Candidate.of({}), scenario_of(config, load))
+    served = measure_whole(Wire(server), job, options)
     row = {"setting": name, "load": load["name"], "round": turn, **served.details}
     return row | {"samples_us": served.samples, "outputs": len(set(row["outputs"]))}
 

@@ -19,9 +19,10 @@ from typing import Annotated
 import typer
 
 from autotune.core import Candidate, Job
-from autotune.kernels.compile.job import Specialisation, compile_pool, kernel_info, specialise
+from autotune.kernels.compile.job import Specialisation, kernel_info, specialise
+from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.config_file import FIELDS
-from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions, compiler_in
+from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
 from autotune.kernels.moe.constraints import distinct
 from autotune.kernels.moe.from_model import explicit_shape, load_config, shape_from_config
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
@@ -62,8 +63,8 @@ def main(
             for candidate, workload in itertools.product(feasible, group):
                 known_already = (workload.label, _key(candidate)) in known
                 if candidate in wanted[workload] and not known_already and time.monotonic() < end:
-                    taken.append((candidate, workload))
-                    yield candidate, workload
+                    taken.append(Job(candidate, workload))
+                    yield taken[-1]
 
     options = GpuOptions(
         gpus=tuple(g.index for g in present_gpus(device, visible_gpus())),
@@ -72,15 +73,14 @@ def main(
     )
     begin = time.monotonic()
     with (
-        compile_pool(usable_cpus(), kernel) as pool,
-        GpuMeasurer(shape, options, compiler_in(pool, kernel)) as measurer,
+        GpuMeasurer(shape, options, CompileProcesses(kernel, usable_cpus())) as measurer,
         out.open("a", newline="") as file,
     ):
         writer = csv.writer(file)
         if not known:
             writer.writerow(["workload", *FIELDS, "outcome", "value", "basis"])
         for number, measurement in enumerate(measurer.measure(jobs())):
-            candidate, workload = taken[number]
+            candidate, workload = taken[number].candidate, taken[number].workload
             value = "" if measurement.value is None else f"{measurement.value:.2f}"
             outcome = measurement.outcome.value
             writer.writerow([workload.label, *_key(candidate), outcome, value, "measured"])
@@ -93,7 +93,7 @@ def main(
         "candidates": {w.label: len(c) for w, c in wanted.items()},
         "new": len(taken),
         "seconds": time.monotonic() - begin,
-        "spent": vars(measurer.spent),
+        "spent": dict(measurer.spent),
         "facts": facts,
         "kernel_sha256": kernel.sha256,
         "environment": environment(),

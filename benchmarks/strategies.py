@@ -13,9 +13,11 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import optuna
@@ -50,6 +52,15 @@ class Forgetful:
         return []
 
     def append(self, workload: Workload, trial: Trial) -> None:
+        """Forget it."""
+
+    def load_parts(self, workload: Workload, candidate: Candidate) -> dict[str, Any]:
+        del workload, candidate
+        return {}
+
+    def append_part(
+        self, workload: Workload, candidate: Candidate, name: str, value: Mapping[str, Any]
+    ) -> None:
         """Forget it."""
 
 

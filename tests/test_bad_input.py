@@ -389,7 +389,7 @@ def command(place: Path, monkeypatch: pytest.MonkeyPatch, in_process: Command) -
     def no_compiling(*_: object) -> None:
         raise AssertionError("it came as far as compiling")
 
-    monkeypatch.setattr("autotune.kernels.job.compile_pool", no_compiling)
+    monkeypatch.setattr("autotune.kernels.compile.processes.compile_pool", no_compiling)
     monkeypatch.setattr("autotune.kernels.check.doctor.compile_pool", no_compiling)
     return in_process
 

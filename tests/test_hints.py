@@ -26,6 +26,7 @@ from autotune.propose.proposers import OptunaProposer, OrderedProposer
 from autotune.stopwatch import Stopwatch, TimedLog, TimedProposer
 from autotune.store.store import Store
 from autotune.tune import BATCH, HINTS, LATE, Limits, Progress, Search, search_all
+from tests.support.no_parts import NoParts
 from tests.support.stores import Size
 from tests.synthetic import feasible, space, synthetic
 
@@ -34,7 +35,7 @@ TRIALS = 5 * BATCH
 FIRST_LATE = next(n for n in range(0, TRIALS, BATCH) if n >= LATE * TRIALS)
 
 
-class Memory:
+class Memory(NoParts):
     """A log that outlives what stands for a process."""
 
     def __init__(self) -> None:
@@ -74,7 +75,8 @@ class Ahead(HoldsNothing):
                 return
             if len(self.measured) == self.after:
                 raise Killed
-            candidate, workload = waiting.pop(0)
+            job = waiting.pop(0)
+            candidate, workload = job.candidate, job.workload
             assert isinstance(workload, Size)
             self.measured.append((workload.key, candidate))
             yield synthetic(candidate, workload)
@@ -374,7 +376,7 @@ def test_with_a_real_store(tmp_path: Path) -> None:
             record = store.search(store.study("s", "moe", {}), {"name": "a"})
             run = store.start_run(record, store.environment({}), "test")
 
-            class Log:
+            class Log(NoParts):
                 def load(self, workload: Workload, phase: Phase) -> list[Trial]:
                     return store.trials(record, workload.key, phase)
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from autotune.core import (
+    BadInputError,
     Basis,
     Candidate,
+    HoldsNothing,
     Job,
     Measurement,
     Measurer,
     Outcome,
+    Part,
     Phase,
     Proposer,
     Selection,
@@ -27,6 +31,7 @@ from autotune.propose.proposers import OptunaProposer
 from autotune.store.records import RunRecord, SearchRecord
 from autotune.store.store import Store
 from autotune.tune import BATCH, Limits, Progress, Search, TrialLog, measure_all, search_all
+from tests.support.no_parts import NoParts
 from tests.support.stores import Size
 from tests.synthetic import feasible, space, synthetic, write_csv
 
@@ -49,7 +54,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-class Log:
+class Log(NoParts):
     """One command: a new run of a search in the store."""
 
     def __init__(self, store: Store, name: str) -> None:
@@ -100,12 +105,12 @@ class Mortal:
         pass
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
-        for candidate, workload in jobs:
+        for job in jobs:
             if len(self.measured) == self.after:
                 raise Killed
             self.time += 1
-            self.measured.append(candidate)
-            yield from self.landscape.measure([(candidate, workload)])
+            self.measured.append(job.candidate)
+            yield from self.landscape.measure([job])
 
 
 def proposer(sampler: str = "tpe", seed: int = 0) -> OptunaProposer:
@@ -118,7 +123,7 @@ def command(
 ) -> tuple[list[Progress], Selection]:
     """What a job does for one workload: the default, the search, the choice."""
     log = Log(store, name)
-    (baseline,) = measure_all([(DEFAULT, WORKLOAD)], Phase.BASELINE, measurer, log)
+    (baseline,) = measure_all([Job(DEFAULT, WORKLOAD)], Phase.BASELINE, measurer, log)
     limits = Limits(trials, deadline, measurer.clock)
     told = list(search(WORKLOAD, proposer(), measurer, log, limits))
     return told, select(WORKLOAD, baseline.trial, [p.trial for p in told], 0.01)
@@ -257,7 +262,8 @@ def test_baselines_are_measured_once_each(store: Store, landscape: Landscape) ->
     ):
         measurer = Mortal(landscape)
         log = Log(store, "a")
-        told = list(measure_all([(c, WORKLOAD) for c in given], Phase.BASELINE, measurer, log))
+        jobs = [Job(c, WORKLOAD) for c in given]
+        told = list(measure_all(jobs, Phase.BASELINE, measurer, log))
         assert [p.trial.candidate for p in told] == list(dict.fromkeys(given))
         assert measurer.measured == measured
     assert [t.sequence for t in stored(store, "a")] == list(range(5))
@@ -267,13 +273,13 @@ def test_phases_are_apart(store: Store, landscape: Landscape) -> None:
     """A baseline that the search proposes as well is a trial of each phase."""
     first = feasible()[100]
     log = Log(store, "a")
-    list(measure_all([(first, WORKLOAD)], Phase.BASELINE, Mortal(landscape), log))
+    list(measure_all([Job(first, WORKLOAD)], Phase.BASELINE, Mortal(landscape), log))
     list(search(WORKLOAD, proposer(), Mortal(landscape), log, Limits(BATCH)))
     phases = [t.phase for t in stored(store, "a") if t.candidate == first]
     assert phases == [Phase.BASELINE, Phase.SEARCH]
 
 
-class Memory:
+class Memory(NoParts):
     """A log that forgets."""
 
     def load(self, workload: Workload, phase: Phase) -> list[Trial]:
@@ -281,6 +287,66 @@ class Memory:
 
     def append(self, workload: Workload, trial: Trial) -> None:
         pass
+
+
+class InParts(HoldsNothing):
+    """Measures in three parts, less those that the job brings; notes what it did and when."""
+
+    basis = Basis.SYNTHETIC
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement | Part]:
+        for job in jobs:
+            try:
+                for name in ("a", "b", "c"):
+                    if name not in job.parts:
+                        self.done.append(f"measured {name}")
+                        yield Part(job.candidate, job.workload, name, {"of": name})
+                yield Measurement(Outcome.OK, self.basis, 1.0)
+            finally:
+                self.done.append("stopped")
+
+
+class PartLog(Memory):
+    """Keeps parts until its disk is full; says so in the measurer's notes."""
+
+    def __init__(self, notes: list[str], room: int) -> None:
+        self.parts: dict[str, Mapping[str, Any]] = {}
+        self.notes, self.room = notes, room
+
+    def load_parts(
+        self, workload: Workload, candidate: Candidate
+    ) -> Mapping[str, Mapping[str, Any]]:
+        return dict(self.parts)
+
+    def append_part(
+        self, workload: Workload, candidate: Candidate, name: str, value: Mapping[str, Any]
+    ) -> None:
+        if len(self.parts) == self.room:
+            raise BadInputError("the disk is full")
+        self.parts[name] = value
+        self.notes.append(f"stored {name}")
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_a_part_is_stored_before_the_next_begins_and_is_not_measured_again(room: int) -> None:
+    cut_off, job = InParts(), Job(DEFAULT, WORKLOAD)
+    log = PartLog(cut_off.done, room)
+    # While the error is held, so are the frames that it came through.
+    with pytest.raises(BadInputError, match="full") as held:
+        list(measure_all([job], Phase.BASELINE, cut_off, log))
+    assert held.value is not None
+    stored = [step for name in "abc"[:room] for step in (f"measured {name}", f"stored {name}")]
+    assert cut_off.done == [*stored, f"measured {'abc'[room]}", "stopped"]
+    again = InParts()
+    log.room, log.notes = 3, again.done
+    (progress,) = measure_all([job], Phase.BASELINE, again, log)
+    assert progress.trial.measurement.value == 1.0
+    assert [step for step in again.done if "measured" in step] == [
+        f"measured {name}" for name in "abc"[room:]
+    ]
 
 
 def best(landscape: Landscape, sampler: str, seed: int, trials: int) -> float:

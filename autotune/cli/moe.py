@@ -19,7 +19,7 @@ def moe(request: Moe) -> None:
     from autotune.kernels.estimate import check_scratch  # noqa: PLC0415
     from autotune.kernels.export import write as export  # noqa: PLC0415
     from autotune.kernels.export.earlier import check_keys_stay, stored_keys  # noqa: PLC0415
-    from autotune.kernels.job import run  # noqa: PLC0415
+    from autotune.kernels.job import local_measurer, run  # noqa: PLC0415
     from autotune.kernels.make_plan import make_plan  # noqa: PLC0415
     from autotune.kernels.memory import memory_of, within_memory  # noqa: PLC0415
     from autotune.kernels.report.page import write_page  # noqa: PLC0415
@@ -42,7 +42,7 @@ def moe(request: Moe) -> None:
                 print_json(described)
             return
         with progress(plan.steps) as update, told(request.events, described, update) as tell:
-            result = run(plan, store, tell)
+            result = run(plan, store, local_measurer(plan, store.path.parent), tell)
         files = export.write(result, request.out)
         files.insert(0, write_page(store, result, request.out))
     if request.as_json:

@@ -13,7 +13,7 @@ from autotune.cli.requests import Spec
 from autotune.export.files import check_writable
 from autotune.machine.environment import secret_headers
 from autotune.serving.export import write as export
-from autotune.serving.job import Result, run
+from autotune.serving.job import Result, local_measurer, run
 from autotune.serving.make_plan import make_plan
 from autotune.serving.matrix.matrix import Entry, matrix_study, prepare, run_each
 from autotune.serving.matrix.report import matrix_document, write_matrix
@@ -23,6 +23,7 @@ from autotune.serving.report.page import keep_verdict, write_page
 from autotune.serving.running.job import (
     ExistingPlan,
     existing_document,
+    existing_measurer,
     make_existing_plan,
     run_existing,
     write_existing,
@@ -100,7 +101,7 @@ def measure(request: Spec) -> None:
                 print_json(existing_plan(plan))
             return
         with told(request.events, existing_plan(plan), lambda _: None):
-            result = run_existing(plan, store, folder / "logs")
+            result = run_existing(plan, store, existing_measurer(plan, folder / "logs"))
         keep_verdict(store, plan, existing_document(result))
         files = write_existing(result, folder)
         files.insert(0, write_page(store, plan, request.out))
@@ -133,6 +134,6 @@ def _tuned(request: Spec, plan: Plan, store: Store) -> Result:
     terminal.show_plan(plan)
     described = serving_plan(plan)
     with terminal.progress(plan) as update, told(request.events, described, update) as tell:
-        result = run(plan, store, _logs(request.out, plan), tell)
+        result = run(plan, store, local_measurer(plan, _logs(request.out, plan)), tell)
     keep_verdict(store, plan, export.document(result))
     return result

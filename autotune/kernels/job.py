@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from autotune.core import (
-    Cache,
     Candidate,
+    Job,
     Measurer,
     MissingEnvironmentError,
     NoFeasibleCandidateError,
@@ -23,13 +23,7 @@ from autotune.core import (
     digest,
 )
 from autotune.decide.selection import select
-from autotune.kernels.compile.job import (
-    CompileJob,
-    compile_many,
-    compile_pool,
-    fp16_fallback,
-    specialise,
-)
+from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.config_file import look_up, shipped
 from autotune.kernels.decide.confirm import (
     Between,
@@ -40,15 +34,14 @@ from autotune.kernels.decide.confirm import (
     held_out,
     select_stored,
 )
-from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions, compiler_in
-from autotune.kernels.moe.defaults import default_rows
+from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
+from autotune.kernels.measure.protocol import KernelMeasurer, KernelTimer
 from autotune.kernels.moe.shape import MoeWorkload
 from autotune.kernels.plan import FINALISTS, Plan
 from autotune.kernels.predict.cost_model import predict
 from autotune.kernels.predict.measurer import PredictingMeasurer, estimated_resources, tile_of
 from autotune.kernels.stored import latest_baseline
 from autotune.machine.environment import environment, others_on
-from autotune.measure.pool import WorkerPool
 from autotune.propose.proposers import OptunaProposer, OrderedProposer
 from autotune.stopwatch import Stopwatch, TimedLog, TimedProposer
 from autotune.store.retry import OF_THE_MOMENT, LatestLog
@@ -158,8 +151,29 @@ def rank(plan: Plan, m: int) -> list[Candidate]:
     return sorted(plan.feasible_at(m), key=lambda c: (predicted(c), c.key))
 
 
-def run(plan: Plan, store: Store, on_progress: OnProgress) -> Result:
+def local_measurer(plan: Plan, shared_locks: Path | None = None) -> KernelMeasurer:
+    """Make the measurer that works on this machine: times on its GPUs, or predictions.
+
+    Args:
+        plan: says which.
+        shared_locks: a folder that other machines or containers may see, for locks of GPUs.
+    """
+    processes = CompileProcesses(plan.kernel, plan.workers)
+    if plan.measured:
+        return GpuMeasurer(plan.shape, _options(plan, shared_locks), processes)
+    return PredictingMeasurer(plan.device, plan.shape, processes)
+
+
+def run(plan: Plan, store: Store, measurer: KernelMeasurer, on_progress: OnProgress) -> Result:
     """Search every M of the plan; all that is learnt goes to the store.
+
+    Args:
+        plan: what to do.
+        store: takes the trials.
+        measurer: such as :func:`local_measurer`, a
+            :class:`~autotune.kernels.measure.protocol.KernelTimer` unless the plan is to predict;
+            entered here.
+        on_progress: told after every trial.
 
     Raises:
         NoFeasibleCandidateError: if nothing works at any M.
@@ -177,10 +191,14 @@ def run(plan: Plan, store: Store, on_progress: OnProgress) -> Result:
             # Keys tuned by earlier commands stay in the file: fewer keys are a worse file.
             ms = [w.spec["m"] for w in store.workloads(record)]
             earlier = _earlier(plan, store.trials(record), ms)
-            if plan.measured:
-                found = _measured(plan, earlier, store, log, on_progress)
-            else:
-                found = _predicted(plan, earlier, store, log, on_progress)
+            cache = _CountingCache(store)
+            with measurer:
+                measurer.use(cache)
+                if plan.measured:
+                    timer = cast("KernelTimer", measurer)
+                    found = _measured(plan, earlier, timer, log, on_progress)
+                else:
+                    found = _predicted(plan, earlier, measurer, log, on_progress)
             if not found.selections:
                 raise NoFeasibleCandidateError("; ".join(found.failed.values()))
             trials = store.trials(record)
@@ -194,8 +212,8 @@ def run(plan: Plan, store: Store, on_progress: OnProgress) -> Result:
         counts={name: n for name, n in counts.items() if n},
         trials=len(trials),
         fresh=stored.appended,
-        compiled=found.compiled,
-        cached=found.cached,
+        compiled=len(cache.stored),
+        cached=len(cache.found),
         seconds=seconds,
         out_of_budget=found.out_of_budget,
         failed=found.failed,
@@ -208,25 +226,20 @@ class _Found:
     selections: dict[int, Selection]
     failed: dict[int, str]
     out_of_budget: tuple[int, ...]
-    compiled: int
-    cached: int
     measured: MeasuredFacts | None = None
 
 
 def _predicted(
     plan: Plan,
     earlier: Mapping[int, Selection],
-    store: Store,
+    measurer: KernelMeasurer,
     log: TrialLog,
     on_progress: OnProgress,
 ) -> _Found:
-    with compile_pool(plan.workers, plan.kernel) as pool:
-        cache = _CountingCache(store)
-        measurer = PredictingMeasurer(plan.device, plan.kernel, cache, pool)
-        defaults = default_rows(pool, plan.kernel, plan.shape, plan.ms)
-        proposers = _proposers(plan, defaults)
-        baselines = _baselines(plan, defaults, measurer, log, on_progress)
-        searches = _searches(plan, proposers, measurer, log, on_progress)
+    defaults = measurer.defaults(plan.ms)
+    proposers = _proposers(plan, defaults)
+    baselines = _baselines(plan, defaults, measurer, log, on_progress)
+    searches = _searches(plan, proposers, measurer, log, on_progress)
     selections, failed = dict(earlier), dict[int, str]()
     for m, search in searches.items():
         trials = log.load(search.workload, Phase.SEARCH)  # of earlier commands with more effort too
@@ -235,61 +248,55 @@ def _predicted(
         except NoFeasibleCandidateError as error:
             failed[m] = str(error)
     late = tuple(m for m, s in searches.items() if s.out_of_time)
-    return _Found(selections, failed, late, len(cache.stored), len(cache.found))
+    return _Found(selections, failed, late)
 
 
 def _measured(
     plan: Plan,
     earlier: Mapping[int, Selection],
-    store: Store,
+    measurer: KernelTimer,
     log: TrialLog,
     on_progress: OnProgress,
 ) -> _Found:
     watch = Stopwatch()
     timed = TimedLog(log, watch)
-    others, cache = others_on(plan.gpus), store.cache()
-    options = _options(plan, store.path.parent)
-    with (
-        compile_pool(plan.workers, plan.kernel) as pool,
-        GpuMeasurer(plan.shape, options, compiler_in(pool, plan.kernel)) as measurer,
-    ):
-        with watch.running("start"):
-            keys = [*{*earlier, *plan.ms}]
-            defaults = default_rows(pool, plan.kernel, plan.shape, [*{*keys, *held_out(keys)}])
-            # Ranking takes a second or two, in which the measuring processes are starting.
-            proposers = _proposers(plan, defaults)
-            widened = _widens_fp8(plan, pool, cache)
-            _check_any_works(_baselines(plan, defaults, measurer, timed, on_progress))
-            facts = measurer.facts() | {"fp16_fallback": widened, "others": others}
-        measurer.prepare_comparisons()
-        with watch.running("search"):
-            timed_proposers = {m: TimedProposer(p, watch) for m, p in proposers.items()}
-            searches = _searches(plan, timed_proposers, measurer, timed, on_progress)
-        finalists = {
-            m: _finalists(timed.load(search.workload, Phase.SEARCH), defaults[m])
-            for m, search in searches.items()
-        }
-        with watch.running("confirm"):
-            confirmed = confirm(
-                plan.shape,
-                finalists,
-                measurer,
-                timed,
-                min_gain=plan.min_gain,
-                seed=plan.seed,
-                on_progress=on_progress,
-            )
-        with watch.running("between"):
-            selections = {**earlier, **confirmed.selections}
-            checked = _check_between(plan, selections, defaults, pool, measurer, timed, on_progress)
+    others = others_on(plan.gpus)
+    with watch.running("start"):
+        keys = [*{*earlier, *plan.ms}]
+        defaults = measurer.defaults([*{*keys, *held_out(keys)}])
+        # Ranking takes a second or two, in which the measuring processes are starting.
+        proposers = _proposers(plan, defaults)
+        _check_any_works(_baselines(plan, defaults, measurer, timed, on_progress))
+        facts = measurer.facts() | {"others": others}
+    measurer.prepare_comparisons()
+    with watch.running("search"):
+        timed_proposers = {m: TimedProposer(p, watch) for m, p in proposers.items()}
+        searches = _searches(plan, timed_proposers, measurer, timed, on_progress)
+    finalists = {
+        m: _finalists(timed.load(search.workload, Phase.SEARCH), defaults[m])
+        for m, search in searches.items()
+    }
+    with watch.running("confirm"):
+        confirmed = confirm(
+            plan.shape,
+            finalists,
+            measurer,
+            timed,
+            min_gain=plan.min_gain,
+            seed=plan.seed,
+            on_progress=on_progress,
+        )
+    with watch.running("between"):
+        selections = {**earlier, **confirmed.selections}
+        checked = _check_between(plan, selections, defaults, measurer, timed, on_progress)
     spent = {f"{name}_s": seconds for name, seconds in watch.seconds.items()}
     late = tuple(m for m, s in searches.items() if s.out_of_time)
-    measured = MeasuredFacts(facts, spent | asdict(measurer.spent), checked.between)
+    measured = MeasuredFacts(facts, spent | dict(measurer.spent), checked.between)
     failed = {m: why for m, why in confirmed.failed.items() if m not in checked.selections}
-    return _Found(checked.selections, failed, late, 0, 0, measured)
+    return _Found(checked.selections, failed, late, measured)
 
 
-def _options(plan: Plan, shared: Path) -> GpuOptions:
+def _options(plan: Plan, shared: Path | None) -> GpuOptions:
     return GpuOptions(
         gpus=tuple(gpu.index for gpu in plan.gpus),
         arch=plan.device.arch,
@@ -300,18 +307,6 @@ def _options(plan: Plan, shared: Path) -> GpuOptions:
         uuids={gpu.index: gpu.uuid for gpu in plan.gpus},
         shared_locks=shared,
     )
-
-
-def _widens_fp8(plan: Plan, pool: WorkerPool, cache: Cache) -> bool:
-    """Whether this Triton multiplies fp8 as fp16 on the device: one kernel, compiled and read.
-
-    Of 64 rows and columns: on sm_90 smaller tiles do so with every Triton.
-    """
-    shape = plan.shape
-    if shape.dtype != "fp8_w8a8":
-        return False
-    probe = CompileJob(shape, plan.device.arch, 64, 64, 128, 4, 3, 1, specialise(shape, 64))
-    return fp16_fallback(next(compile_many(pool, [probe], plan.kernel, cache)), shape)
 
 
 def _check_any_works(baselines: Mapping[int, Trial]) -> None:
@@ -332,8 +327,7 @@ def _check_between(
     plan: Plan,
     selections: Mapping[int, Selection],
     defaults: Mapping[int, Candidate],
-    pool: WorkerPool,
-    measurer: GpuMeasurer,
+    measurer: KernelTimer,
     log: TrialLog,
     on_progress: OnProgress,
 ) -> Checked:
@@ -341,7 +335,7 @@ def _check_between(
     if not selections:
         return Checked({}, [])
     unknown = [m for m in held_out(list(selections)) if m not in defaults]
-    more = default_rows(pool, plan.kernel, plan.shape, unknown) if unknown else {}
+    more = measurer.defaults(unknown) if unknown else {}
     return check_between(
         plan.shape,
         selections,
@@ -380,7 +374,7 @@ def _baselines(
     on_progress: OnProgress,
 ) -> dict[int, Trial]:
     """VLLM's default at every M."""
-    jobs = [(defaults[m], MoeWorkload(plan.shape, m)) for m in plan.ms]
+    jobs = [Job(defaults[m], MoeWorkload(plan.shape, m)) for m in plan.ms]
     baselines = {}
     for m, progress in zip(plan.ms, measure_all(jobs, Phase.BASELINE, measurer, log), strict=True):
         baselines[m] = progress.trial

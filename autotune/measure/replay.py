@@ -140,10 +140,11 @@ class Landscape(HoldsNothing):
         Raises:
             BadInputError: if the landscape does not hold a candidate.
         """
-        for candidate, workload in jobs:
-            found = self.table.get((workload.label, candidate))
+        for job in jobs:
+            where, candidate = job.workload.label, job.candidate
+            found = self.table.get((where, candidate))
             if found is None:
                 raise BadInputError(
-                    f"the landscape has no {workload.label} {candidate.params}; record it first"
+                    f"the landscape has no {where} {candidate.params}; record it first"
                 )
             yield found

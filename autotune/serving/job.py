@@ -12,6 +12,7 @@ from typing import Any
 from autotune.core import (
     BadInputError,
     Candidate,
+    Job,
     Measurer,
     NoFeasibleCandidateError,
     Outcome,
@@ -26,7 +27,7 @@ from autotune.serving.decide.schedule import Schedule, judge, offer
 from autotune.serving.forecast.forecast import Forecast, ForecastProposer
 from autotune.serving.measure.load import LoadOptions
 from autotune.serving.measure.measurer import ServingMeasurer
-from autotune.serving.measure.race import Race
+from autotune.serving.measure.race import rules_of
 from autotune.serving.memory.search import search_utilization
 from autotune.serving.memory.utilization import Borders
 from autotune.serving.plan import Plan
@@ -35,7 +36,7 @@ from autotune.serving.retry import OF_THE_MOMENT, LatestLog
 from autotune.serving.stored import Apart, load_served
 from autotune.store.run_log import recorded
 from autotune.store.store import Store
-from autotune.tune import Limits, Search, TrialLog, measure_all, search_all
+from autotune.tune import Limits, Progress, Search, TrialLog, measure_all, search_all
 
 _UNLIMITED = 1_000_000
 
@@ -93,13 +94,31 @@ class Result:
         return [t for t in made if t.measurement.outcome is not Outcome.OK]
 
 
-def run(plan: Plan, store: Store, logs: Path, on_progress: OnProgress) -> Result:
+def local_measurer(plan: Plan, logs: Path) -> ServingMeasurer:
+    """Make the measurer that starts the plan's servers from this process.
+
+    Args:
+        plan: says how.
+        logs: the folder for the servers' output.
+    """
+    return ServingMeasurer(
+        plan.launcher,
+        plan.recipe.settings,
+        LoadOptions(plan.prompts, plan.request_timeout_s),
+        logs,
+        basis=plan.basis,
+        start_timeout_s=plan.start_timeout_s,
+        tasks=plan.tasks,
+    )
+
+
+def run(plan: Plan, store: Store, measurer: Measurer, on_progress: OnProgress) -> Result:
     """Measure what the plan asks for; all that is learnt goes to the store.
 
     Args:
         plan: what to do.
         store: takes the trials.
-        logs: the folder for the servers' output.
+        measurer: such as :func:`local_measurer`; entered here.
         on_progress: told after every trial.
 
     Raises:
@@ -107,29 +126,21 @@ def run(plan: Plan, store: Store, logs: Path, on_progress: OnProgress) -> Result
         BadInputError: another process tunes this study, or it was made for something else.
         MissingEnvironmentError: vLLM is not there.
     """
-    began = time.monotonic()
+    began, fresh = time.monotonic(), list[Trial]()
+
+    def told(progress: Progress) -> None:
+        fresh.extend([] if progress.reused else [progress.trial])
+        on_progress(progress)
+
     study = store.study(plan.study, "spec", plan.identity())
     with store.lock_study(plan.study):
         record = store.search(study, plan.setup())
-        with recorded(store, record, plan.command) as stored:
+        with recorded(store, record, plan.command) as stored, measurer:
             log = LatestLog(stored, retry_failed=plan.retry_failed)
-            race = Race(plan.baseline)
-            measurer = ServingMeasurer(
-                plan.launcher,
-                plan.recipe.settings,
-                LoadOptions(plan.prompts, plan.request_timeout_s),
-                logs,
-                basis=plan.basis,
-                start_timeout_s=plan.start_timeout_s,
-                parts=log,
-                rules_of=race.rules,
-                tasks=plan.tasks,
-            )
-            plan, borders = search_utilization(plan, measurer, log, on_progress)
-            race.baseline = plan.baseline
+            plan, borders = search_utilization(plan, measurer, log, told)
             deadline = float("inf") if plan.budget_s is None else began + plan.budget_s
-            found = _tuned(plan, measurer, log, on_progress, race, deadline)
-            boots = sum(t.measurement.details.get("boots", 0) for t in store.trials(record))
+            found = _tuned(plan, measurer, log, told, deadline)
+            boots = _boots(store.trials(record))
             served = load_served(store, plan.study, (plan.setup(), plan.scenario))
     left_out = {**plan.refused, **found.proposer.left_out()}
     for trial in found.contenders.references:
@@ -150,10 +161,15 @@ def run(plan: Plan, store: Store, logs: Path, on_progress: OnProgress) -> Result
         boots=boots,
         boots_of_load=served.boots,
         apart=served.apart(found.confirmed.trials if found.confirmed else ()),
-        fresh_boots=measurer.boots,
+        fresh_boots=_boots(fresh),
         out_of_time=found.search.out_of_time,
         seconds=time.monotonic() - began,
     )
+
+
+def _boots(trials: Sequence[Trial]) -> int:
+    """Count the servers that were started for these."""
+    return sum(t.measurement.details.get("boots", 0) for t in trials)
 
 
 @dataclass(frozen=True)
@@ -172,20 +188,24 @@ def _tuned(
     measurer: Measurer,
     log: TrialLog,
     on_progress: OnProgress,
-    race: Race,
     deadline: float,
 ) -> _Found:
     scenario = plan.scenario
     baseline = _baseline(plan, measurer, log, on_progress)
     proposer = ForecastProposer(plan.grid, baseline, scenario, plan.growth())
-    race.proposer = proposer
-    search = Search(scenario, proposer, Limits(_UNLIMITED, deadline))
+    search = Search(
+        scenario,
+        proposer,
+        Limits(_UNLIMITED, deadline),
+        lambda candidate: rules_of(candidate, scenario, plan.baseline, proposer),
+    )
     for progress in search_all([search], measurer, log):
         on_progress(progress)
     trials = [baseline, *(t for t in search.trials if t.candidate in plan.grid)]
 
     def boot(candidate: Candidate) -> Trial:
-        (progress,) = measure_all([(candidate, scenario)], Phase.CONFIRM, measurer, log)
+        job = Job(candidate, scenario, rules_of(candidate, scenario, plan.baseline))
+        (progress,) = measure_all([job], Phase.CONFIRM, measurer, log)
         on_progress(progress)
         return progress.trial
 
@@ -243,7 +263,9 @@ def _baseline(plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProg
         NoFeasibleCandidateError: it does not work; then nothing can be compared with it.
         BadInputError: vLLM knows a flag or a value of it to be wrong.
     """
-    (progress,) = measure_all([(plan.baseline, plan.scenario)], Phase.BASELINE, measurer, log)
+    rules = rules_of(plan.baseline, plan.scenario, plan.baseline)
+    job = Job(plan.baseline, plan.scenario, rules)
+    (progress,) = measure_all([job], Phase.BASELINE, measurer, log)
     on_progress(progress)
     measurement = progress.trial.measurement
     if measurement.outcome is not Outcome.OK:

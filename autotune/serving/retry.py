@@ -13,7 +13,7 @@ OF_THE_MOMENT = retry.OF_THE_MOMENT
 
 
 class LatestLog(retry.LatestLog):
-    """See :class:`autotune.store.retry.LatestLog`; a ``PartLog`` as well."""
+    """See :class:`autotune.store.retry.LatestLog`."""
 
     def failed(self, trial: Trial) -> bool:
         """Whether another try may change it."""

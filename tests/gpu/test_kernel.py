@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from autotune.core import Candidate, Outcome
-from autotune.kernels.compile.job import compile_pool, kernel_info
-from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions, compiler_in
-from autotune.kernels.moe.defaults import default_rows
+from autotune.core import Candidate, Group, Job, Outcome
+from autotune.kernels.compile.job import kernel_info
+from autotune.kernels.compile.processes import CompileProcesses
+from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload, Scheme
 from autotune.kernels.plan import checks
 from autotune.machine.devices import detect_gpus, resolve_device
@@ -47,17 +47,13 @@ def measurer(
         l2_bytes=device.l2_bytes,
         kernel=kernel,
     )
-    found = kernel_info()
-    with (
-        compile_pool(usable_cpus(), found) as pool,
-        GpuMeasurer(shape, options, compiler_in(pool, found)) as opened,
-    ):
+    with GpuMeasurer(shape, options, CompileProcesses(kernel_info(), usable_cpus())) as opened:
         yield opened
 
 
 def defaults(shape: MoeShape, *ms: int) -> dict[int, Candidate]:
-    with compile_pool(1, kernel_info()) as pool:
-        return default_rows(pool, kernel_info(), shape, ms)
+    with CompileProcesses(kernel_info(), 1) as processes:
+        return processes.defaults(shape, ms)
 
 
 def with_group(candidate: Candidate, group: int) -> Candidate:
@@ -70,9 +66,11 @@ def test_every_scheme_is_timed_and_right(name: str) -> None:
     rows = defaults(shape, 1, 48, 1024)
     with measurer(shape) as opened:
         print(opened.facts())
-        jobs = [(row, MoeWorkload(shape, m)) for m, row in rows.items()]
+        jobs = [Job(row, MoeWorkload(shape, m)) for m, row in rows.items()]
         timed = list(opened.measure(jobs))
-        groups = [(w, [row, with_group(row, 16)], 7) for row, w in jobs]
+        groups = [
+            Group(job.workload, (job.candidate, with_group(job.candidate, 16)), 7) for job in jobs
+        ]
         compared = list(opened.compare(groups, check=True))
         print(opened.spent)
     for measurement in timed:
@@ -81,7 +79,7 @@ def test_every_scheme_is_timed_and_right(name: str) -> None:
         for measurement in group.values():
             print(name, measurement)
     assert [m.outcome for m in timed] == [Outcome.OK] * 3
-    assert opened.spent.compiled_late == 0
+    assert opened.spent["compiled_late"] == 0
     assert {m.outcome for group in compared for m in group.values()} == {Outcome.OK}
 
 
@@ -104,7 +102,7 @@ class TestFaults:
         shape = SHAPES["int8"]
         row, workload = defaults(shape, 64)[64], MoeWorkload(shape, 64)
         begin = time.monotonic()
-        jobs = [(c, workload) for c in (row, with_group(row, kind), with_group(row, 2))]
+        jobs = [Job(c, workload) for c in (row, with_group(row, kind), with_group(row, 2))]
         before, bad, after = opened.measure(jobs)
         print(bad, f"{time.monotonic() - begin:.1f} s")
         assert before.outcome is after.outcome is Outcome.OK
@@ -113,8 +111,9 @@ class TestFaults:
     def test_a_wrong_result_cannot_win(self, opened: GpuMeasurer) -> None:
         shape = SHAPES["int8"]
         row, workload = defaults(shape, 64)[64], MoeWorkload(shape, 64)
-        kinds = [row, *(with_group(row, k) for k in (fake_kernel.WRONG, fake_kernel.NOT_A_NUMBER))]
-        (group,) = opened.compare([(workload, kinds, 3)], check=True)
+        bad = (fake_kernel.WRONG, fake_kernel.NOT_A_NUMBER)
+        kinds = (row, *(with_group(row, kind) for kind in bad))
+        (group,) = opened.compare([Group(workload, kinds, 3)], check=True)
         print(group)
         wrong = Outcome.WRONG_RESULT
         assert [m.outcome for m in group.values()] == [Outcome.OK, wrong, wrong]
@@ -126,12 +125,13 @@ def test_memory_stays_bounded_and_nothing_is_compiled_twice() -> None:
     chosen = random.Random(0).sample(feasible, 160)
     begin = time.monotonic()
     with measurer(GEMMA) as opened:
-        jobs = [(c, MoeWorkload(GEMMA, m)) for c in chosen for m in (8, 64, 512)]
+        jobs = [Job(c, MoeWorkload(GEMMA, m)) for c in chosen for m in (8, 64, 512)]
         found = list(opened.measure(jobs))
         print(opened.spent, f"{time.monotonic() - begin:.1f} s for {len(jobs)}")
     slowest = sorted(m.seconds for m in found)[-5:]
     print("slowest candidates (s):", slowest, [m.message for m in found if m.message][:5])
     assert sum(m.outcome is Outcome.OK for m in found) > 0.9 * len(jobs)
-    assert opened.spent.compiled_late == 0
-    assert opened.spent.peak_rss_mib - opened.spent.first_rss_mib < 1024
-    assert opened.spent.peak_device_mib - opened.spent.first_device_mib < 1024
+    assert opened.spent["compiled_late"] == 0
+    spent = opened.spent
+    assert spent["peak_rss_mib"] - spent["first_rss_mib"] < 1024
+    assert spent["peak_device_mib"] - spent["first_device_mib"] < 1024

@@ -43,7 +43,7 @@ from tests.kernels.kept_study import (
     checkout,
     database,
 )
-from tests.kernels.test_gpu import SHAPE, candidate, compiler
+from tests.kernels.test_gpu import SHAPE, NoCompiler, candidate
 
 LANDSCAPE = KEPT.parent / "landscape-h200-e128-n704-channel.csv.gz"
 Run = Callable[..., tuple[int, str, str]]
@@ -67,7 +67,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake kernel in the real measuring processes."""
 
     def measurer(shape: Any, options: GpuOptions, _: Any) -> GpuMeasurer:
-        return GpuMeasurer(shape, replace(options, kernel="tests.fake_kernel"), compiler)
+        return GpuMeasurer(shape, replace(options, kernel="tests.fake_kernel"), NoCompiler())
 
     monkeypatch.setattr(compare, "GpuMeasurer", measurer)
     monkeypatch.setattr(measurable, "cannot_measure", lambda: None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import cast
 
 import pytest
 from hypothesis import given
@@ -14,6 +13,9 @@ from hypothesis import strategies as st
 from autotune.core import (
     Basis,
     Candidate,
+    Group,
+    HoldsNothing,
+    Job,
     Measurement,
     Outcome,
     Phase,
@@ -31,11 +33,12 @@ from autotune.kernels.decide.confirm import (
     select_stored,
     side_by_side,
 )
-from autotune.kernels.measure.measurer import ROUNDS, GpuMeasurer
+from autotune.kernels.measure.measurer import ROUNDS
 from autotune.kernels.moe.shape import MoeWorkload
 from autotune.tune import Progress
 from tests import fake_kernel
 from tests.kernels.test_gpu import SHAPE, candidate, measurer
+from tests.support.no_parts import NoParts
 
 DEFAULT, FAST, FASTER, SLOW = (candidate(stages=stages) for stages in (2, 3, 4, 5))
 WRONG, CRASHES = candidate(stages=6), candidate(stages=7)
@@ -43,7 +46,7 @@ TIMES = {DEFAULT: 100.0, FAST: 90.0, FASTER: 80.0, SLOW: 120.0, WRONG: 1.0}
 BAD = {WRONG: Outcome.WRONG_RESULT, CRASHES: Outcome.CRASH}
 
 
-class Log:
+class Log(NoParts):
     """Keeps what is appended, as the store does."""
 
     def __init__(self) -> None:
@@ -77,7 +80,7 @@ class MortalLog(Log):
         super().append(workload, trial)
 
 
-class StandIn:
+class StandIn(HoldsNothing):
     """A measurer of groups whose times are a table; each comparison has a clock of its own."""
 
     def __init__(
@@ -89,9 +92,11 @@ class StandIn:
         self.groups: list[tuple[int, tuple[Candidate, ...], int, bool]] = []
 
     def compare(
-        self, groups: Iterable[tuple[MoeWorkload, Sequence[Candidate], int]], *, check: bool
+        self, groups: Iterable[Group], *, check: bool
     ) -> Iterator[dict[Candidate, Measurement]]:
-        for workload, candidates, seed in groups:
+        for group in groups:
+            workload, candidates, seed = group.workload, group.candidates, group.seed
+            assert isinstance(workload, MoeWorkload)
             self.groups.append((workload.m, tuple(candidates), seed, check))
             clock = 1.0 + len(self.groups)
             key = digest([workload.key, seed, [c.key for c in candidates], check])
@@ -108,9 +113,10 @@ class StandIn:
             return Measurement(self.bad[it], Basis.MEASURED, samples=samples, details=details)
         return Measurement(Outcome.OK, Basis.MEASURED, samples[4], samples, details=details)
 
-    @property
-    def gpu(self) -> GpuMeasurer:
-        return cast("GpuMeasurer", self)
+    basis = Basis.MEASURED
+
+    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
+        raise AssertionError("a confirmation compares")
 
 
 def nothing(_: Progress) -> None:
@@ -127,9 +133,7 @@ def confirmed(
 def chosen(
     finalists: Mapping[int, Sequence[Candidate]], standing: StandIn, log: Log, seed: int = 7
 ) -> Confirmed:
-    return confirm(
-        SHAPE, finalists, standing.gpu, log, min_gain=0.01, seed=seed, on_progress=nothing
-    )
+    return confirm(SHAPE, finalists, standing, log, min_gain=0.01, seed=seed, on_progress=nothing)
 
 
 # ---------------------------------------------------------------------------- held out
@@ -270,9 +274,7 @@ def test_a_stored_comparison_is_used_again() -> None:
     finalists = {1: [DEFAULT, FAST], 64: [DEFAULT, FASTER]}
     first = confirmed(finalists, StandIn(), log)
     again, before = StandIn(), list(log.trials)
-    found = confirm(
-        SHAPE, finalists, again.gpu, log, min_gain=0.01, seed=7, on_progress=told.append
-    )
+    found = confirm(SHAPE, finalists, again, log, min_gain=0.01, seed=7, on_progress=told.append)
     assert {m: s.winner.candidate for m, s in found.selections.items()} == first
     assert again.groups == []
     assert log.trials == before
@@ -323,7 +325,7 @@ def test_only_what_was_measured_side_by_side_is_compared() -> None:
     for group in ([DEFAULT, FAST], [DEFAULT, FASTER], [DEFAULT, FAST, FASTER]):
         measured = StandIn()
         measured.groups = [(0, (), 0, False)] * len(log.trials)  # another clock
-        found = side_by_side({workload: group}, measured.gpu, log, 7, nothing, check=True)
+        found = side_by_side({workload: group}, measured, log, 7, nothing, check=True)
         assert len(compared_with(found[workload])) == 1
 
 
@@ -331,7 +333,7 @@ def test_the_order_is_that_of_the_candidates() -> None:
     log, workload = Log(), MoeWorkload(SHAPE, 8)
     group = [DEFAULT, SLOW, WRONG, FAST]
     for _ in range(2):
-        found = side_by_side({workload: group}, StandIn().gpu, log, 7, nothing, check=True)
+        found = side_by_side({workload: group}, StandIn(), log, 7, nothing, check=True)
         assert [t.candidate for t in found[workload]] == group
 
 
@@ -373,7 +375,7 @@ def test_outputs_that_were_not_checked_decide_no_key() -> None:
     """As between the keys of another command."""
     log, workload = Log(), MoeWorkload(SHAPE, 8)
     confirmed({8: [DEFAULT, FAST]}, StandIn(), log)
-    side_by_side({workload: [DEFAULT, FASTER]}, StandIn().gpu, log, 2_000_000, nothing, check=False)
+    side_by_side({workload: [DEFAULT, FASTER]}, StandIn(), log, 2_000_000, nothing, check=False)
     found = select_stored(workload, DEFAULT, log.trials, 0.01)
     assert found is not None
     assert found.winner.candidate == FAST
@@ -414,7 +416,7 @@ def between(
     first = confirm(
         SHAPE,
         {m: [defaults, row] for m, row in chosen.items()},
-        slow_default.gpu,
+        slow_default,
         Log(),
         min_gain=0.01,
         seed=0,
@@ -426,7 +428,7 @@ def between(
         SHAPE,
         first,
         dict.fromkeys(needed, defaults),
-        standing.gpu,
+        standing,
         Log() if log is None else log,
         seed=0,
         on_progress=nothing,
@@ -496,7 +498,7 @@ def test_a_row_that_fails_between_the_keys_is_replaced(row: Candidate) -> None:
         SHAPE,
         {8: Selection("w", worked, default, 2.0, kept_incumbent=False)},
         {8: DEFAULT, 16: DEFAULT},
-        standing.gpu,
+        standing,
         log,
         seed=0,
         on_progress=nothing,

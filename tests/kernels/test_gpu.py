@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -24,6 +24,8 @@ import pytest
 from autotune.core import (
     Basis,
     Candidate,
+    Group,
+    Job,
     Measurement,
     Measurer,
     MissingEnvironmentError,
@@ -31,6 +33,7 @@ from autotune.core import (
     Workload,
 )
 from autotune.kernels.compile.job import Compiled, CompileJob
+from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.measure.measurer import KERNEL, GpuMeasurer, GpuOptions
 from autotune.kernels.measure.requests import Comparison, GpuSetup, Timing
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload, Scheme
@@ -58,15 +61,32 @@ def candidate(kind: int = fake_kernel.FINE, columns: int = 128, stages: int = 3)
     )
 
 
-def compiler(jobs: Iterable[CompileJob], folder: str) -> Iterator[Compiled]:
-    """Everything compiles but tiles of 32 columns."""
-    for job in jobs:
-        fails = job.block_n == 32
-        yield Compiled(
-            Outcome.COMPILE_ERROR if fails else Outcome.OK,
-            message="no" if fails else "",
-            seconds=0.5,
-        )
+class NoCompiler(CompileProcesses):
+    """Everything compiles but tiles of 32 columns; the default has 64, and four stages."""
+
+    def __init__(self, *, widens: bool = False) -> None:
+        self.widens = widens
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def compile(self, jobs: Iterable[CompileJob], *_: object, **__: object) -> Iterator[Compiled]:
+        for job in jobs:
+            fails = job.block_n == 32
+            yield Compiled(
+                Outcome.COMPILE_ERROR if fails else Outcome.OK,
+                message="no" if fails else "",
+                seconds=0.5,
+            )
+
+    def defaults(self, shape: MoeShape, ms: Sequence[int]) -> dict[int, Candidate]:
+        return {m: candidate(columns=64, stages=4) for m in ms}
+
+    def widens_fp8(self, shape: MoeShape, arch: int, cache: object) -> bool:
+        return self.widens
 
 
 def measurer(gpus: Sequence[int] = (0,), **changes: Any) -> GpuMeasurer:
@@ -77,7 +97,7 @@ def measurer(gpus: Sequence[int] = (0,), **changes: Any) -> GpuMeasurer:
         kernel="tests.fake_kernel",
         locks=(Path(LOCKS.name),),
     )
-    return GpuMeasurer(SHAPE, replace(options, **changes), compiler)
+    return GpuMeasurer(SHAPE, replace(options, **changes), NoCompiler())
 
 
 def starts(opened: GpuMeasurer, purpose: str = "search") -> list[str]:
@@ -118,7 +138,7 @@ class TestContract(MeasurerContract):
 def test_what_a_candidate_does_is_an_outcome_and_the_next_is_measured(
     kind: int, outcome: Outcome, message: str
 ) -> None:
-    jobs = [(c, WORKLOAD) for c in (candidate(), candidate(kind), candidate(stages=4))]
+    jobs = [Job(c, WORKLOAD) for c in (candidate(), candidate(kind), candidate(stages=4))]
     with measurer() as opened:
         before, bad, after = opened.measure(jobs)
         lost = outcome is not Outcome.OUT_OF_MEMORY
@@ -130,18 +150,18 @@ def test_what_a_candidate_does_is_an_outcome_and_the_next_is_measured(
 
 def test_a_kernel_of_two_batch_sizes_is_compiled_once() -> None:
     with measurer() as opened:
-        list(opened.measure([(candidate(), WORKLOAD), (candidate(), MoeWorkload(SHAPE, 2 * M))]))
-        assert opened.spent.compile_cpu == 2 * 0.5
+        list(opened.measure([Job(candidate(), w) for w in (WORKLOAD, MoeWorkload(SHAPE, 2 * M))]))
+        assert opened.spent["compile_cpu"] == 2 * 0.5
 
 
 def test_a_slow_candidate_is_given_up_after_two_samples() -> None:
     with measurer() as opened:
         fast, slow = opened.measure(
             itertools.chain(
-                [(candidate(), WORKLOAD)], [(candidate(columns=256, stages=9), WORKLOAD)]
+                [Job(candidate(), WORKLOAD)], [Job(candidate(columns=256, stages=9), WORKLOAD)]
             )
         )
-        again = list(opened.measure([(candidate(columns=256, stages=8), WORKLOAD)]))
+        again = list(opened.measure([Job(candidate(columns=256, stages=8), WORKLOAD)]))
     assert (len(fast.samples), fast.details["raced"]) == (5, False)
     assert slow.value is not None
     assert (len(again[0].samples), again[0].details["raced"]) == (2, True)
@@ -151,8 +171,8 @@ def test_a_slow_candidate_is_given_up_after_two_samples() -> None:
 def test_one_disturbed_sample_makes_no_slow_candidate() -> None:
     disturbed = candidate(fake_kernel.DISTURBED)
     with measurer() as opened:
-        (fast,) = opened.measure([(candidate(), WORKLOAD)])
-        (found,) = opened.measure([(disturbed, WORKLOAD)])
+        (fast,) = opened.measure([Job(candidate(), WORKLOAD)])
+        (found,) = opened.measure([Job(disturbed, WORKLOAD)])
     assert found.samples[0] > 9 * (fast.value or 0)
     assert not found.details["raced"]
     assert found.value == fast.value
@@ -160,17 +180,17 @@ def test_one_disturbed_sample_makes_no_slow_candidate() -> None:
 
 def test_the_race_is_of_one_batch_size() -> None:
     with measurer() as opened:
-        list(opened.measure([(candidate(), MoeWorkload(SHAPE, 1))]))
-        (other,) = opened.measure([(candidate(), MoeWorkload(SHAPE, 64))])
+        list(opened.measure([Job(candidate(), MoeWorkload(SHAPE, 1))]))
+        (other,) = opened.measure([Job(candidate(), MoeWorkload(SHAPE, 64))])
     assert not other.details["raced"]
 
 
 def test_a_process_that_holds_too_much_is_replaced_and_nothing_is_lost() -> None:
-    jobs = [(candidate(fake_kernel.GROWS, stages=stages), WORKLOAD) for stages in range(2, 14)]
+    jobs = [Job(candidate(fake_kernel.GROWS, stages=stages), WORKLOAD) for stages in range(2, 14)]
     with measurer(memory_limit_mib=1250) as opened:
         found = list(opened.measure(jobs))
         assert len(starts(opened)) >= 3
-        assert opened.spent.peak_rss_mib <= 1250 + 100
+        assert opened.spent["peak_rss_mib"] <= 1250 + 100
     assert [m.outcome for m in found] == [Outcome.OK] * 12
 
 
@@ -178,12 +198,12 @@ def test_a_process_that_holds_too_much_is_replaced_and_nothing_is_lost() -> None
 def test_a_process_that_holds_too_much_is_no_candidates_fault(bad: tuple[int, ...]) -> None:
     """Between two comparisons, and between the tries that tell which candidate fails."""
     grows = [candidate(fake_kernel.GROWS, stages=stages) for stages in (2, 3, 4)]
-    group = [*grows, *map(candidate, bad)]
+    group = (*grows, *map(candidate, bad))
     workloads = [MoeWorkload(SHAPE, m) for m in (1, 8, 64)]
     with measurer(memory_limit_mib=1250) as opened:
-        found = list(opened.compare([(w, group, 0) for w in workloads], check=True))
+        found = list(opened.compare([Group(w, group, 0) for w in workloads], check=True))
         assert len(starts(opened, "compare")) >= 3
-        assert opened.spent.replaced >= 2
+        assert opened.spent["replaced"] >= 2
     for compared in found:
         assert {compared[one].outcome for one in grows} == {Outcome.OK}
         assert all(len(compared[one].samples) == 9 for one in grows)
@@ -191,11 +211,13 @@ def test_a_process_that_holds_too_much_is_no_candidates_fault(bad: tuple[int, ..
 
 def test_a_measurement_says_which_gpu_made_it() -> None:
     with measurer(uuids={0: "GPU-abc"}) as known:
-        (measured,) = known.measure([(candidate(), WORKLOAD)])
-        (compared,) = known.compare([(WORKLOAD, [candidate(), candidate(stages=4)], 0)], check=True)
+        (measured,) = known.measure([Job(candidate(), WORKLOAD)])
+        (compared,) = known.compare(
+            [Group(WORKLOAD, (candidate(), candidate(stages=4)), 0)], check=True
+        )
     assert {m.details["gpu"] for m in (measured, *compared.values())} == {"GPU-abc"}
     with measurer() as unknown:
-        (measured,) = unknown.measure([(candidate(), WORKLOAD)])
+        (measured,) = unknown.measure([Job(candidate(), WORKLOAD)])
     assert measured.details["gpu"] == "0"
 
 
@@ -208,7 +230,7 @@ def test_a_gpu_is_measured_on_by_one_command_at_a_time() -> None:
 
 
 def test_every_gpu_has_a_process_of_its_own() -> None:
-    jobs = [(candidate(stages=stages), WORKLOAD) for stages in range(2, 40)]
+    jobs = [Job(candidate(stages=stages), WORKLOAD) for stages in range(2, 40)]
     with measurer(range(3)) as opened:
         assert len(list(opened.measure(jobs))) == len(jobs)
         assert sorted(starts(opened)) == ["0", "1", "2"]
@@ -217,7 +239,7 @@ def test_every_gpu_has_a_process_of_its_own() -> None:
 class TestCompare:
     def compare(self, *candidates: Candidate) -> dict[Candidate, Measurement]:
         with measurer() as opened:
-            (found,) = opened.compare([(WORKLOAD, candidates, 5)], check=True)
+            (found,) = opened.compare([Group(WORKLOAD, candidates, 5)], check=True)
             assert len(starts(opened, "compare")) >= 1
         return found
 
@@ -273,19 +295,15 @@ JOB = """
     from pathlib import Path
     from autotune.kernels.export import write as export
     from autotune.kernels import job
-    from autotune.kernels.measure.measurer import GpuMeasurer
     from autotune.store.store import Store
-    from tests.kernels.test_gpu import compiler
+    from tests.kernels.test_gpu import NoCompiler, measurer
     from tests.kernels.test_measured_job import plan
 
-    def measurer(shape, options, _):
-        return GpuMeasurer(shape, replace(options, kernel=sys.argv[2]), compiler)
-
     if __name__ == "__main__":
-        job.GpuMeasurer = measurer
         folder = Path(sys.argv[1])
         with Store.open(f"sqlite:///{folder}/a.db") as store:
-            result = job.run(plan(ms=(1, 64)), store, lambda progress: None)
+            timer = measurer(kernel=sys.argv[2], uuids={0: "GPU-0"}, locks=(folder / "locks",))
+            result = job.run(plan(ms=(1, 64)), store, timer, lambda progress: None)
         export.write(result, folder)
         print(result.fresh)
 """
@@ -423,5 +441,5 @@ def test_killed_while_a_measuring_process_hangs(tmp_path: Path) -> None:
 def test_a_gpu_that_torch_cannot_use_is_one_line() -> None:
     """As told by the real measuring process: the torch of these tests is the CPU build."""
     with measurer(kernel=KERNEL) as opened, pytest.raises(MissingEnvironmentError) as error:
-        list(opened.measure([(candidate(), WORKLOAD)]))
+        list(opened.measure([Job(candidate(), WORKLOAD)]))
     assert str(error.value) == "torch sees no CUDA device; is this a CPU build of torch?"

@@ -20,12 +20,13 @@ from autotune.core import (
 from autotune.kernels import job
 from autotune.kernels.compile.job import Compiled
 from autotune.kernels.compile.kernel_source import kernel_info
+from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.config_file import parse
 from autotune.kernels.export import write as export
 from autotune.kernels.job import Result, run
 from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
 from autotune.kernels.measure.requests import EXIT_DEVICE_ERROR, Comparison, Timing
-from autotune.kernels.moe.shape import MoeWorkload
+from autotune.kernels.moe.shape import MoeWorkload, Scheme
 from autotune.kernels.plan import Plan
 from autotune.kernels.report.page import write_page
 from autotune.kernels.stored import load
@@ -33,9 +34,7 @@ from autotune.machine.devices import GpuInfo, get_device
 from autotune.space.space import load_space
 from autotune.store.store import Store
 from tests import fake_kernel
-from tests.kernels.test_gpu import SHAPE, compiler
-
-pytestmark = pytest.mark.vllm
+from tests.kernels.test_gpu import SHAPE, NoCompiler
 
 # ------------------------------------------------------ this module in place of the kernel
 
@@ -64,14 +63,7 @@ def compare(request: Comparison) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def _fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def measurer(shape: Any, options: GpuOptions, _: Any) -> GpuMeasurer:
-        ours = replace(
-            options, kernel="tests.kernels.test_measured_job", locks=(tmp_path / "locks",)
-        )
-        return GpuMeasurer(shape, ours, compiler)
-
-    monkeypatch.setattr(job, "GpuMeasurer", measurer)
+def _fails_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(FAILS, raising=False)
 
 
@@ -96,10 +88,19 @@ def plan(**changes: Any) -> Plan:
     return Plan(**(known | changes))
 
 
-def tune(tmp_path: Path, **changes: Any) -> tuple[Result, list[Any]]:
+def tune(tmp_path: Path, *, widens: bool = False, **changes: Any) -> tuple[Result, list[Any]]:
     steps: list[Any] = []
+    options = GpuOptions(
+        gpus=(0,),
+        arch=90,
+        l2_bytes=60 * 2**20,
+        kernel="tests.kernels.test_measured_job",
+        uuids={0: "GPU-0"},
+        locks=(tmp_path / "locks",),
+    )
+    measurer = GpuMeasurer(SHAPE, options, NoCompiler(widens=widens))
     with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
-        result = run(plan(**changes), store, steps.append)
+        result = run(plan(**changes), store, measurer, steps.append)
     return result, steps
 
 
@@ -272,28 +273,35 @@ def test_every_measurement_names_its_gpu(tmp_path: Path) -> None:
     assert {m.details["gpu"] for m in ok} == {"GPU-0"}
 
 
-@pytest.mark.parametrize(("found", "warns"), [("HMMA", True), ("QMMA", False)])
-def test_fp8_multiplied_as_fp16_is_warned_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str, warns: bool
-) -> None:
+@pytest.mark.parametrize("widens", [True, False])
+def test_fp8_multiplied_as_fp16_is_warned_of(tmp_path: Path, widens: bool) -> None:
+    result, _ = tune(tmp_path, ms=(8,), widens=widens)
+    assert result.fp16_fallback is widens
+    assert any("fp16 tensor-core" in text for text in export.warnings(result)) is widens
+    assert export.provenance(result)["measured_on"]["fp16_fallback"] is widens
+
+
+@pytest.mark.parametrize(("found", "widens"), [("HMMA", True), ("QMMA", False)])
+def test_the_probe_of_fp8_is_one_kernel_of_64_rows_and_columns(found: str, widens: bool) -> None:
     asked: list[Any] = []
 
-    def compiles(_: Any, jobs: Any, *__: Any) -> Any:
-        asked.extend(jobs)
-        return iter([Compiled(Outcome.OK, instructions={found: 4})])
+    class Probed(CompileProcesses):
+        def compile(self, jobs: Any, *_: Any, **__: Any) -> Any:
+            asked.extend(jobs)
+            return iter([Compiled(Outcome.OK, instructions={found: 4})])
 
-    monkeypatch.setattr(job, "compile_many", compiles)
-    result, _ = tune(tmp_path, ms=(8,))
+    assert Probed(kernel_info(), 1).widens_fp8(SHAPE, 90, None) is widens
     assert [(one.arch, one.block_m, one.block_n) for one in asked] == [(90, 64, 64)]
-    assert result.fp16_fallback is warns
-    assert any("fp16 tensor-core" in text for text in export.warnings(result)) is warns
-    assert export.provenance(result)["measured_on"]["fp16_fallback"] is warns
+    whole = replace(SHAPE, dtype=None, weight_dtype="bf16", scheme=Scheme.NONE)
+    assert not Probed(kernel_info(), 1).widens_fp8(whole, 90, None)
+    assert len(asked) == 1, "where nothing is fp8, nothing is compiled"
 
 
-def test_the_probe_of_fp8_is_really_compiled(tmp_path: Path) -> None:
+@pytest.mark.compile
+def test_the_probe_of_fp8_is_really_compiled() -> None:
     """For sm_90, on which tiles of 64 rows and columns use its own fp8 instructions."""
-    result, _ = tune(tmp_path, ms=(8,))
-    assert not result.fp16_fallback
+    with CompileProcesses(kernel_info(), 1) as processes:
+        assert not processes.widens_fp8(SHAPE, 90, None)
 
 
 def test_what_else_used_the_gpu_is_recorded(

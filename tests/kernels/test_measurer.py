@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
-from autotune.core import Candidate, Measurement, Measurer, Outcome
-from autotune.kernels.compile.job import compile_pool, kernel_info
+from autotune.core import Candidate, Job, Measurement, Measurer, Outcome
+from autotune.kernels.compile.job import kernel_info
+from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.moe.from_model import load_config, shape_from_config
 from autotune.kernels.moe.shape import MoeWorkload
 from autotune.kernels.predict.measurer import PredictingMeasurer, estimated_resources
 from autotune.machine.devices import get_device
-from autotune.measure.pool import WorkerPool
 from tests.contracts import MeasurerContract
 
 pytestmark = pytest.mark.compile
@@ -56,28 +56,46 @@ class MemoryCache:
 CACHE = MemoryCache()
 
 
+class Shared(CompileProcesses):
+    """Processes that stay when one of their users leaves them."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture(scope="module")
-def pool() -> Iterator[WorkerPool]:
-    with compile_pool(2, kernel_info()) as opened:
-        yield opened
+def processes() -> Iterator[Shared]:
+    shared = Shared(kernel_info(), 2)
+    CompileProcesses.__enter__(shared)
+    yield shared
+    CompileProcesses.__exit__(shared)
+
+
+def predicting(processes: CompileProcesses) -> PredictingMeasurer:
+    measurer = PredictingMeasurer(GB10, SHAPE, processes)
+    measurer.use(CACHE)
+    return measurer
 
 
 @cache
 def alone(one: Candidate) -> Measurement:
-    """What a candidate gives by itself, in a pool of its own."""
-    with compile_pool(1, kernel_info()) as own:
-        measurer = PredictingMeasurer(GB10, kernel_info(), CACHE, own)
-        (found,) = measurer.measure([(one, MoeWorkload(SHAPE, 512))])
+    """What a candidate gives by itself, in a process of its own."""
+    with predicting(CompileProcesses(kernel_info(), 1)) as measurer:
+        (found,) = measurer.measure([Job(one, MoeWorkload(SHAPE, 512))])
     return found
 
 
 class TestPredictingMeasurer(MeasurerContract):
-    @pytest.fixture(autouse=True)
-    def _pool(self, pool: WorkerPool) -> None:
-        self.pool = pool
+    @pytest.fixture
+    def opened(self, processes: Shared) -> Iterator[Measurer]:
+        with predicting(processes) as measurer:
+            yield measurer
 
     def measurer(self) -> Measurer:
-        return PredictingMeasurer(GB10, kernel_info(), CACHE, self.pool)
+        return PredictingMeasurer(GB10, SHAPE, CompileProcesses(kernel_info(), 1))
 
     def workload(self) -> MoeWorkload:
         return MoeWorkload(SHAPE, 512)
@@ -104,14 +122,14 @@ def test_a_prediction_carries_what_the_report_shows() -> None:
     assert details["fp16_fallback"] is False
 
 
-def test_a_second_measurement_compiles_nothing(pool: WorkerPool) -> None:
+def test_a_second_measurement_compiles_nothing(processes: Shared) -> None:
     alone(SMALL)
     before = CACHE.put_count
-    measurer = PredictingMeasurer(GB10, kernel_info(), CACHE, pool)
-    list(measurer.measure([(SMALL, MoeWorkload(SHAPE, 512))]))
-    list(measurer.measure([(SMALL, MoeWorkload(SHAPE, 1024))]))  # the same specialisation
+    measurer = predicting(processes)
+    list(measurer.measure([Job(SMALL, MoeWorkload(SHAPE, 512))]))
+    list(measurer.measure([Job(SMALL, MoeWorkload(SHAPE, 1024))]))  # the same specialisation
     assert before == CACHE.put_count
-    list(measurer.measure([(SMALL, MoeWorkload(SHAPE, 1))]))  # the naive path is another kernel
+    list(measurer.measure([Job(SMALL, MoeWorkload(SHAPE, 1))]))  # the naive path is another kernel
     assert before + 2 == CACHE.put_count
 
 

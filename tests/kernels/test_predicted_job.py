@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import pytest
 
 from autotune.core import (
     Basis,
+    Cache,
+    Candidate,
     HoldsNothing,
     Job,
     Measurement,
@@ -17,11 +19,11 @@ from autotune.core import (
     Outcome,
     Phase,
 )
-from autotune.kernels import job
 from autotune.kernels.job import Result, run
 from autotune.kernels.moe.shape import MoeWorkload
 from autotune.kernels.stored import load
 from autotune.store.store import Store
+from tests.kernels.test_gpu import candidate
 from tests.kernels.test_measured_job import plan
 
 
@@ -29,13 +31,20 @@ class MadeUp(HoldsNothing):
     """The more candidates it has seen of an M, the faster they are; all crash where it says so."""
 
     basis = Basis.PREDICTED
-    crashes: frozenset[int] = frozenset()
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, crashes: Iterable[int] = ()) -> None:
+        self.crashes = frozenset(crashes)
         self.seen: dict[int, int] = {}
 
+    def use(self, cache: Cache) -> None:
+        """Nothing is compiled."""
+
+    def defaults(self, ms: Sequence[int]) -> dict[int, Candidate]:
+        return {m: candidate(columns=64, stages=4) for m in ms}
+
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
-        for _, workload in jobs:
+        for job in jobs:
+            workload = job.workload
             assert isinstance(workload, MoeWorkload)
             seen = self.seen[workload.m] = self.seen.get(workload.m, 0) + 1
             if workload.m in self.crashes:
@@ -44,27 +53,18 @@ class MadeUp(HoldsNothing):
                 yield Measurement(Outcome.OK, self.basis, 1000.0 / seen)
 
 
-@pytest.fixture(autouse=True)
-def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "PredictingMeasurer", MadeUp)
-
-
-def predict(folder: Path, **changes: Any) -> Result:
+def predict(folder: Path, crashes: Iterable[int] = (), **changes: Any) -> Result:
     with Store.open(f"sqlite:///{folder}/a.db") as store:
-        return run(plan(gpus=(), **changes), store, lambda _: None)
+        return run(plan(gpus=(), **changes), store, MadeUp(crashes), lambda _: None)
 
 
-def test_a_batch_size_at_which_nothing_works_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(MadeUp, "crashes", frozenset({8}))
-    result = predict(tmp_path, ms=(1, 8, 64))
+def test_a_batch_size_at_which_nothing_works_is_left_out(tmp_path: Path) -> None:
+    result = predict(tmp_path, {8}, ms=(1, 8, 64))
     assert set(result.selections) == {1, 64}
     assert result.failed == {8: "M=8: no candidate works (crash)"}
     assert "M=8" in result.noticed[0]
     with pytest.raises(NoFeasibleCandidateError, match="M=8: no candidate works"):
-        predict(tmp_path / "alone", ms=(8,))
-    monkeypatch.setattr(MadeUp, "crashes", frozenset())
+        predict(tmp_path / "alone", {8}, ms=(8,))
     assert predict(tmp_path, ms=(8,)).failed.keys() == {8}, "it was not asked to try again"
     mended = predict(tmp_path, ms=(8,), retry_failed=True)
     assert (set(mended.selections), mended.failed) == ({1, 8, 64}, {})

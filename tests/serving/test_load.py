@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from autotune.core import Outcome
+from autotune.core import Candidate, Job, Outcome
 from autotune.serving.measure.counters import DraftCounters
 from autotune.serving.measure.load import (
     OUTPUT_TOKENS,
@@ -15,9 +15,10 @@ from autotune.serving.measure.load import (
     LoadOptions,
     UnservedError,
     acceptance,
-    measure_server,
+    measure_whole,
 )
 from autotune.serving.measure.prompts import Prompt
+from autotune.serving.measure.wire import Wire
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.launchers import ExistingHandle
 from autotune.serving.server.server import Server
@@ -43,7 +44,8 @@ def scenario(**changes: Any) -> SpecScenario:
 
 def measured(server: SseServer, **changes: Any) -> Any:
     known = Server(ExistingHandle(server.url), "m", None, 1.0)
-    return measure_server(known, scenario(**changes), LoadOptions(PROMPTS, 5.0))
+    job = Job(Candidate.of({}), scenario(**changes))
+    return measure_whole(Wire(known), job, LoadOptions(PROMPTS, 5.0))
 
 
 async def answers(response: web.StreamResponse, body: dict[str, Any]) -> None:

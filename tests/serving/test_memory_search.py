@@ -31,12 +31,12 @@ def test_both_borders_are_found_and_the_search_goes_on_at_the_upper_one(bench: B
     free = MemoryReading(100 << 30, 95 << 30, MemoryKind.GPU, "GPU 0")
     plan = dataclasses.replace(plan, memory=free)
     with Store.open(f"sqlite:///{bench.root}/a.db") as store:
-        result = run(plan, store, bench.root / "logs", lambda _: None)
+        result = run(plan, store, bench.measurer(plan), lambda _: None)
         boots = bench.boots
-        again = run(plan, store, bench.root / "logs", lambda _: None)
+        again = run(plan, store, bench.measurer(plan), lambda _: None)
         # By the next day a little less is free: nothing is measured anew, and that is said.
         less = dataclasses.replace(plan, memory=dataclasses.replace(free, free=83 << 30))
-        later = run(less, store, bench.root / "logs", lambda _: None)
+        later = run(less, store, bench.measurer(less), lambda _: None)
     assert (again.fresh_boots, later.fresh_boots, bench.boots) == (0, 0, boots)
     assert later.selection == result.selection
     assert "0.83 is free now" in report(later)

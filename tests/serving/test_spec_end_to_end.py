@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from autotune.core import Candidate
+from autotune.core import Candidate, Job
 from autotune.serving.job import run
 from autotune.serving.make_plan import make_plan
 from autotune.serving.measure.load import LoadOptions
 from autotune.serving.measure.measurer import ServingMeasurer
 from autotune.store.store import Store
+from tests.contracts import whole
 from tests.serving.real_server import CACHE_ARGS, CPU_ARGS, CPU_ENV, START_S
 from tests.serving.test_spec_job import make_request
 from tests.serving.tiny_models import make_deep_pair
@@ -79,9 +80,9 @@ def test_the_truly_best_of_a_small_grid_is_found_on_real_servers(
         start_timeout_s=START_S,
     )
     gammas = [best, *(gamma for gamma in GAMMAS if gamma not in {0, best})]
-    jobs = [(Candidate.of({"gamma": gamma}), plan.scenario) for gamma in gammas]
+    jobs = [Job(Candidate.of({"gamma": gamma}), plan.scenario) for gamma in gammas]
     for _ in range(ATTEMPTS):
-        found = [measurement.value for measurement in measurer.measure(jobs)]
+        found = [measurement.value for measurement in whole(measurer.measure(jobs))]
         assert all(found)
         if min(found, key=lambda value: value or 0.0) == found[0]:
             break
@@ -95,6 +96,6 @@ def test_the_truly_best_of_a_small_grid_is_found_on_real_servers(
     assert 0.3 < reached[-1] <= reached[0] < 1
     assert document["best"]["identical_share"] >= 0.8
     with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
-        again = run(plan, store, tmp_path / "logs", lambda _: None)
+        again = run(plan, store, measurer, lambda _: None)
     assert again.fresh_boots == 0
     assert again.selection.winner.candidate.int("gamma") == best

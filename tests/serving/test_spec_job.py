@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from autotune.core import Candidate, NoFeasibleCandidateError, Outcome, Phase
+from autotune.core import Candidate, Measurer, NoFeasibleCandidateError, Outcome, Phase
 from autotune.machine.memory import MemoryKind, MemoryReading
 from autotune.serving.export import write as export
-from autotune.serving.job import Result, run
+from autotune.serving.job import Result, local_measurer, run
 from autotune.serving.make_plan import make_plan
 from autotune.serving.plan import Plan
 from autotune.serving.preflight import preflight
@@ -74,7 +74,10 @@ class Bench:
     def tune(self, serving: dict[str, Any] | None = None, **changes: Any) -> Result:
         plan = self.plan(serving or {}, **changes)
         with Store.open(f"sqlite:///{self.root}/a.db") as store:
-            return run(plan, store, self.root / "logs", lambda _: None)
+            return run(plan, store, self.measurer(plan), lambda _: None)
+
+    def measurer(self, plan: Plan) -> Measurer:
+        return local_measurer(plan, self.root / "logs")
 
     @property
     def boots(self) -> int:
@@ -149,7 +152,7 @@ def test_a_run_cut_off_goes_on_where_it_was(bench: Bench) -> None:
             raise KeyboardInterrupt
 
     with Store.open(f"sqlite:///{bench.root}/a.db") as store, pytest.raises(KeyboardInterrupt):
-        run(plan, store, bench.root / "logs", stop)
+        run(plan, store, bench.measurer(plan), stop)
     assert bench.boots == 2
     whole = bench.tune(gamma="0,1,2")
     assert whole.boots == bench.boots == whole.fresh_boots + 2

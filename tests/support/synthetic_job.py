@@ -34,10 +34,10 @@ class SlowFormula(HoldsNothing):
     basis = Basis.SYNTHETIC
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
-        for candidate, workload in jobs:
-            assert isinstance(workload, Size)
+        for job in jobs:
+            assert isinstance(job.workload, Size)
             time.sleep(MEASURING_S)
-            yield synthetic(candidate, workload)
+            yield synthetic(job.candidate, job.workload)
 
 
 def database(folder: Path) -> Path:
@@ -53,7 +53,7 @@ def run(folder: Path) -> None:
     with Store.open(f"sqlite:///{database(folder)}") as store, store.lock_study("s"):
         search = store.search(store.study("s", "moe", {}), {"seed": 1})
         with recorded(store, search, "synthetic") as log, SlowFormula() as measurer:
-            jobs = [(DEFAULT, workload) for workload in WORKLOADS]
+            jobs = [Job(DEFAULT, workload) for workload in WORKLOADS]
             baselines = [p.trial for p in measure_all(jobs, Phase.BASELINE, measurer, log)]
             searches = [
                 Search(w, OptunaProposer(space(), feasible(), seed=1), Limits(TRIALS))

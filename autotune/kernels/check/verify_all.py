@@ -19,12 +19,13 @@ from autotune.kernels.compile.job import (
     kernel_info,
 )
 from autotune.kernels.compile.kernel_source import KernelInfo
+from autotune.kernels.compile.processes import COMPILE_TIMEOUT_S
 from autotune.kernels.config_file import FIELDS
 from autotune.kernels.decide import ladder
 from autotune.kernels.decide.compare import Origin, origin_of
 from autotune.kernels.moe.defaults import default_rows
 from autotune.kernels.moe.shape import MoeWorkload
-from autotune.kernels.predict.measurer import COMPILE_TIMEOUT_S, compile_jobs
+from autotune.kernels.predict.measurer import compile_jobs
 from autotune.measure.pool import WorkerPool
 from autotune.measure.replay import Landscape
 

@@ -8,11 +8,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from autotune.core import BadInputError, Basis, Candidate, Measurement, Outcome, Phase, Trial
+from autotune.core import (
+    BadInputError,
+    Basis,
+    Candidate,
+    Group,
+    Measurement,
+    Outcome,
+    Phase,
+    Trial,
+)
 from autotune.decide.stats import Ratio, geometric_mean, paired_ratio
-from autotune.kernels.compile.job import compile_pool, kernel_info
+from autotune.kernels.compile.job import kernel_info
+from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.config_file import FIELDS, LIMIT, look_up, parse
-from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions, compiler_in
+from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
 from autotune.kernels.moe.file_name import assumed_sizes, parse_name
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
@@ -365,12 +375,9 @@ class Measured:
         """
         if not wanted:
             return
-        kernel = self._kernel
-        groups = [(MoeWorkload(self._shape, m), [a, b], self._seed) for m, a, b in wanted]
-        with (
-            compile_pool(self._workers, kernel) as pool,
-            GpuMeasurer(self._shape, self._options, compiler_in(pool, kernel)) as measurer,
-        ):
+        groups = [Group(MoeWorkload(self._shape, m), (a, b), self._seed) for m, a, b in wanted]
+        processes = CompileProcesses(self._kernel, self._workers)
+        with GpuMeasurer(self._shape, self._options, processes) as measurer:
             results = measurer.compare(groups, check=True)
             for (m, a, b), found in zip(wanted, results, strict=True):
                 yield m, together(found[a], found[b])

@@ -9,11 +9,19 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from autotune.core import Candidate, Measurement, Outcome, Phase, Selection, Trial
+from autotune.core import (
+    Candidate,
+    Group,
+    Measurement,
+    Outcome,
+    Phase,
+    Selection,
+    SideBySide,
+    Trial,
+)
 from autotune.decide.selection import select_confirmed
 from autotune.decide.stats import Ratio, paired_ratio
 from autotune.kernels.config_file import look_up
-from autotune.kernels.measure.measurer import GpuMeasurer
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.plan import FINALISTS
 from autotune.store.retry import OF_THE_MOMENT
@@ -47,7 +55,7 @@ class Confirmed:
 def confirm(
     shape: MoeShape,
     finalists: Mapping[int, Sequence[Candidate]],
-    measurer: GpuMeasurer,
+    measurer: SideBySide,
     log: TrialLog,
     *,
     min_gain: float,
@@ -142,7 +150,7 @@ def _settled(group: Mapping[Candidate, Trial], default: Candidate) -> bool:
 
 def side_by_side(
     groups: Mapping[MoeWorkload, Sequence[Candidate]],
-    measurer: GpuMeasurer,
+    measurer: SideBySide,
     log: TrialLog,
     seed: int,
     on_progress: OnProgress,
@@ -163,7 +171,8 @@ def side_by_side(
             for trial in found[workload]:
                 on_progress(Progress(workload, trial, reused=True))
     missing = {w: list(candidates) for w, candidates in groups.items() if w not in found}
-    results = measurer.compare(((w, c, seed) for w, c in missing.items()), check=check)
+    wanted = (Group(workload, tuple(c), seed) for workload, c in missing.items())
+    results = measurer.compare(wanted, check=check)
     for workload, compared in zip(missing, results, strict=True):
         trials = _logged(workload, compared, len(stored[workload]), log, on_progress)
         order = missing[workload]
@@ -231,7 +240,7 @@ def check_between(
     shape: MoeShape,
     selections: Mapping[int, Selection],
     defaults: Mapping[int, Candidate],
-    measurer: GpuMeasurer,
+    measurer: SideBySide,
     log: TrialLog,
     *,
     seed: int,

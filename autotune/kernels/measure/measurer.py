@@ -11,24 +11,27 @@ import importlib
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median, median_low
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from autotune.core import (
     Basis,
+    Cache,
     Candidate,
+    Group,
     Job,
     Measurement,
     MissingEnvironmentError,
     Outcome,
     digest,
 )
-from autotune.kernels.compile.job import Compiled, CompileJob, KernelInfo, compile_many
+from autotune.kernels.compile.job import Compiled, CompileJob
+from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.measure.requests import (
     EXIT_DEVICE_ERROR,
     EXIT_HUNG,
@@ -40,7 +43,7 @@ from autotune.kernels.measure.requests import (
 )
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
-from autotune.kernels.predict.measurer import COMPILE_TIMEOUT_S, compile_jobs
+from autotune.kernels.predict.measurer import compile_jobs
 from autotune.machine.gpu_lock import hold_gpus, lock_folders
 from autotune.measure.pool import TaskResult, TaskStatus, WorkerPool
 
@@ -60,28 +63,6 @@ class _Memory(dict[str, dict[str, Any]]):
 
     def put(self, key: str, value: Mapping[str, Any]) -> None:
         self[key] = dict(value)
-
-
-Compiler = Callable[[Iterable[CompileJob], str], Iterator[Compiled]]
-"""Compiles jobs, in order, into the Triton cache whose folder is given."""
-
-
-def compiler_in(pool: WorkerPool, kernel: KernelInfo) -> Compiler:
-    """A compiler that works in a pool of compile processes."""
-    known = _Memory()
-
-    def compiler(jobs: Iterable[CompileJob], folder: str) -> Iterator[Compiled]:
-        return compile_many(
-            pool,
-            jobs,
-            kernel,
-            known,
-            timeout_s=COMPILE_TIMEOUT_S,
-            disassemble=False,
-            keep=folder,
-        )
-
-    return compiler
 
 
 @dataclass(frozen=True)
@@ -138,22 +119,27 @@ class Spent:
 
 
 class GpuMeasurer:
-    """Times candidates on this machine's GPUs; implements :class:`autotune.core.Measurer`."""
+    """Times candidates on this machine's GPUs.
 
-    def __init__(self, shape: MoeShape, options: GpuOptions, compiler: Compiler) -> None:
+    A :class:`autotune.kernels.measure.protocol.KernelTimer`.
+    """
+
+    def __init__(self, shape: MoeShape, options: GpuOptions, processes: CompileProcesses) -> None:
         """Take what measuring needs; processes start on entering the context.
 
         Args:
             shape: of every workload that will be given.
             options: how to measure.
-            compiler: from :func:`compiler_in`.
+            processes: compile.
         """
-        self._shape, self._options, self._compiler = shape, options, compiler
+        self._shape, self._options, self._processes = shape, options, processes
+        self._known = _Memory()
+        self._cache: Cache | None = None
         self._worker = partial(partial, _call, options.kernel)
         self._stack = ExitStack()
         self._best: dict[str, float] = {}
         self._requests = 0
-        self.spent = Spent()
+        self._spent = Spent()
         self._compiled: set[CompileJob] = set()
 
     @property
@@ -166,6 +152,7 @@ class GpuMeasurer:
         self._stack.enter_context(
             hold_gpus(options.gpus, options.locks, options.uuids, options.shared_locks)
         )
+        self._stack.enter_context(self._processes)
         self.folder = tempfile.mkdtemp(prefix="autotune-gpu-")
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self._triton_cache = str(Path(self.folder) / "triton")
@@ -196,16 +183,30 @@ class GpuMeasurer:
         )
         return WorkerPool(len(options.gpus), self._worker("set_up"), (setup,))
 
+    def use(self, cache: Cache) -> None:
+        """Take a cache of compile results, for the probe of fp8."""
+        self._cache = cache
+
+    def defaults(self, ms: Sequence[int]) -> dict[int, Candidate]:
+        """Return what vLLM would run at each M without a file."""
+        return self._processes.defaults(self._shape, ms)
+
+    @property
+    def spent(self) -> Mapping[str, float]:
+        """Where the time went, in seconds; memory in MiB; see :class:`Spent`."""
+        return asdict(self._spent)
+
     def facts(self) -> dict[str, Any]:
         """Versions, GPU and measured ceilings, as the measuring process saw them at its start.
 
         Raises:
             MissingEnvironmentError: if nothing can be measured here.
         """
+        widened = self._processes.widens_fp8(self._shape, self._options.arch, self._cache)
         result = self._facts()
         if result.value is None:
             raise MissingEnvironmentError(f"nothing can be measured here: {_said(result)}")
-        return dict(result.value)
+        return {**result.value, "fp16_fallback": widened}
 
     def prepare_comparisons(self) -> None:
         """Start the processes of :meth:`compare` in the background; importing vLLM takes long."""
@@ -257,7 +258,8 @@ class GpuMeasurer:
         given: deque[tuple[Candidate, MoeWorkload, tuple[CompileJob, CompileJob]]] = deque()
 
         def gemms() -> Iterator[CompileJob]:
-            for candidate, workload in jobs:
+            for job in jobs:
+                candidate, workload = job.candidate, job.workload
                 if not isinstance(workload, MoeWorkload) or workload.shape != self._shape:
                     raise TypeError(f"not a workload of this measurer: {workload!r}")
                 group = candidate.int("GROUP_SIZE_M")
@@ -265,14 +267,16 @@ class GpuMeasurer:
                 given.append((candidate, workload, both))
                 yield from both
 
-        results = self._compiler(gemms(), self._triton_cache)
+        results = self._processes.compile(
+            gemms(), self._known, disassemble=False, keep=self._triton_cache
+        )
         for first in results:
             second = next(results)
             candidate, workload, both = given.popleft()
             for job, compiled in zip(both, (first, second), strict=True):
                 if job not in self._compiled:  # batch sizes share kernels
                     self._compiled.add(job)
-                    self.spent.compile_cpu += compiled.seconds
+                    self._spent.compile_cpu += compiled.seconds
             yield candidate, workload, (first, second)
 
     def _timing(self, candidate: Candidate, workload: MoeWorkload) -> Timing:
@@ -295,7 +299,7 @@ class GpuMeasurer:
     ) -> TaskResult[dict[str, Any]]:
         """The result, or that of another try where the process had only made room."""
         while result.exit_code == EXIT_RECYCLE:
-            self.spent.replaced += 1
+            self._spent.replaced += 1
             # Requests that were queued before may fill the new process first.
             (result,) = self._sent(pool, function, [request])
         return result
@@ -305,8 +309,8 @@ class GpuMeasurer:
         if isinstance(value, Measurement):
             return value
         samples = tuple(value["samples"])
-        self.spent.measuring += value["gpu_seconds"]
-        self.spent.compiled_late += value["compiled_here"]
+        self._spent.measuring += value["gpu_seconds"]
+        self._spent.compiled_late += value["compiled_here"]
         return Measurement(
             Outcome.OK,
             Basis.MEASURED,
@@ -326,7 +330,7 @@ class GpuMeasurer:
         if result.value is None:
             outcome, message = self._fate(result, key)
             return Measurement(outcome, Basis.MEASURED, message=message, seconds=result.seconds)
-        self.spent.memory(result.value["memory"])
+        self._spent.memory(result.value["memory"])
         outcome = Outcome(result.value["outcome"])
         if outcome is not Outcome.OK:
             message = result.value["message"]
@@ -339,7 +343,7 @@ class GpuMeasurer:
             raise MissingEnvironmentError(result.message.partition(": ")[2])
         if result.status is TaskStatus.ERROR:
             raise MissingEnvironmentError(f"the measuring process failed: {result.message}")
-        self.spent.replaced += 1
+        self._spent.replaced += 1
         if result.exit_code == EXIT_DEVICE_ERROR:
             for folder in Path(self.folder).iterdir():
                 words = last_words(str(folder), key)
@@ -351,26 +355,22 @@ class GpuMeasurer:
         return Outcome.CRASH, result.message
 
     def compare(
-        self, groups: Iterable[tuple[MoeWorkload, Sequence[Candidate], int]], *, check: bool
+        self, groups: Iterable[Group], *, check: bool
     ) -> Iterator[dict[Candidate, Measurement]]:
-        """Measure groups of candidates side by side, in processes that no search has run in.
+        """Measure groups side by side, in processes that no search has run in.
 
-        Each measurement's details name the comparison (``compared``) and its ``seed``.
-
-        A group that fails as a whole is measured again candidate by candidate, so that the one at
-        fault can be told.
-
-        Args:
-            groups: workload, its candidates, and a seed of the routings.
-            check: compare outputs with the reference too.
+        See :class:`autotune.core.SideBySide`. A group that fails as a whole is measured again
+        candidate by candidate, so that the one at fault can be told.
         """
         given: deque[tuple[Comparison, list[Candidate], dict[Candidate, Measurement]]] = deque()
 
         def comparisons() -> Iterator[Comparison]:
-            for workload, candidates, seed in groups:
-                jobs = [(candidate, workload) for candidate in dict.fromkeys(candidates)]
-                built = {c: _failure(gemms) for c, _, gemms in self._compile_ahead(jobs)}
+            for group in groups:
+                jobs = [Job(candidate, group.workload) for candidate in group.candidates]
+                compiled = self._compile_ahead(dict.fromkeys(jobs))
+                built = {c: _failure(gemms) for c, _, gemms in compiled}
                 fine = [c for c, failed in built.items() if failed is None]
+                seed, workload = group.seed, cast("MoeWorkload", group.workload)
                 key = digest([workload.key, seed, [c.key for c in fine], check])
                 request = Comparison(
                     key, workload.m, tuple(c.ints for c in fine), ROUNDS, seed, check

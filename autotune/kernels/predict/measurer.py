@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, Self
 
-from autotune.core import Basis, Cache, Candidate, HoldsNothing, Job, Measurement, Outcome
-from autotune.kernels.compile.job import (
-    Compiled,
-    CompileJob,
-    KernelInfo,
-    compile_many,
-    fp16_fallback,
-    specialise,
-)
+from autotune.core import Basis, Cache, Candidate, Job, Measurement, Outcome
+from autotune.kernels.compile.job import Compiled, CompileJob, fp16_fallback, specialise
+from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.moe.constraints import effective_block_k, shared_memory_bytes, uses_wgmma
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.predict.cost_model import Resources, Tile, predict
 from autotune.machine.devices import Device
-from autotune.measure.pool import WorkerPool
-
-COMPILE_TIMEOUT_S = 120.0
-"""Per GEMM. The slowest of the stock grid took 33 s (kernel.md), on a slower machine."""
 
 
 def tile_of(candidate: Candidate, shape: MoeShape) -> Tile:
@@ -118,14 +108,37 @@ def compile_jobs(
     return job(1), job(2)
 
 
-class PredictingMeasurer(HoldsNothing):
-    """Predicts: compiles both GEMMs offline for ``device`` and applies the cost model."""
+class PredictingMeasurer:
+    """Predicts: compiles both GEMMs offline for ``device`` and applies the cost model.
 
-    def __init__(
-        self, device: Device, kernel: KernelInfo, cache: Cache | None, pool: WorkerPool
-    ) -> None:
-        """Take what the predictions need; the pool is the caller's to close."""
-        self._device, self._kernel, self._cache, self._pool = device, kernel, cache, pool
+    A :class:`autotune.kernels.measure.protocol.KernelMeasurer`.
+    """
+
+    def __init__(self, device: Device, shape: MoeShape, processes: CompileProcesses) -> None:
+        """Take what the predictions need; the processes start on entering the context.
+
+        Args:
+            device: to predict for.
+            shape: of every workload that will be given.
+            processes: compile.
+        """
+        self._device, self._shape, self._processes = device, shape, processes
+        self._cache: Cache | None = None
+
+    def __enter__(self) -> Self:
+        self._processes.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._processes.__exit__()
+
+    def use(self, cache: Cache) -> None:
+        """Take a cache of compile results."""
+        self._cache = cache
+
+    def defaults(self, ms: Sequence[int]) -> dict[int, Candidate]:
+        """Return what vLLM would run at each M without a file."""
+        return self._processes.defaults(self._shape, ms)
 
     @property
     def basis(self) -> Basis:
@@ -137,15 +150,13 @@ class PredictingMeasurer(HoldsNothing):
         given: deque[tuple[Candidate, MoeWorkload]] = deque()
 
         def gemms() -> Iterator[CompileJob]:
-            for candidate, workload in jobs:
-                if not isinstance(workload, MoeWorkload):
-                    raise TypeError(f"not a MoE workload: {workload!r}")
-                given.append((candidate, workload))
-                yield from compile_jobs(candidate, workload, self._device.arch)
+            for job in jobs:
+                if not isinstance(job.workload, MoeWorkload) or job.workload.shape != self._shape:
+                    raise TypeError(f"not a workload of this measurer: {job.workload!r}")
+                given.append((job.candidate, job.workload))
+                yield from compile_jobs(job.candidate, job.workload, self._device.arch)
 
-        results = compile_many(
-            self._pool, gemms(), self._kernel, self._cache, timeout_s=COMPILE_TIMEOUT_S
-        )
+        results = self._processes.compile(gemms(), self._cache)
         for first in results:
             candidate, workload = given.popleft()
             yield self._measurement(candidate, workload, (first, next(results)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from autotune.core import (
     Candidate,
+    Job,
     Measurement,
     Measurer,
     NoFeasibleCandidateError,
@@ -19,6 +20,7 @@ from autotune.core import (
 )
 from autotune.decide.selection import select_confirmed
 from autotune.decide.stats import Ratio, paired_ratio
+from autotune.serving.measure.race import rules_of
 from autotune.serving.measure.tasks import fallen, scores_of
 from autotune.serving.scenario import SpecScenario
 from autotune.tune import Progress, TrialLog, measure_all
@@ -81,8 +83,8 @@ def confirm(
     Raises:
         NoFeasibleCandidateError: tasks could not be evaluated without speculation.
     """
-    boots = _Boots(scenario, measurer, log, on_progress)
     home = baseline.candidate
+    boots = _Boots(scenario, home, measurer, log, on_progress)
     boots.run(1, [home, *finalists, *beside])
     kept, dropped, fell = list(finalists), dict[Candidate, Trial](), dict[Candidate, list[str]]()
     if not boots.failure(home):
@@ -103,16 +105,21 @@ class _Boots:
     """Fresh boots so far, by candidate, one for each round."""
 
     def __init__(
-        self, scenario: SpecScenario, measurer: Measurer, log: TrialLog, on_progress: OnProgress
+        self,
+        scenario: SpecScenario,
+        home: Candidate,
+        measurer: Measurer,
+        log: TrialLog,
+        on_progress: OnProgress,
     ) -> None:
-        self._scenario, self._measurer, self._log = scenario, measurer, log
+        self._scenario, self._home, self._measurer, self._log = scenario, home, measurer, log
         self._on_progress = on_progress
         self.found: dict[Candidate, list[Trial]] = {}
 
     def run(self, number: int, turn: Sequence[Candidate]) -> None:
         """Boot the candidates of a round, in order."""
         workload = self._scenario.in_round(number)
-        jobs = [(candidate, workload) for candidate in turn]
+        jobs = [Job(c, workload, rules_of(c, workload, self._home)) for c in turn]
         for progress in measure_all(jobs, Phase.CONFIRM, self._measurer, self._log):
             self.found.setdefault(progress.trial.candidate, []).append(progress.trial)
             self._on_progress(progress)

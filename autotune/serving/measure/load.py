@@ -6,18 +6,19 @@ import functools
 import operator
 import secrets
 import statistics
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
-from autotune.core import Outcome, digest
-from autotune.serving.measure.client import Load, run_load
+from autotune.core import Job, Outcome, Part, digest
+from autotune.serving.measure.client import Load
 from autotune.serving.measure.counters import DraftCounters
-from autotune.serving.measure.metrics import ServerMetrics, server_metrics
+from autotune.serving.measure.metrics import ServerMetrics
 from autotune.serving.measure.prompts import Prompt
-from autotune.serving.measure.repeats import Journal, Repeat
+from autotune.serving.measure.repeats import Repeat, kept, part
 from autotune.serving.measure.stopping import LEAST_REPEATS, Rules, cannot_win, slo_missed
 from autotune.serving.measure.timing import LoadResult
+from autotune.serving.measure.wire import Wire
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.server import Server
 
@@ -70,6 +71,8 @@ class _Level:
     repeats: list[Repeat] = field(default_factory=list)
     missed: str | None = None
     """The SLO that is not met, where that does not end the measurement."""
+    reused: int = 0
+    """Repeats that an earlier run had finished."""
 
     @property
     def results(self) -> list[LoadResult]:
@@ -140,27 +143,23 @@ def acceptance(drafts: DraftCounters | None, generated: int) -> dict[str, Any]:
     }
 
 
-def measure_server(
-    server: Server,
-    scenario: SpecScenario,
-    options: LoadOptions,
-    journal: Journal | None = None,
-    rules: Rules | None = None,
-) -> Served:
+def measure_server(wire: Wire, job: Job, options: LoadOptions) -> Generator[Part, None, Served]:
     """Warm up and load the server at every concurrency of the scenario.
 
     Args:
-        server: serves the setting.
-        scenario: the load.
+        wire: to the server that serves the candidate.
+        job: the scenario, the repeats that need not be made again, and the
+            :class:`~autotune.serving.measure.stopping.Rules` that may stop it half-way.
         options: prompts and time limits.
-        journal: takes every repeat the moment it ends, and gives those that need not be made again.
-        rules: what may stop it half-way.
+
+    Yields:
+        Every repeat the moment it ends.
 
     Raises:
         UnservedError: it died, hung, refused requests, accepts none of what is drafted, or was
             stopped; its details have the levels measured until then as ``partial``.
     """
-    journal, rules = journal or Journal(), rules or Rules()
+    server, scenario = wire.server, cast("SpecScenario", job.workload)
     base = Load(
         server.url,
         server.model,
@@ -174,12 +173,12 @@ def measure_server(
         headers=server.headers,
         cache_salt=secrets.token_hex(8),  # a server that runs on knows the prompts of earlier loads
     )
-    outputs = _outputs(server, base)
+    outputs = _outputs(wire, base)
     levels: dict[int, _Level] = {}
     try:
         for concurrency in scenario.concurrency:
             levels[concurrency] = _Level(concurrency)
-            _load_level(server, base, scenario, levels, journal, rules)
+            yield from _load_level(wire, base, job, levels)
     except UnservedError as error:
         partial = {str(c): level.as_json() for c, level in levels.items() if level.repeats}
         error.details |= {"partial": partial, "outputs": outputs}
@@ -190,56 +189,62 @@ def measure_server(
         for repeat in zip(*rates, strict=True)
     )
     middles = {c: statistics.median(level.tok_s) for c, level in levels.items()}
-    reading = server_metrics(server.url, headers=server.headers)
+    reading = wire.metrics()
     details = {
         "levels": {str(c): level.as_json() for c, level in levels.items()},
         "outputs": outputs,
         "memory_bytes": server.memory_bytes(),
         "kv_cache_tokens": reading.kv_cache_tokens if reading else None,
         "slo_missed": [level.missed for level in levels.values() if level.missed],
-        "repeats_of_earlier_runs": journal.reused,
+        "repeats_of_earlier_runs": sum(level.reused for level in levels.values()),
     }
     return Served(scenario.microseconds(middles), samples, details)
 
 
-def _outputs(server: Server, base: Load) -> list[str]:
+def measure_whole(wire: Wire, job: Job, options: LoadOptions) -> Served:
+    """Do as :func:`measure_server` where nobody keeps the repeats."""
+    measuring = measure_server(wire, job, options)
+    while True:
+        try:
+            next(measuring)
+        except StopIteration as end:
+            return cast("Served", end.value)
+
+
+def _outputs(wire: Wire, base: Load) -> list[str]:
     """Digests of the greedy outputs, one for each of the first prompts."""
     asked = min(OUTPUTS, len(base.prompts))
     load = replace(base, requests=asked, max_tokens=OUTPUT_TOKENS, ignore_eos=False)
-    return [digest(record.text) for record in _run(server, load).records]
+    return [digest(record.text) for record in _run(wire, load).records]
 
 
 def _load_level(
-    server: Server,
-    base: Load,
-    scenario: SpecScenario,
-    levels: dict[int, _Level],
-    journal: Journal,
-    rules: Rules,
-) -> None:
-    """The warm-up and the repeats at the last of ``levels``, less those that the journal has."""
-    level = levels[max(levels)]
+    wire: Wire, base: Load, job: Job, levels: dict[int, _Level]
+) -> Generator[Part, None, None]:
+    """The warm-up and the repeats at the last of ``levels``, less those that the job brings."""
+    scenario, level = cast("SpecScenario", job.workload), levels[max(levels)]
     concurrency, warm = level.concurrency, False
     requests = scenario.waves * concurrency
     load = replace(base, concurrency=concurrency, requests=requests)
     earlier: ServerMetrics | None = None
     for number in range(scenario.repeats):
-        repeat = journal.get(concurrency, number)
+        repeat = kept(job, concurrency, number)
+        level.reused += repeat is not None
         if repeat is None:
             if not warm:
-                _warm_up(server, load)
-                earlier, warm = server_metrics(server.url, headers=server.headers), True
+                _warm_up(wire, load)
+                earlier, warm = wire.metrics(), True
             prompts = _turned(base.prompts, number * requests)
             timed = replace(load, prompts=prompts)
-            result = _run(server, timed, f"{concurrency}-{number}")
-            now = server_metrics(server.url, headers=server.headers)
+            result = _run(wire, timed, f"{concurrency}-{number}")
+            now = wire.metrics()
             repeat, earlier = Repeat.of(result, _since(earlier, now)), now
-            journal.add(concurrency, number, repeat)
+            yield part(job, concurrency, number, repeat)
         level.repeats.append(repeat)
-        _check(scenario, levels, rules)
+        _check(scenario, levels, job.rules or Rules())
 
 
-def _warm_up(server: Server, load: Load) -> None:
+def _warm_up(wire: Wire, load: Load) -> None:
     """Until two loads in a row are about as fast.
 
     As many requests as the timed ones have: only where some begin while others go on are there
@@ -248,7 +253,7 @@ def _warm_up(server: Server, load: Load) -> None:
     rate = 0.0
     for warmup in range(WARMUPS):
         salt = f"warm-{load.concurrency}-{warmup}"
-        before, rate = rate, _run(server, load, salt).summary().tok_s
+        before, rate = rate, _run(wire, load, salt).summary().tok_s
         if abs(rate - before) < STEADY * rate:
             break
 
@@ -291,14 +296,14 @@ def _turned(prompts: Sequence[Prompt], by: int) -> tuple[Prompt, ...]:
     return (*prompts[start:], *prompts[:start])
 
 
-def _run(server: Server, load: Load, salt: str = "outputs") -> LoadResult:
+def _run(wire: Wire, load: Load, salt: str = "outputs") -> LoadResult:
     """A load of which every request is answered.
 
     Raises:
         UnservedError: one was not.
     """
-    result = run_load(replace(load, cache_salt=f"{salt}-{load.cache_salt}"))
-    check_answered(server, result)
+    result = wire.load(replace(load, cache_salt=f"{salt}-{load.cache_salt}"))
+    check_answered(wire.server, result)
     if not result.summary().output_tokens:
         raise UnservedError(Outcome.WRONG_RESULT, "the server generated no token")
     return result

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from autotune.core import Basis, Candidate, HoldsNothing, Job, Measurement, Outcome
+from autotune.core import Basis, Candidate, HoldsNothing, Job, Measurement, Outcome, Part
 from autotune.serving.measure.load import LoadOptions, Served, UnservedError, measure_server
-from autotune.serving.measure.repeats import Journal, PartLog
-from autotune.serving.measure.stopping import Rules
 from autotune.serving.measure.tasks import Tasks, evaluate
+from autotune.serving.measure.wire import Wire
 from autotune.serving.memory.sustain import FullLoad, measure_sustained
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.moe_log import moe_files
-from autotune.serving.server.server import Launcher, Server, ServerFailedError, ServeSettings, start
+from autotune.serving.server.server import Launcher, ServerFailedError, ServeSettings, start
 
 START_TIMEOUT_S = 1800.0
 """A start with compilation and CUDA graphs of a large model took 165 s on an H200; loading weights
@@ -39,8 +39,6 @@ class ServingMeasurer(HoldsNothing):
         *,
         basis: Basis = Basis.MEASURED,
         start_timeout_s: float = START_TIMEOUT_S,
-        parts: PartLog | None = None,
-        rules_of: Callable[[Candidate, SpecScenario], Rules] = lambda *_: Rules(),
         tasks: Tasks | None = None,
     ) -> None:
         """Make a measurer.
@@ -52,56 +50,57 @@ class ServingMeasurer(HoldsNothing):
             logs: the folder for the servers' output.
             basis: synthetic where the acceptance is told to vLLM.
             start_timeout_s: wall seconds that a start may take.
-            parts: keeps every finished repeat, and gives back what a killed run had finished.
-            rules_of: what may stop the measurement of a candidate half-way.
             tasks: what lm-eval evaluates where the scenario asks for it.
         """
-        self._parts, self._rules_of, self._tasks = parts, rules_of, tasks
+        self._tasks = tasks
         self._launcher, self._settings_of, self._options = launcher, settings_of, options
         self._logs, self._basis, self._start_timeout_s = logs, basis, start_timeout_s
-        self.boots = 0
-        """Servers started so far."""
 
     @property
     def basis(self) -> Basis:
         """What the values are."""
         return self._basis
 
-    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
+    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement | Part]:
         """One server after the other; see :class:`autotune.core.Measurer`."""
-        for candidate, workload in jobs:
-            yield self._measured(candidate, cast("SpecScenario | FullLoad", workload))
+        for job in jobs:
+            yield (yield from self._measured(job))
 
-    def _served(
-        self, server: Server, candidate: Candidate, scenario: SpecScenario | FullLoad
-    ) -> Served:
-        if isinstance(scenario, FullLoad):
-            return measure_sustained(server, scenario, self._options)
-        journal = Journal(self._parts, scenario, candidate)
-        rules = self._rules_of(candidate, scenario)
-        found = measure_server(server, scenario, self._options, journal, rules)
-        if scenario.evaluates and self._tasks is not None:
-            out = self._logs / f"{candidate.key}-{scenario.key}-tasks"
-            found.details["tasks"] = evaluate(server, self._tasks, chat=scenario.chat, out=out)
+    @contextmanager
+    def _booted(self, settings: ServeSettings, log: Path) -> Iterator[Wire]:
+        """Start a server, and stop it in the end.
+
+        Raises:
+            ServerFailedError: it does not serve.
+        """
+        with start(self._launcher, settings, log, self._start_timeout_s) as server:
+            yield Wire(server)
+
+    def _served(self, wire: Wire, job: Job) -> Generator[Part, None, Served]:
+        load = cast("SpecScenario | FullLoad", job.workload)
+        if isinstance(load, FullLoad):
+            return measure_sustained(wire, load, self._options)
+        found = yield from measure_server(wire, job, self._options)
+        if load.evaluates and self._tasks is not None:
+            out = self._logs / f"{job.candidate.key}-{load.key}-tasks"
+            found.details["tasks"] = evaluate(wire.server, self._tasks, chat=load.chat, out=out)
         return found
 
-    def _measured(self, candidate: Candidate, scenario: SpecScenario | FullLoad) -> Measurement:
+    def _measured(self, job: Job) -> Generator[Part, None, Measurement]:
         began = time.monotonic()
-        log = self._logs / f"{candidate.key}-{scenario.key}.log"
+        log = self._logs / f"{job.candidate.key}-{job.workload.key}.log"
         booted = int(self._launcher.starts)
         details: dict[str, Any] = {"boots": booted, "log": str(log) if booted else None}
-        self.boots += booted
         outcome, message = Outcome.OK, ""
         value: float | None = None
         samples: tuple[float, ...] = ()
         try:
-            settings = self._settings_of(candidate)
-            with start(self._launcher, settings, log, self._start_timeout_s) as server:
-                details["start_s"] = server.start_seconds
-                found = self._served(server, candidate, scenario)
+            with self._booted(self._settings_of(job.candidate), log) as wire:
+                details["start_s"] = wire.server.start_seconds
+                found = yield from self._served(wire, job)
                 value, samples = found.value, found.samples
                 details |= found.details
-                details |= moe_files(server.log)
+                details |= moe_files(wire.server.log)
         except ServerFailedError as error:
             outcome, message = error.failure.outcome, error.failure.line
             details["failure"] = error.failure.kind.value

@@ -1,4 +1,4 @@
-"""What may stop each measurement, as the search goes on."""
+"""What may stop a measurement that is about to begin."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from autotune.serving.recipe import GAMMA
 from autotune.serving.scenario import SpecScenario
 
 
-class Race:
-    """Gives the rules for a measurement about to begin.
+def rules_of(
+    candidate: Candidate,
+    scenario: SpecScenario,
+    baseline: Candidate,
+    proposer: ForecastProposer | None = None,
+) -> Rules:
+    """Tell what may stop the measurement of ``candidate``.
 
     Measured to the end in any case: the baseline and what outputs are compared with (gamma 0), the
     probe that forecasts are made from, the confirmation, and all where a Pareto front is wanted.
+
+    Args:
+        candidate: about to be measured.
+        scenario: the load.
+        baseline: no speculation; it goes on where it misses an SLO.
+        proposer: knows the best so far; None outside of the search.
     """
-
-    def __init__(self, baseline: Candidate) -> None:
-        """No setting stands against the baseline yet."""
-        self.baseline = baseline
-        self.proposer: ForecastProposer | None = None
-        """Knows the best so far, once the search has begun."""
-
-    def rules(self, candidate: Candidate, scenario: SpecScenario) -> Rules:
-        """What may stop the measurement of ``candidate``."""
-        slo, to_the_end = dict(scenario.slo), candidate == self.baseline
-        spared = scenario.round or scenario.objective == "pareto" or not candidate[GAMMA]
-        if spared or self.proposer is None or self.proposer.forecast is None:
-            return Rules(slo, to_the_end=to_the_end)
-        return Rules(slo, self.proposer.bar(), to_the_end=to_the_end)
+    slo, to_the_end = dict(scenario.slo), candidate == baseline
+    spared = scenario.round or scenario.objective == "pareto" or not candidate[GAMMA]
+    if spared or proposer is None or proposer.forecast is None:
+        return Rules(slo, to_the_end=to_the_end)
+    return Rules(slo, proposer.bar(), to_the_end=to_the_end)

@@ -1,4 +1,4 @@
-"""A repeat of a load as it is stored the moment it ends: what a kill takes is the one under way.
+"""A repeat of a load is stored the moment it ends: what a kill takes is the one under way.
 
 A resumed measurement goes on with a server of its own, so its repeats may be of several boots; the
 prompts of a repeat are the same in any case.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from autotune.core import Candidate, Workload
+from autotune.core import Job, Part
 from autotune.serving.measure.counters import DraftCounters
 from autotune.serving.measure.metrics import ServerMetrics
 from autotune.serving.measure.timing import LoadResult, RequestRecord
@@ -112,45 +112,13 @@ def part_name(concurrency: int, number: int) -> str:
     return f"concurrency {concurrency} repeat {number}"
 
 
-class PartLog(Protocol):
-    """The part of the store that keeps repeats, such as ``autotune.store.run_log.StoredLog``."""
-
-    def load_parts(self, workload: Workload, candidate: Candidate) -> dict[str, dict[str, Any]]:
-        """What a run that was cut off had finished of a measurement, by name."""
-
-    def append_part(
-        self, workload: Workload, candidate: Candidate, name: str, value: Mapping[str, Any]
-    ) -> None:
-        """Store a finished part; durable on return."""
+def kept(job: Job, concurrency: int, number: int) -> Repeat | None:
+    """Give a repeat that an earlier run finished; None if it has to be measured."""
+    value = job.parts.get(part_name(concurrency, number))
+    return None if value is None else Repeat.of_json(value)
 
 
-class Journal:
-    """The repeats of one measurement: what is stored already, and what is added."""
-
-    def __init__(
-        self,
-        log: PartLog | None = None,
-        workload: Workload | None = None,
-        candidate: Candidate | None = None,
-    ) -> None:
-        """Read what is stored; without a log nothing is, and nothing will be."""
-        self._log, self._workload, self._candidate = log, workload, candidate
-        self._known: dict[str, dict[str, Any]] = {}
-        if log is not None and workload is not None and candidate is not None:
-            self._known = log.load_parts(workload, candidate)
-        self.reused = 0
-        """Repeats that were read back rather than measured."""
-
-    def get(self, concurrency: int, number: int) -> Repeat | None:
-        """A repeat that an earlier run finished; None if it has to be measured."""
-        value = self._known.get(part_name(concurrency, number))
-        if value is None:
-            return None
-        self.reused += 1
-        return Repeat.of_json(value)
-
-    def add(self, concurrency: int, number: int, repeat: Repeat) -> None:
-        """Store a repeat that was just measured."""
-        if self._log is not None and self._workload is not None and self._candidate is not None:
-            name = part_name(concurrency, number)
-            self._log.append_part(self._workload, self._candidate, name, repeat.as_json())
+def part(job: Job, concurrency: int, number: int, repeat: Repeat) -> Part:
+    """Make a repeat that was just measured ready to be stored."""
+    name = part_name(concurrency, number)
+    return Part(job.candidate, job.workload, name, repeat.as_json())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from autotune.core import BadInputError, Candidate, Measurer, Phase
+from autotune.core import BadInputError, Candidate, Job, Measurer, Phase
 from autotune.machine.memory import MemoryReading
 from autotune.serving.decide.confirm import OnProgress
 from autotune.serving.memory.model import kv_bytes_per_token
@@ -56,7 +56,7 @@ def search_utilization(
 
     def probe(percent: int) -> Evidence:
         candidate = hungriest(at_utilization(plan, percent))
-        (progress,) = measure_all([(candidate, load)], Phase.SEARCH, measurer, log)
+        (progress,) = measure_all([Job(candidate, load)], Phase.SEARCH, measurer, log)
         on_progress(progress)
         return Evidence(percent, progress.trial)
 

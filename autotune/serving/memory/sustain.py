@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,14 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from autotune.core import Outcome, digest
-from autotune.serving.measure.client import Load, run_load_async
+from autotune.serving.measure.client import Load
 from autotune.serving.measure.load import LoadOptions, Served, UnservedError, check_answered
-from autotune.serving.measure.metrics import Peak, server_metrics, watch_peak
-from autotune.serving.measure.timing import LoadResult
-from autotune.serving.server.server import Server
+from autotune.serving.measure.wire import Wire
 
 WAVES = 2
-_EVERY_S = 0.05
 _TOKENS = range(10, 210)
 """Ids of prompts whose text does not matter; every tokenizer has these."""
 
@@ -55,7 +51,7 @@ class FullLoad:
         return asdict(self)
 
 
-def measure_sustained(server: Server, load: FullLoad, options: LoadOptions) -> Served:
+def measure_sustained(wire: Wire, load: FullLoad, options: LoadOptions) -> Served:
     """Send the load and see what the KV cache makes of it.
 
     The sample is µs per output token; details are ``context`` (tokens), ``preemptions``,
@@ -64,6 +60,7 @@ def measure_sustained(server: Server, load: FullLoad, options: LoadOptions) -> S
     Raises:
         UnservedError: it died, hung or refused requests.
     """
+    server = wire.server
     context = load.context or server.context
     if context is None or context <= load.max_tokens:
         raise UnservedError(
@@ -84,10 +81,10 @@ def measure_sustained(server: Server, load: FullLoad, options: LoadOptions) -> S
         extra={"prompt": ids},
         headers=server.headers,
     )
-    before = server_metrics(server.url, headers=server.headers)
-    result, peak = asyncio.run(_watched(server.url, requests))
+    before = wire.metrics()
+    result, peak = wire.watched(requests)
     check_answered(server, result)
-    after = server_metrics(server.url, headers=server.headers)
+    after = wire.metrics()
     details: Mapping[str, Any] = {
         "context": context,
         "preemptions": after.preemptions - before.preemptions if before and after else None,
@@ -98,9 +95,3 @@ def measure_sustained(server: Server, load: FullLoad, options: LoadOptions) -> S
     }
     us = 1e6 / max(result.summary().tok_s, 1e-9)
     return Served(us, (us,), dict(details))
-
-
-async def _watched(url: str, load: Load) -> tuple[LoadResult, Peak]:
-    async with watch_peak(url, _EVERY_S) as peak:
-        result = await run_load_async(load)
-    return result, peak

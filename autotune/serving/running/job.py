@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.core import Basis, Candidate, NoFeasibleCandidateError, Outcome, Phase, Trial
+from autotune.core import (
+    Basis,
+    Candidate,
+    Job,
+    Measurement,
+    Measurer,
+    NoFeasibleCandidateError,
+    Outcome,
+    Phase,
+    Trial,
+)
 from autotune.export.files import write_whole
 from autotune.machine.environment import environment
 from autotune.serving.make_plan import scenario_of
@@ -23,8 +33,9 @@ from autotune.serving.running.server import Existing, look, parse_headers, parse
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.launchers import UrlLauncher
 from autotune.serving.server.server import ServeSettings
-from autotune.store.run_log import recorded
+from autotune.store.run_log import StoredLog, recorded
 from autotune.store.store import Store
+from autotune.tune import measured
 from autotune.util import flags
 
 AS_SERVED = "as served"
@@ -124,8 +135,34 @@ def make_existing_plan(request: SpecRequest, headers: Sequence[str]) -> Existing
     )
 
 
-def run_existing(plan: ExistingPlan, store: Store, logs: Path) -> ExistingResult:
+@dataclass(frozen=True)
+class _AsItIs:
+    """Leaves a server that runs already with the settings that it has."""
+
+    model: str
+
+    def settings(self, _: Candidate) -> ServeSettings:
+        return ServeSettings(self.model)
+
+
+def existing_measurer(plan: ExistingPlan, logs: Path) -> ServingMeasurer:
+    """Make the measurer of the plan's server; ``logs`` is a folder for its output."""
+    return ServingMeasurer(
+        plan.launcher,
+        _AsItIs(plan.server.model).settings,
+        LoadOptions(plan.prompts, plan.request_timeout_s),
+        logs,
+        start_timeout_s=_ANSWERS_S,
+    )
+
+
+def run_existing(plan: ExistingPlan, store: Store, measurer: Measurer) -> ExistingResult:
     """Measure the server, unless this was done since it was started.
+
+    Args:
+        plan: what to measure.
+        store: takes the trial.
+        measurer: such as :func:`existing_measurer`; entered here.
 
     Raises:
         NoFeasibleCandidateError: it did not answer the load.
@@ -134,20 +171,12 @@ def run_existing(plan: ExistingPlan, store: Store, logs: Path) -> ExistingResult
     study = store.study(plan.study, "spec", plan.identity())
     with store.lock_study(plan.study):
         record = store.search(study, plan.setup())
-        with recorded(store, record, plan.command) as log:
+        with recorded(store, record, plan.command) as log, measurer:
             stored = log.load(plan.scenario, Phase.BASELINE)
             known = [t for t in stored if t.measurement.outcome is Outcome.OK]
             if known and plan.server.started is not None:  # the same process: nothing is new
                 return ExistingResult(plan, known[-1], reused=True)
-            measurer = ServingMeasurer(
-                plan.launcher,
-                lambda _: ServeSettings(plan.server.model),
-                LoadOptions(plan.prompts, plan.request_timeout_s),
-                logs,
-                start_timeout_s=_ANSWERS_S,
-                parts=log if plan.server.started is not None else None,
-            )
-            (measurement,) = measurer.measure([(plan.candidate, plan.scenario)])
+            measurement = _measurement(plan, measurer, log)
             trial = Trial(
                 plan.candidate, plan.scenario.key, Phase.BASELINE, len(stored), measurement
             )
@@ -158,6 +187,15 @@ def run_existing(plan: ExistingPlan, store: Store, logs: Path) -> ExistingResult
             f"({measurement.outcome.value})"
         )
     return ExistingResult(plan, trial, reused=False)
+
+
+def _measurement(plan: ExistingPlan, measurer: Measurer, log: StoredLog) -> Measurement:
+    job = Job(plan.candidate, plan.scenario)
+    if plan.server.started is None:  # repeats of another command may be of another process
+        (found,) = (one for one in measurer.measure([job]) if isinstance(one, Measurement))
+    else:
+        (found,) = measured([job], measurer, log)
+    return found
 
 
 def existing_document(result: ExistingResult) -> dict[str, Any]:

@@ -229,7 +229,8 @@ def test_devices(tmp_path: Path, inside: Inside) -> None:
 
 def test_doctor(tmp_path: Path, inside: Inside) -> None:
     findings = inside(tmp_path, "doctor", "--json").json
-    assert all(finding.keys() == {"level", "text"} for finding in findings)
+    assert all(finding.keys() == {"check", "level", "text"} for finding in findings)
+    assert findings[-1]["level"] == "next"
     assert any("the fused-MoE kernel compiles for sm_121" in f["text"] for f in findings)
 
 

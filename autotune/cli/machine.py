@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from autotune.cli.common import print_json
 from autotune.cli.consoles import out
 from autotune.cli.requests import Devices, Doctor
 from autotune.core import ExitCode
-from autotune.machine.devices import detect_gpus, load_devices, resolve_device
+from autotune.machine.devices import (
+    Device,
+    detect_gpus,
+    get_device,
+    load_devices,
+    no_gpu,
+    resolve_device,
+)
 from autotune.machine.environment import visible_gpus
 
 
@@ -45,15 +53,15 @@ def devices(request: Devices) -> None:
 
 
 def doctor(request: Doctor) -> None:
-    """Print what is missing and what to do.
+    """Print how the machine stands and what to run next.
 
     Raises:
-        typer.Exit: something is, with the code of a missing environment.
+        typer.Exit: something is missing, with the code of a missing environment.
     """
     from autotune.kernels.check.doctor import diagnose  # noqa: PLC0415
 
     visible = visible_gpus()
-    findings = diagnose(resolve_device(request.device, visible), visible)
+    findings = diagnose(_device(request.device, visible), visible)
     if request.as_json:
         print_json([finding.as_json() for finding in findings])
     else:
@@ -61,8 +69,17 @@ def doctor(request: Doctor) -> None:
             "ok": "[green]ok  [/green]",
             "warning": "[yellow]warn[/yellow]",
             "error": "[red]fail[/red]",
+            "next": "[bold]then[/bold]",
         }
         for finding in findings:
-            out.print(f"{marks[finding.level]} {finding.text}", soft_wrap=True)
+            said = f"{finding.check:<9} {escape(finding.text)}"
+            out.print(f"{marks[finding.level]} {said}", soft_wrap=True)
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(ExitCode.MISSING_ENVIRONMENT)
+
+
+def _device(ref: str | None, visible: str | None) -> Device:
+    """The device asked for, else the one that is here, else the one that most have asked about."""
+    if ref is None:
+        return get_device("gb10") if no_gpu(visible) else resolve_device("auto", visible)
+    return resolve_device(ref, visible)

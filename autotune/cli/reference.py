@@ -32,6 +32,8 @@ VARIABLES = {
     "AUTOTUNE_HEADER": "headers for `--launcher url`, one `NAME: VALUE` a line; other users of the "
     "machine see a command line, not this",
     "CUDA_VISIBLE_DEVICES": "the GPUs that may be used, as for every CUDA program",
+    "AUTOTUNE_MEMINFO": "a file in place of `/proc/meminfo`, to rehearse what happens where a "
+    "machine with unified memory runs short of it",
     "TMPDIR": "where compiled kernels and other temporary files go",
     FOLDER: "vLLM's: a folder with tuned MoE files; servers that are started inherit it",
     ROUTING: "vLLM's: simulated routing, for weights that are made up; servers inherit it",

@@ -253,8 +253,10 @@ class Devices(AsJson):
 
 
 class Doctor(AsJson):
-    """Check that everything needed is here, and that fp8 runs on fp8 tensor cores."""
+    """Say whether this machine is ready: GPU, memory and who holds it, versions, fp8; what next."""
 
-    examples = ("autotune doctor --device gb10",)
+    examples = ("autotune doctor", "autotune doctor --device gb10")
 
-    device: Annotated[str, flag("Device to check for.")] = "gb10"
+    device: Annotated[
+        str | None, flag("Device to check for; default: the GPU here, gb10 without one.")
+    ] = None

@@ -103,6 +103,12 @@ def others_on(gpus: Sequence[GpuInfo]) -> list[str]:
     return said
 
 
+def computing() -> dict[int, str]:
+    """The processes that compute on GPUs: their names by their ids."""
+    rows = _compute_processes("gpu_uuid", "pid", "process_name")
+    return {int(pid): name for _, pid, name in rows if pid.isdecimal()}
+
+
 def memory_of_processes() -> dict[int, int]:
     """The MiB that processes hold on GPUs, by their ids, as far as nvidia-smi tells."""
     rows = _compute_processes("pid", "used_memory")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from autotune.machine.environment import container, memory_of_processes
+from autotune.machine.environment import computing, container, memory_of_processes
 from autotune.machine.guard import GIB, RESERVE
 
 _MIB = 2**20
@@ -52,8 +52,12 @@ def residents(least: int = LEAST) -> list[Resident]:
     for pid in {*sizes, *on_gpu} - ours:
         root = _program_of(pid)
         found[root] = found.get(root, 0) + sizes.get(pid, 0) + on_gpu.get(pid, 0)
-    listed = [Resident(pid, _name_of(pid), size) for pid, size in found.items()]
-    large = [one for one in listed if one.size >= least]
+    named = computing()
+    large = [
+        Resident(pid, _name_of(pid) or named.get(pid) or "a program", size)
+        for pid, size in found.items()
+        if size >= least
+    ]
     return sorted(large, key=lambda one: (-one.size, one.pid))
 
 
@@ -115,7 +119,8 @@ def _serves(process: psutil.Process) -> bool:
     return "docker" not in words[:1] and any(word in _LAUNCHERS for word in words[:3])
 
 
-def _name_of(pid: int) -> str:
+def _name_of(pid: int) -> str | None:
+    """What a process is called; None where it is not seen, as from within a container."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         words = _words(process)
@@ -123,4 +128,4 @@ def _name_of(pid: int) -> str:
             model = next((w for w in words[words.index("serve") + 1 :] if w[:1] != "-"), "")
             return shlex.join(["vllm", "serve", model] if model else ["vllm", "serve"])
         return str(process.name())
-    return "a program that is not seen here"
+    return None

@@ -1,9 +1,8 @@
-"""``autotune doctor``: is everything here, and does fp8 reach the fp8 tensor cores?"""
+"""``autotune doctor``: is everything here, is there room, and does fp8 reach the tensor cores?"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
 
 from autotune.core import MissingEnvironmentError, Outcome
 from autotune.kernels.compile.job import (
@@ -17,27 +16,29 @@ from autotune.kernels.compile.job import (
 )
 from autotune.kernels.export.write import FP16_WARNING
 from autotune.kernels.measure.available import cannot_measure
+from autotune.kernels.memory import COMPILER, memory_of, process_bytes
 from autotune.kernels.moe.shape import MoeShape, Scheme
-from autotune.machine.devices import Device, detect_gpus, present_gpus
+from autotune.kernels.request import STANDARD_LADDER
+from autotune.machine.devices import Device, GpuInfo, present_gpus
+from autotune.machine.environment import environment
+from autotune.machine.health import (
+    Health,
+    clocks_here,
+    gpus_here,
+    held_here,
+    memory_here,
+    place_here,
+    toolchain_here,
+)
+from autotune.machine.resident import Resident
 
 PROBE = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
 """Gemma 4 26B-A4B, compiled once with a small tile."""
+MODEL = "gemma-4-26b-a4b"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the diagnosis."""
-
-    level: Literal["ok", "warning", "error"]
-    text: str
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
-
-
-def diagnose(device: Device, visible: str | None = None) -> list[Finding]:
-    """Look at the machine and compile one kernel for ``device``.
+def diagnose(device: Device, visible: str | None = None) -> list[Health]:
+    """Look at the machine, compile one kernel for ``device``, and say what to run next.
 
     Args:
         device: to check for.
@@ -46,31 +47,73 @@ def diagnose(device: Device, visible: str | None = None) -> list[Finding]:
     Raises:
         BadInputError: it names GPUs in another way than by index.
     """
-    gpus = ", ".join(f"{gpu.name}, driver {gpu.driver}" for gpu in detect_gpus())
-    findings = [Finding("ok", f"GPUs: {gpus or 'none that nvidia-smi shows'}")]
-    if not present_gpus(device, visible):
-        findings.append(Finding("ok", f"no {device.title} to be used here: predicted mode"))
-    elif lacking := cannot_measure():
-        findings.append(Finding("warning", f"{device.title} is here, but {lacking}"))
+    gpus = present_gpus(device, visible)
+    need = process_bytes(PROBE, device, STANDARD_LADDER) + COMPILER
+    held, large = held_here(gpus)
+    found = [gpus_here(), _memory(device, gpus, need), held]
+    if gpus:
+        found += [clocks_here(gpus[0]), toolchain_here()]
+    found.append(place_here())
     try:
         kernel = kernel_info()
     except MissingEnvironmentError as error:
-        return [*findings, Finding("error", str(error))]
-    findings.append(
-        Finding("ok", f"vLLM {kernel.vllm_version}, Triton {kernel.triton_version}: {kernel.path}")
+        found.append(Health("software", "error", str(error)))
+    else:
+        found += [_software(kernel, device, here=bool(gpus)), _probe(device, kernel)]
+    return [*found, _next(device, gpus, found, large)]
+
+
+def _memory(device: Device, gpus: Sequence[GpuInfo], need: int) -> Health:
+    try:
+        return memory_here(memory_of(device, gpus), need)
+    except MissingEnvironmentError as error:
+        return Health("memory", "error", str(error))
+
+
+def _software(kernel: KernelInfo, device: Device, *, here: bool) -> Health:
+    made = environment()
+    cuda = f" (CUDA {made['cuda']})" if made["cuda"] else ""
+    text = (
+        f"vLLM {kernel.vllm_version}, torch {made['packages']['torch']}{cuda}, Triton "
+        f"{kernel.triton_version}: {kernel.path}"
     )
-    return [*findings, _probe(device, kernel)]
+    if not here:
+        return Health("software", "ok", f"{text}; no {device.title} to be used here: it predicts")
+    lacking = cannot_measure()
+    return Health("software", "warning", f"{text}; {lacking}") if lacking else _ok(text)
 
 
-def _probe(device: Device, kernel: KernelInfo) -> Finding:
+def _ok(text: str) -> Health:
+    return Health("software", "ok", text)
+
+
+def _probe(device: Device, kernel: KernelInfo) -> Health:
     job = CompileJob(PROBE, device.arch, 16, 64, 128, 4, 3, 1, specialise(PROBE, 64))
     with compile_pool(1, kernel) as pool:
         compiled = next(compile_many(pool, [job], kernel, None))
     target = f"sm_{device.arch}"
     if compiled.outcome is not Outcome.OK:
-        return Finding("error", f"the kernel does not compile for {target}: {compiled.message}")
+        said = f"the kernel does not compile for {target}: {compiled.message}"
+        return Health("fp8", "error", said)
     if fp16_fallback(compiled, PROBE):
-        return Finding("warning", f"{target}: {FP16_WARNING.format(triton=kernel.triton_version)}")
-    return Finding(
-        "ok", f"the fused-MoE kernel compiles for {target}; fp8 uses {compiled.mma_family}"
-    )
+        said = FP16_WARNING.format(triton=kernel.triton_version)
+        return Health("fp8", "warning", f"{target}: {said} vLLM 0.33 brings Triton 3.8")
+    said = f"the fused-MoE kernel compiles for {target}; fp8 uses {compiled.mma_family}"
+    return Health("fp8", "ok", said)
+
+
+def _next(
+    device: Device, gpus: Sequence[GpuInfo], found: Sequence[Health], large: Sequence[Resident]
+) -> Health:
+    """Say what to run, or what to do before."""
+    levels = {health.check: health.level for health in found}
+    tune = f"autotune moe --device {'auto' if gpus else device.name} --model {MODEL}"
+    if "error" in levels.values():
+        return Health("next", "next", "mend what fails above, then `autotune doctor` again")
+    if gpus and levels["software"] != "ok":
+        return Health("next", "next", "run this in the environment, or the image, that serves")
+    if levels["memory"] == "warning":
+        first = f"stop {large[0].name} (process {large[0].pid})" if large else "free some memory"
+        return Health("next", "next", f"{first}, then `{tune}`")
+    how = "" if gpus else ": a prediction, from the real kernel compiled for it"
+    return Health("next", "next", f"`{tune}`{how}")

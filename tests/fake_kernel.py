@@ -27,10 +27,13 @@ from autotune.kernels.measure.requests import (
     raced_samples,
 )
 from autotune.util.lockfile import Lock
+from tests.support.box import eat
 
 HANGS, LOSES_DEVICE, SEGFAULTS, WRONG, OUT_OF_MEMORY, NOT_A_NUMBER, GROWS, LUCKY = range(9001, 9009)
 DISTURBED = 9009
 """Its first sample is ten times too long."""
+EATS = 9010
+"""It takes 8 GiB of a ``tests.support.box``, and keeps them until it is killed."""
 FINE = 1
 
 _setup: list[GpuSetup] = []
@@ -65,6 +68,9 @@ def _misbehave(kind: int, key: str, limit_s: float) -> dict[str, Any] | None:
     if kind == LOSES_DEVICE:
         last_words(folder, key).write_text("AcceleratorError: an illegal memory access")
         os._exit(EXIT_DEVICE_ERROR)
+    if kind == EATS:
+        eat(1000, most_gib=8)
+        time.sleep(600)
     if kind == SEGFAULTS:
         os.kill(os.getpid(), signal.SIGSEGV)
     if kind == OUT_OF_MEMORY:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.core import BadInputError, MissingEnvironmentError
@@ -84,6 +84,7 @@ def gone(pid: int) -> bool:
         return True
 
 
+@pytest.mark.timing
 def test_a_tree_that_eats_memory_is_killed_within_half_a_second_of_the_floor(source: Path) -> None:
     guard = MemoryGuard(Floors(6 * GIB, 0), source=source, period_s=0.1)
     with guard, process("-c", EATER, str(source)) as eater:
@@ -154,6 +155,7 @@ def test_a_watcher_in_time_does_not(source: Path, childless: int) -> None:
     assert guard.check() is None
 
 
+@settings(deadline=None)
 @given(
     available=st.floats(0, 200),
     before=st.floats(0, 200),
@@ -180,6 +182,7 @@ def test_below_a_floor_it_always_acts(
         assert not fell, "memory that grows ends nothing"
 
 
+@pytest.mark.timing
 def test_on_a_spark_where_the_watcher_is_slow_it_acts_before_the_memory_is_gone(
     source: Path,
 ) -> None:

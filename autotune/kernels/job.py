@@ -36,6 +36,7 @@ from autotune.kernels.decide.confirm import (
 )
 from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
 from autotune.kernels.measure.protocol import KernelMeasurer, KernelTimer
+from autotune.kernels.memory import measuring_bytes
 from autotune.kernels.moe.shape import MoeWorkload
 from autotune.kernels.plan import FINALISTS, Plan
 from autotune.kernels.predict.cost_model import predict
@@ -161,7 +162,7 @@ def local_measurer(plan: Plan, shared_locks: Path | None = None) -> KernelMeasur
     processes = CompileProcesses(plan.kernel, plan.workers)
     if plan.measured:
         return GpuMeasurer(plan.shape, _options(plan, shared_locks), processes)
-    return PredictingMeasurer(plan.device, plan.shape, processes)
+    return PredictingMeasurer(plan.device, plan.shape, processes, unified=plan.unified)
 
 
 def run(plan: Plan, store: Store, measurer: KernelMeasurer, on_progress: OnProgress) -> Result:
@@ -196,6 +197,7 @@ def run(plan: Plan, store: Store, measurer: KernelMeasurer, on_progress: OnProgr
                 measurer.use(cache)
                 if plan.measured:
                     timer = cast("KernelTimer", measurer)
+                    _spare_the_host(plan, timer, log)
                     found = _measured(plan, earlier, timer, log, on_progress)
                 else:
                     found = _predicted(plan, earlier, measurer, log, on_progress)
@@ -249,6 +251,15 @@ def _predicted(
             failed[m] = str(error)
     late = tuple(m for m, s in searches.items() if s.out_of_time)
     return _Found(selections, failed, late)
+
+
+def _spare_the_host(plan: Plan, measurer: KernelTimer, log: TrialLog) -> None:
+    """Keep from batch sizes at which an earlier command ran the host short of memory."""
+    for m in plan.ms if plan.unified else ():
+        trials = [t for phase in Phase for t in log.load(MoeWorkload(plan.shape, m), phase)]
+        if any(t.measurement.outcome is Outcome.HOST_MEMORY for t in trials):
+            measurer.spare(m)
+            return
 
 
 def _measured(
@@ -306,6 +317,8 @@ def _options(plan: Plan, shared: Path | None) -> GpuOptions:
         memory_limit_mib=plan.memory_limit_mib,
         uuids={gpu.index: gpu.uuid for gpu in plan.gpus},
         shared_locks=shared,
+        unified=plan.unified,
+        need=measuring_bytes(plan) if plan.unified else 0,
     )
 
 

@@ -183,21 +183,22 @@ class MemoryGuard:
         available = self.available()
         late = self._loss_while_late(available)
         self.lowest = available if self.lowest is None else min(self.lowest, available)
-        if available < self.floors.everything + late:
+        if available < self.floors.everything:
             return self._end(Fall(available, self.floors.everything), everything=True)
         if available < self.floors.measuring + late:
             return self._end(Fall(available, self.floors.measuring), everything=False)
         return None
 
-    def has_room(self, need: int, within_s: float = RECOVERY_S) -> bool:
+    def has_room(self, need: int, within_s: float | None = None) -> bool:
         """Tell whether ``need`` bytes and the reserve are available, now or within so many seconds.
 
+        By default within the time that killed processes take to give their memory back.
         True where nothing is watched.
 
         Raises:
             MissingEnvironmentError: the source cannot be read.
         """
-        end = time.monotonic() + within_s
+        end = time.monotonic() + (RECOVERY_S if within_s is None else within_s)
         while self.watches and self.available() < need + RESERVE:
             if time.monotonic() >= end:
                 return False
@@ -246,7 +247,7 @@ class MemoryGuard:
         spared = {ender.pid for ender in self._enders}
         if everything:
             for child in psutil.Process(self._root).children():
-                if child.pid not in spared:
+                if child.pid not in spared and not _is_tracker(child):
                     kill_tree(child.pid)
         return fall
 
@@ -281,6 +282,13 @@ def guarded(unified: bool, guard: MemoryGuard | None = None) -> Iterator[MemoryG
         except AutotuneError:
             guard.raise_if_ended()  # whatever failed since then failed for that
             raise
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    """Whether it is what multiprocessing needs to start anything again; it holds nothing."""
+    with contextlib.suppress(psutil.Error):
+        return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
+    return False
 
 
 def kill_tree(root: int) -> None:

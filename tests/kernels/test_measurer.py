@@ -125,11 +125,11 @@ def test_a_prediction_carries_what_the_report_shows() -> None:
 def test_a_second_measurement_compiles_nothing(processes: Shared) -> None:
     alone(SMALL)
     before = CACHE.put_count
-    measurer = predicting(processes)
-    list(measurer.measure([Job(SMALL, MoeWorkload(SHAPE, 512))]))
-    list(measurer.measure([Job(SMALL, MoeWorkload(SHAPE, 1024))]))  # the same specialisation
-    assert before == CACHE.put_count
-    list(measurer.measure([Job(SMALL, MoeWorkload(SHAPE, 1))]))  # the naive path is another kernel
+    with predicting(processes) as measurer:
+        list(measurer.measure([Job(SMALL, MoeWorkload(SHAPE, 512))]))
+        list(measurer.measure([Job(SMALL, MoeWorkload(SHAPE, 1024))]))  # the same specialisation
+        assert before == CACHE.put_count
+        list(measurer.measure([Job(SMALL, MoeWorkload(SHAPE, 1))]))  # the naive path: another
     assert before + 2 == CACHE.put_count
 
 

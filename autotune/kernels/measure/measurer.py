@@ -8,7 +8,9 @@ to the device dies with the process that ran it.
 from __future__ import annotations
 
 import importlib
+import itertools
 import shutil
+import signal
 import tempfile
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median, median_low
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 from autotune.core import (
     Basis,
@@ -45,6 +47,8 @@ from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.predict.measurer import compile_jobs
 from autotune.machine.gpu_lock import hold_gpus, lock_folders
+from autotune.machine.guard import Watched, guarded
+from autotune.machine.resident import shortage
 from autotune.measure.pool import TaskResult, TaskStatus, WorkerPool
 
 KERNEL = "autotune.kernels.measure.process"
@@ -56,6 +60,8 @@ LAST_RESORT_S = 1200.0
 for one that cannot."""
 ROUNDS = 9
 """Of a comparison: the second smallest and second largest ratio then enclose 95 %."""
+
+Request = TypeVar("Request", Timing, Comparison)
 
 
 class _Memory(dict[str, dict[str, Any]]):
@@ -80,6 +86,8 @@ class GpuOptions:
         uuids: of the GPUs, by index, as far as they are known.
         locks: the folders of what keeps two commands off one GPU.
         shared_locks: a further one that other machines or containers may see, if any.
+        unified: whether the GPUs allocate from the host's memory, which is then guarded.
+        need: bytes that measuring takes, where memory is unified.
     """
 
     gpus: tuple[int, ...]
@@ -92,6 +100,8 @@ class GpuOptions:
     uuids: Mapping[int, str] = field(default_factory=dict)
     locks: tuple[Path, ...] = field(default_factory=lock_folders)
     shared_locks: Path | None = None
+    unified: bool = False
+    need: int = 0
 
 
 @dataclass
@@ -141,6 +151,10 @@ class GpuMeasurer:
         self._requests = 0
         self._spent = Spent()
         self._compiled: set[CompileJob] = set()
+        self._pools: dict[str, tuple[WorkerPool, Watched]] = {}
+        self._closing: dict[str, ExitStack] = {}
+        self._spared: int | None = None
+        self._fell = False
 
     @property
     def basis(self) -> Basis:
@@ -149,6 +163,7 @@ class GpuMeasurer:
 
     def __enter__(self) -> Self:
         options = self._options
+        self._guard = self._stack.enter_context(guarded(options.unified))
         self._stack.enter_context(
             hold_gpus(options.gpus, options.locks, options.uuids, options.shared_locks)
         )
@@ -157,14 +172,50 @@ class GpuMeasurer:
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self._triton_cache = str(Path(self.folder) / "triton")
         Path(self._triton_cache).mkdir()
-        self._gpus = self._stack.enter_context(self._measuring("search"))
-        self._comparing = self._stack.enter_context(self._measuring("compare"))
+        self._stack.callback(self._close_pools)
         # Importing vLLM takes half a minute: compilation goes on meanwhile.
-        self._facts = self._gpus.start(self._worker("device_facts"), 0, SET_UP_LIMIT_S)
+        started = self._pool("search").start(self._worker("device_facts"), 0, SET_UP_LIMIT_S)
+        self._facts = started
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(self, *ended: Any) -> None:
+        self._stack.__exit__(*ended)
+
+    def _pool(self, purpose: str) -> WorkerPool:
+        """Measuring processes of a purpose, one per GPU, opened when they are first needed.
+
+        On unified memory those of the other purpose are closed: both would hold the weights.
+
+        Raises:
+            MissingEnvironmentError: there is no room for them.
+        """
+        if purpose not in self._pools:
+            if self._options.unified:
+                self._close_pools()
+                self._wait_for_room()
+            stack = self._closing[purpose] = ExitStack()
+            pool = stack.enter_context(self._measuring(purpose))
+            watched = self._guard.watch("a measuring process", pool.kill_workers)
+            self._pools[purpose] = (pool, stack.enter_context(watched))
+        return self._pools[purpose][0]
+
+    def _close_pools(self) -> None:
+        self._pools.clear()
+        while self._closing:
+            self._closing.popitem()[1].close()
+
+    def _wait_for_room(self) -> None:
+        """Wait until there is room for measuring processes.
+
+        Raises:
+            MissingEnvironmentError: there is none, or the guard has ended everything.
+        """
+        self._guard.raise_if_ended()
+        if not self._guard.has_room(self._options.need):
+            said = shortage("measuring", self._options.need, self._guard.available())
+            raise MissingEnvironmentError(
+                f"{said}; what was measured is kept, and the same command goes on"
+            )
 
     def _measuring(self, purpose: str) -> WorkerPool:
         """Measuring processes of their own, one per GPU."""
@@ -210,8 +261,14 @@ class GpuMeasurer:
 
     def prepare_comparisons(self) -> None:
         """Start the processes of :meth:`compare` in the background; importing vLLM takes long."""
+        if self._options.unified:
+            return  # only once those of the search are closed
         for _ in self._options.gpus:
-            self._comparing.start(self._worker("ready"), None, SET_UP_LIMIT_S)
+            self._pool("compare").start(self._worker("ready"), None, SET_UP_LIMIT_S)
+
+    def spare(self, m: int) -> None:
+        """Measure nothing of ``m`` tokens or more: it ran the host short of memory."""
+        self._spared = m if self._spared is None else min(m, self._spared)
 
     def know_best(self, workload: MoeWorkload, us: float) -> None:
         """Tell a time that the candidates of ``workload`` race against."""
@@ -220,24 +277,19 @@ class GpuMeasurer:
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
         """Yield a measurement per job, in order; compilation runs ahead."""
         order: deque[tuple[MoeWorkload, Measurement | None]] = deque()
-        requests: deque[Timing] = deque()
 
         def launches() -> Iterator[Timing]:
             for candidate, workload, gemms in self._compile_ahead(jobs):
                 failed = _failure(gemms)
                 order.append((workload, failed))
                 if failed is None:
-                    request = self._timing(candidate, workload)
-                    requests.append(request)
-                    yield request
+                    yield self._timing(candidate, workload)
 
-        with closing(self._sent(self._gpus, "time_candidate", launches())) as results:
-            for result in results:
+        with closing(self._answered("search", "time_candidate", launches())) as answers:
+            for _, answer in answers:
                 yield from self._failed_before(order)
                 workload, _ = order.popleft()
-                request = requests.popleft()
-                answer = self._again(self._gpus, "time_candidate", request, result)
-                measurement = self._measurement(answer, request)
+                measurement = self._measurement(answer)
                 if measurement.value is not None:
                     self.know_best(workload, measurement.value)
                 yield measurement
@@ -272,6 +324,7 @@ class GpuMeasurer:
         )
         for first in results:
             second = next(results)
+            self._guard.raise_if_ended()  # then no compile failed of itself
             candidate, workload, both = given.popleft()
             for job, compiled in zip(both, (first, second), strict=True):
                 if job not in self._compiled:  # batch sizes share kernels
@@ -288,24 +341,70 @@ class GpuMeasurer:
             best_us=self._best.get(workload.key),
         )
 
+    def _answered(
+        self, purpose: str, function: str, requests: Iterable[Request]
+    ) -> Generator[tuple[Request, dict[str, Any] | Measurement], None, None]:
+        """Requests with their answers, in order.
+
+        Where one ran the host short of memory, those that wait are sent again once there is room,
+        without what is as large.
+
+        Raises:
+            MissingEnvironmentError: there is no room any more, or nothing can be measured here.
+        """
+        waiting: deque[tuple[Request, bool]] = deque()
+
+        def allowed(wanted: Iterable[Request]) -> Iterator[Request]:
+            for request in wanted:
+                spared = self._spared is not None and request.m >= self._spared
+                waiting.append((request, spared))
+                if not spared:
+                    yield request
+
+        fresh, self._fell = iter(requests), True
+        while self._fell:
+            self._fell = False
+            again = [request for request, _ in waiting]
+            waiting.clear()
+            # Not one generator: closing it would close what it reads from.
+            sent = itertools.chain(allowed(again), allowed(fresh))
+            with closing(self._sent(purpose, function, sent)) as results:
+                for result in results:
+                    while waiting[0][1]:
+                        yield waiting.popleft()[0], self._not_tried()
+                    request = waiting.popleft()[0]
+                    answer = self._value(self._again(purpose, function, request, result), request)
+                    yield request, answer
+                    if self._fell:  # by now: who was told may have sent more
+                        break
+            if self._fell:
+                self._close_pools()
+                self._wait_for_room()
+        for request, _ in waiting:
+            yield request, self._not_tried()
+
+    def _not_tried(self) -> Measurement:
+        message = f"not tried: M={self._spared} ran the host short of memory"
+        return Measurement(Outcome.HOST_MEMORY, Basis.MEASURED, message=message)
+
     def _sent(
-        self, pool: WorkerPool, function: str, requests: Iterable[Any]
+        self, purpose: str, function: str, requests: Iterable[Any]
     ) -> Generator[TaskResult[dict[str, Any]], None, None]:
         """The answers of measuring processes, in order."""
-        return pool.map_ordered(self._worker(function), requests, SET_UP_LIMIT_S + LAST_RESORT_S)
+        limit_s = SET_UP_LIMIT_S + LAST_RESORT_S
+        return self._pool(purpose).map_ordered(self._worker(function), requests, limit_s)
 
     def _again(
-        self, pool: WorkerPool, function: str, request: Any, result: TaskResult[dict[str, Any]]
+        self, purpose: str, function: str, request: Any, result: TaskResult[dict[str, Any]]
     ) -> TaskResult[dict[str, Any]]:
         """The result, or that of another try where the process had only made room."""
         while result.exit_code == EXIT_RECYCLE:
             self._spent.replaced += 1
             # Requests that were queued before may fill the new process first.
-            (result,) = self._sent(pool, function, [request])
+            (result,) = self._sent(purpose, function, [request])
         return result
 
-    def _measurement(self, result: TaskResult[dict[str, Any]], request: Timing) -> Measurement:
-        value = self._value(result, request.key)
+    def _measurement(self, value: dict[str, Any] | Measurement) -> Measurement:
         if isinstance(value, Measurement):
             return value
         samples = tuple(value["samples"])
@@ -325,10 +424,18 @@ class GpuMeasurer:
         """The GPU that a result comes from: its UUID, or its index where that is not known."""
         return self._options.uuids.get(value["gpu"], str(value["gpu"]))
 
-    def _value(self, result: TaskResult[dict[str, Any]], key: str) -> dict[str, Any] | Measurement:
+    def _value(
+        self, result: TaskResult[dict[str, Any]], request: Timing | Comparison
+    ) -> dict[str, Any] | Measurement:
         """What a measuring process returned, or the failed measurement that it means."""
+        falls = [fall for _, watched in self._pools.values() if (fall := watched.take())]
+        if result.value is None and result.exit_code == -signal.SIGKILL and falls:
+            self._fell = True
+            self.spare(request.m)
+            self._spent.replaced += 1
+            return Measurement(Outcome.HOST_MEMORY, Basis.MEASURED, message=str(falls[0]))
         if result.value is None:
-            outcome, message = self._fate(result, key)
+            outcome, message = self._fate(result, request.key)
             return Measurement(outcome, Basis.MEASURED, message=message, seconds=result.seconds)
         self._spent.memory(result.value["memory"])
         outcome = Outcome(result.value["outcome"])
@@ -378,10 +485,9 @@ class GpuMeasurer:
                 given.append((request, fine, {c: f for c, f in built.items() if f}))
                 yield request
 
-        with closing(self._sent(self._comparing, "compare", comparisons())) as results:
-            for result in results:
-                request, candidates, failed = given.popleft()
-                answer = self._again(self._comparing, "compare", request, result)
+        with closing(self._answered("compare", "compare", comparisons())) as answers:
+            for request, answer in answers:
+                _, candidates, failed = given.popleft()
                 found = failed | self._compared(request, candidates, answer)
                 named = {"compared": request.key, "seed": request.seed}
                 yield {c: replace(m, details={**m.details, **named}) for c, m in found.items()}
@@ -390,12 +496,11 @@ class GpuMeasurer:
         self,
         request: Comparison,
         candidates: Sequence[Candidate],
-        result: TaskResult[dict[str, Any]],
+        value: dict[str, Any] | Measurement,
     ) -> dict[Candidate, Measurement]:
-        value = self._value(result, request.key)
         if isinstance(value, Measurement):
-            if len(candidates) == 1:
-                return {candidates[0]: value}
+            if len(candidates) == 1 or value.outcome is Outcome.HOST_MEMORY:
+                return dict.fromkeys(candidates, value)
             return self._one_by_one(request, candidates)
         measurements = {}
         details = {"clocks": value["clocks"], "gpu": self._gpu(value)}
@@ -426,6 +531,8 @@ class GpuMeasurer:
             key = f"{request.key}-{candidate.key}"
             alone = replace(request, key=key, params=(candidate.ints,), rounds=1)
             found |= self._compared(alone, [candidate], self._one(alone))
+            if found[candidate].outcome is Outcome.HOST_MEMORY:
+                return dict.fromkeys(candidates, found[candidate])
         fine = [c for c in candidates if found[c].outcome is Outcome.OK]
         if len(fine) == len(candidates):  # none alone: what they did together is all that is known
             return {
@@ -437,9 +544,9 @@ class GpuMeasurer:
         rest = replace(request, key=f"{request.key}-rest", params=tuple(c.ints for c in fine))
         return found | self._compared(rest, fine, self._one(rest))
 
-    def _one(self, request: Comparison) -> TaskResult[dict[str, Any]]:
-        (result,) = self._sent(self._comparing, "compare", [request])
-        return self._again(self._comparing, "compare", request, result)
+    def _one(self, request: Comparison) -> dict[str, Any] | Measurement:
+        (result,) = self._sent("compare", "compare", [request])
+        return self._value(self._again("compare", "compare", request, result), request)
 
 
 def _call(module: str, function: str, request: Any) -> Any:

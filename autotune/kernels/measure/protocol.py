@@ -36,5 +36,8 @@ class KernelTimer(KernelMeasurer, SideBySide, Protocol):
             MissingEnvironmentError: nothing can be measured here.
         """
 
+    def spare(self, m: int) -> None:
+        """Measure nothing of ``m`` tokens or more: it ran the host short of memory."""
+
     def prepare_comparisons(self) -> None:
         """Start what :meth:`compare` needs in the background, if that takes long."""

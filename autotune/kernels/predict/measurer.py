@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, Self
+from contextlib import ExitStack
+from typing import Any, Literal, Self
 
 from autotune.core import Basis, Cache, Candidate, Job, Measurement, Outcome
 from autotune.kernels.compile.job import Compiled, CompileJob, fp16_fallback, specialise
@@ -14,6 +15,7 @@ from autotune.kernels.moe.constraints import effective_block_k, shared_memory_by
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.predict.cost_model import Resources, Tile, predict
 from autotune.machine.devices import Device
+from autotune.machine.guard import guarded
 
 
 def tile_of(candidate: Candidate, shape: MoeShape) -> Tile:
@@ -114,23 +116,34 @@ class PredictingMeasurer:
     A :class:`autotune.kernels.measure.protocol.KernelMeasurer`.
     """
 
-    def __init__(self, device: Device, shape: MoeShape, processes: CompileProcesses) -> None:
+    def __init__(
+        self,
+        device: Device,
+        shape: MoeShape,
+        processes: CompileProcesses,
+        *,
+        unified: bool = False,
+    ) -> None:
         """Take what the predictions need; the processes start on entering the context.
 
         Args:
             device: to predict for.
             shape: of every workload that will be given.
             processes: compile.
+            unified: whether a GPU of this machine allocates from the host's memory, which is then
+                guarded.
         """
         self._device, self._shape, self._processes = device, shape, processes
+        self._unified, self._stack = unified, ExitStack()
         self._cache: Cache | None = None
 
     def __enter__(self) -> Self:
-        self._processes.__enter__()
+        self._guard = self._stack.enter_context(guarded(self._unified))
+        self._stack.enter_context(self._processes)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._processes.__exit__()
+    def __exit__(self, *ended: Any) -> None:
+        self._stack.__exit__(*ended)
 
     def use(self, cache: Cache) -> None:
         """Take a cache of compile results."""
@@ -159,7 +172,9 @@ class PredictingMeasurer:
         results = self._processes.compile(gemms(), self._cache)
         for first in results:
             candidate, workload = given.popleft()
-            yield self._measurement(candidate, workload, (first, next(results)))
+            second = next(results)
+            self._guard.raise_if_ended()  # then no compile failed of itself
+            yield self._measurement(candidate, workload, (first, second))
 
     def _measurement(
         self, candidate: Candidate, workload: MoeWorkload, gemms: tuple[Compiled, Compiled]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from autotune.core import BadInputError
+from autotune.util import edge
 
 Config = Mapping[str, Any]
 
@@ -46,7 +48,7 @@ def hub_file(ref: str, name: str, flag: str) -> Path | None:
         flag: where ``ref`` was given, for messages.
 
     Raises:
-        BadInputError: no such model.
+        BadInputError: no such model, or a file of a size that none should have.
         HubUnreachableError: the hub does not answer, and its cache does not hold the file.
     """
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 - slow to import
@@ -59,6 +61,10 @@ def hub_file(ref: str, name: str, flag: str) -> Path | None:
     )
 
     try:
+        if (size := _size_on_hub(ref, name)) > edge.LARGE:
+            raise BadInputError(
+                f"{flag} {ref}: its {name} has {size} bytes, which no such file should have"
+            )
         return Path(hf_hub_download(ref, name))
     except HFValidationError:
         raise BadInputError(f"{flag} {ref}: not a valid hub id") from None
@@ -70,3 +76,15 @@ def hub_file(ref: str, name: str, flag: str) -> Path | None:
         return None
     except (HfHubHTTPError, OSError) as error:
         raise HubUnreachableError(type(error).__name__) from None
+
+
+def _size_on_hub(ref: str, name: str) -> int:
+    """Bytes of a file before it is downloaded: whoever made the model may have put gigabytes there.
+
+    0 where the hub does not tell; the download then says why.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url  # noqa: PLC0415
+
+    with contextlib.suppress(Exception):  # of httpx or requests, by the version
+        return get_hf_file_metadata(hf_hub_url(ref, name)).size or 0
+    return 0

@@ -13,13 +13,23 @@ from typing import Any
 from autotune.core import BadInputError
 from autotune.engine.quantization import Layer
 
-_NESTED_REPEATS = re.compile(r"\([^()]*[*+}][^()]*\)[*+{]")
+_ONE_CHARACTER = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+_REPEATED_GROUP = re.compile(r"\)\s*[*+{]|\(\?[a-zA-Z]*x|\(\?P=")
 _LONGEST_PATTERN = 2000
+_MOST_REPEATS, _MOST_OPTIONS = 5, 10
+"""Of a pattern: matching a name of 60 characters then takes some million steps at most."""
 
 
 def expression_of(text: str) -> re.Pattern[str]:
-    """A pattern out of a checkpoint; one that may take for ever is refused."""
-    if len(text) > _LONGEST_PATTERN or _NESTED_REPEATS.search(text):
+    """A pattern out of a checkpoint; one that may take for ever is refused.
+
+    That is a group that is repeated, for what is in it may match in many ways, and many repeats
+    one after the other.
+    """
+    plain = _ONE_CHARACTER.sub("c", text) if len(text) <= _LONGEST_PATTERN else "(c)*"
+    repeats, options = sum(map(plain.count, "*+{")), plain.count("?") - plain.count("(?")
+    many = repeats > _MOST_REPEATS or options > _MOST_OPTIONS
+    if many or _REPEATED_GROUP.search(plain):
         raise BadInputError(
             f"config.json: quantization_config: the pattern {text[:60]!r} repeats a repetition, "
             "which may take for ever"

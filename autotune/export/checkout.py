@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.util import edge
 
 _LOCAL = {"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "none", "GIT_OPTIONAL_LOCKS": "0"}
 """No protocol is allowed: a partial clone would fetch what it lacks."""
@@ -65,6 +66,7 @@ _RUNS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _ABSENT = "0" * 40
+_GIT_S = 300
 _PERSON = re.compile(r"[^<>\n]*[^<>\s][^<>\n]* <[^<>@\s]+@[^<>@\s]+>")
 
 
@@ -135,6 +137,11 @@ class Checkout:
         """
         if not self._git("ls-tree", self.base, "--", name):
             return None
+        size = self._try("cat-file", "-s", f"{self.base}:{name}").stdout.strip()
+        if len(size) > len(str(edge.LARGE)) or int(size or 0) > edge.LARGE:
+            raise BadInputError(
+                f"{self.flag} {self.path}: its {name} is larger than any file of vLLM's"
+            )
         found = self._try("cat-file", "blob", f"{self.base}:{name}")
         if found.returncode:
             raise BadInputError(
@@ -230,6 +237,7 @@ class Checkout:
             capture_output=True,
             check=False,
             env=_environment() | _LOCAL,
+            timeout=_GIT_S,
         )
         found = []
         for name in listed.stdout.split(b"\0"):
@@ -248,7 +256,12 @@ class Checkout:
                 capture_output=True,
                 check=False,
                 env=_environment() | _LOCAL | (env or {}),
+                timeout=_GIT_S,
             )
+        except subprocess.TimeoutExpired:
+            raise BadInputError(
+                f"{self.flag} {self.path}: git {args[0]} did not end within {_GIT_S} s"
+            ) from None
         except FileNotFoundError:
             raise MissingEnvironmentError("git is not installed; install it") from None
 

@@ -28,6 +28,7 @@ from autotune.util import edge
 
 _NOTED = ("shape", "facts")
 _MOST_CELLS = 20_000_000
+_MOST_COLUMNS = 100
 _FIXED = {"workload", "outcome", "value", "basis"}
 
 
@@ -59,6 +60,8 @@ def _frame(path: Path) -> pd.DataFrame:
         return pd.read_parquet(io.BytesIO(data))
     if path.suffix == ".gz":
         data = edge.unpacked(data, edge.LARGE)
+    if any(line.count(b",") > _MOST_COLUMNS for line in data.split(b"\n")):
+        raise edge.EdgeError(f"has a line of more than {_MOST_COLUMNS} columns")
     return pd.read_csv(io.BytesIO(data))
 
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from autotune.report.page import Block, Code, Grid, Page, Plot, Table, Text
-from autotune.util.markdown import escape
+from autotune.util.markdown import code_line, escape
 
 
 def render_html(page: Page) -> str:
@@ -82,7 +82,7 @@ def _block(block: Block) -> list[str]:
         said = escape(block.text)
         return [f"> **Warning:** {said}" if block.warning else said, ""]
     if isinstance(block, Code):
-        return [*(f"    {line}" for line in block.text.splitlines()), ""]
+        return [*map(code_line, block.text.splitlines()), ""]
     if isinstance(block, Table):
         aligned = [":--" if i < block.words else "--:" for i in range(len(block.heads))]
         rows = [block.heads, aligned, *block.rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -14,15 +15,27 @@ from autotune.serving.pair.checkpoint import Checkpoint, load_checkpoint
 from tests.serving.tiny_models import TinyModels
 
 
-def hub(monkeypatch: pytest.MonkeyPatch, folder: Path, *, absent: Exception) -> None:
-    """A hub whose models all lie in ``folder``."""
+def hub(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *, absent: Exception, size: int = 10
+) -> None:
+    """A hub whose models all lie in ``folder``, with files of so many bytes."""
 
     def download(ref: str, name: str) -> str:
         if (folder / name).is_file():
             return str(folder / name)
         raise absent
 
+    about = SimpleNamespace(size=size)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda _: about)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+
+
+def test_a_file_of_gigabytes_is_not_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tiny_models: TinyModels
+) -> None:
+    hub(monkeypatch, tiny_models.qwen3, absent=EntryNotFoundError("none"), size=1 << 32)
+    with pytest.raises(BadInputError, match=r"config\.json has 4294967296 bytes"):
+        load_checkpoint("org/qwen")
 
 
 def test_a_hub_model_is_read_as_a_folder_is(

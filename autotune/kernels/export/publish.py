@@ -21,6 +21,7 @@ from autotune.kernels.moe.shape import Scheme
 from autotune.kernels.stored import Tuned
 from autotune.store.store import Store
 from autotune.util import edge
+from autotune.util.markdown import escape, in_code
 
 PREDICTED_MARK = "PREDICTED by autotune, not measured"
 TRITON_OF_TORCH = {"2.8.0": "3.4.0", "2.9.0": "3.5.0", "2.9.1": "3.5.1", "2.10.0": "3.6.0"} | {
@@ -133,8 +134,9 @@ def _about_sglang(tuned: Tuned, path: Path) -> str:
         "SGLang's kernel is another one, with other defaults: measure before relying on it."
     )
     return (
-        f"# {tuned.study} for SGLang\n\n`{path.name}` for Triton {tuned.setup['triton']}, "
-        f"{upstream.what(tuned)}{scheme}.\n\n{said}\n"
+        f"# {escape(tuned.study)} for SGLang\n\n`{in_code(path.name)}` for Triton "
+        f"{escape(str(tuned.setup['triton']))}, "
+        f"{upstream.what(tuned)}{scheme}.\n\n{escape(said)}\n"
     )
 
 
@@ -288,11 +290,11 @@ def triton_pin(checkout: Checkout) -> tuple[str, str] | None:
     files = [f"{f}/{name}" for f in folders for name in checkout.names(f) if _for_cuda(name)]
     texts = {name: (checkout.read(name) or b"").decode(errors="replace") for name in files}
     for name, text in texts.items():
-        found = re.search(r"(?m)^triton\s*==\s*([\d.]+)", text)
+        found = re.search(r"(?m)^triton[ \t]*==[ \t]*([\d.]{1,32})", text)
         if found:
             return found[1], name
     for name, text in texts.items():
-        found = re.search(r"(?m)^torch\s*==\s*([\d.]+)", text)
+        found = re.search(r"(?m)^torch[ \t]*==[ \t]*([\d.]{1,32})", text)
         if found and found[1] in TRITON_OF_TORCH:
             return TRITON_OF_TORCH[found[1]], f"{name}, torch {found[1]}"
     return None
@@ -312,7 +314,7 @@ def _check_triton(tuned_with: str, pin: tuple[str, str] | None, checkout: Checko
 
 
 def _release(version: str) -> tuple[int, ...]:
-    found = re.match(r"\d+(?:\.\d+)*", version)
+    found = re.match(r"\d+(?:\.\d+)*", version[:32])
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 

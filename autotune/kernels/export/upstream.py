@@ -21,7 +21,7 @@ from autotune.kernels.export.write import PREDICTED_NOTE
 from autotune.kernels.moe.from_model import load_config, model_names, shape_from_config
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.stored import Gap, Row, Tuned
-from autotune.util.markdown import in_comment
+from autotune.util.markdown import code_line, escape, in_code, in_code_of_a_cell, in_comment
 from autotune.util.words import counted
 
 CONFIGS = "vllm/model_executor/layers/fused_moe/configs"
@@ -154,7 +154,13 @@ def pull_request(change: Change) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_as_words,
     )
+    environment.filters |= {
+        "line": lambda text: _Code(code_line(text).lstrip()),
+        "code": lambda text: _Code(in_code(text)),
+        "cell": lambda text: _Code(in_code_of_a_cell(text)),
+    }
     values = _values(change)
     sections = {
         name: environment.get_template(f"{file}.md.j2").render(values).strip()
@@ -162,6 +168,17 @@ def pull_request(change: Change) -> str:
     }
     text = _filled(change.template or _OWN_TEMPLATE, sections, change.ai or _AI_TODO)
     return f"<!-- Title: {in_comment(title(change))} -->\n\n{text.strip()}\n"
+
+
+class _Code(str):
+    """Text for code, where words need no escape."""
+
+    __slots__ = ()
+
+
+def _as_words(value: Any) -> Any:
+    """What a template inserts is words, unless it goes into code."""
+    return escape(value) if isinstance(value, str) and not isinstance(value, _Code) else value
 
 
 def _filled(template: str, sections: Mapping[str, str], ai: str) -> str:

@@ -12,7 +12,7 @@ from autotune.kernels.config_file import FIELDS, render
 from autotune.kernels.export.earlier import check_keys_stay
 from autotune.kernels.job import Result
 from autotune.kernels.report import measured
-from autotune.util.markdown import escape
+from autotune.util.markdown import escape, in_code
 
 SPARSE = 12
 """Fewer keys than this leave wide gaps; a sparse file once cost 2.35 % (a vLLM pull request)."""
@@ -139,11 +139,12 @@ def report(result: Result) -> str:
         f"{'used' if plan.measured else 'none was used'}",
         f"- Kernel: vLLM {plan.kernel.vllm_version}, fused_moe.py sha256 "
         f"{plan.kernel.sha256[:16]}, Triton {plan.kernel.triton_version}",
-        f"- Search: space {plan.space.name}, {len(plan.feasible)} of {plan.space.size} feasible, "
+        f"- Search: space {escape(plan.space.name)}, {len(plan.feasible)} of "
+        f"{plan.space.size} feasible, "
         f"effort {plan.effort}{_earlier(result)}, sampler {result.setup['sampler']}, "
         f"seed {plan.seed}",
         f"- Trials: {', '.join(f'{n} {name}' for name, n in result.counts.items())}",
-        f"- Command: `{plan.command}`",
+        f"- Command: `{in_code(plan.command)}`",
         *(measured.report_lines(result) if result.measured else _predicted_lines(result)),
         "",
         "Try it: `VLLM_TUNED_CONFIG_FOLDER=<this folder> vllm serve …`; vLLM then logs "

@@ -12,6 +12,7 @@ from autotune.kernels.job import MeasuredFacts, Result
 from autotune.kernels.moe.shape import MoeWorkload
 from autotune.kernels.predict.cost_model import least_work
 from autotune.kernels.stored import overall_speedup
+from autotune.util.markdown import escape
 
 NOTE = (
     "MEASURED on the GPU named below: the whole fused_experts call in CUDA graphs, finalists and "
@@ -110,7 +111,7 @@ def report_lines(result: Result) -> list[str]:
         f"Triton {seen['triton']}, vLLM {seen['vllm']}, CUDA {seen['cuda']}",
         f"- Ceilings measured there: copy {seen['copy_gbs']:.0f} GB/s (read plus write), bf16 "
         f"product {seen['bf16_tflops']:.0f} TFLOP/s",
-        f"- Routing: {result.plan.routing.name}",
+        f"- Routing: {escape(result.plan.routing.name)}",
         f"- Time: {result.seconds:.0f} s in all; "
         + ", ".join(
             f"{name.removesuffix('_s')} {value:.1f} s"

@@ -12,7 +12,7 @@ from autotune.serving.matrix.matrix import Entry, Status, matrix_rows, matrix_st
 from autotune.serving.report.markdown import number, table
 from autotune.serving.report.markdown_report import published_table
 from autotune.serving.request import SpecRequest
-from autotune.util.markdown import escape
+from autotune.util.markdown import escape, in_code
 
 HEADS = ["target", "baseline", "best with", "tok/s", "× baseline", "tokens/draft", "verdict"]
 
@@ -71,15 +71,15 @@ def matrix_report(request: SpecRequest, entries: Sequence[Entry]) -> str:
     rows, scenario = document["rows"], document["scenario"]
     levels = ", ".join(map(str, scenario["concurrency"]))
     lines = [
-        f"# {document['study']}: {len(rows)} targets, {document['basis']}",
+        f"# {escape(document['study'])}: {len(rows)} targets, {document['basis']}",
         "",
-        f"- Drafter: {document['drafter']}",
+        f"- Drafter: {escape(document['drafter'])}",
         f"- tok/s of all streams together at concurrency {levels}; mean over the fresh boots, "
         "where a setting had none over the search's one",
         "- × baseline: speed over the same target without speculation and with the first value of "
         f"everything else, by {scenario['objective']}; with its 95 % interval where fresh boots "
         "gave one",
-        f"- Command: `{document['command']}`",
+        f"- Command: `{in_code(document['command'])}`",
         "",
         *table(HEADS, [row_cells(row) for row in rows]),
         "",

@@ -23,6 +23,8 @@ from autotune.util import edge
 
 _INDEX = "model.safetensors.index.json"
 _MOST_HEADER = 100_000_000
+_CARD_HEAD = 1 << 16
+"""Characters of a model card that hold its YAML head."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
@@ -278,11 +280,11 @@ def _chat(files: _Files, settings: Config, *, has_tokenizer: bool) -> bool | Non
 
 def _base_models(card: str) -> tuple[str, ...]:
     """``base_model`` in the YAML head of a model card: one name or a list of names."""
-    head = re.match(r"\ufeff?\s*---\n(.*?)\n---", card, re.DOTALL)
+    head = re.match(r"\s{0,99}---\n(.*?)\n---", card[:_CARD_HEAD], re.DOTALL)
     found = re.search(
         r"^base_model:[ \t]*(.*(?:\n[ \t]*-[ \t]+.*)*)", head[1] if head else "", re.MULTILINE
     )
-    return tuple(re.findall(r"[\w.-]+/[\w.-]+", found[1])) if found else ()
+    return tuple(re.findall(r"[\w.-]{1,96}/[\w.-]{1,96}", found[1])) if found else ()
 
 
 def _verifier(config: Config) -> tuple[str, ...]:

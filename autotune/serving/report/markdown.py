@@ -33,7 +33,7 @@ def table(heads: list[str], rows: list[list[str]]) -> list[str]:
     """Write the lines of a table, cells escaped; the first column is text, the others figures."""
     aligned = [":--", *["--:"] * (len(heads) - 1)]
     escaped = [[escape(cell) for cell in row] for row in rows]
-    return [f"| {' | '.join(cells)} |" for cells in (heads, aligned, *escaped)]
+    return [f"| {' | '.join(cells)} |" for cells in ([*map(escape, heads)], aligned, *escaped)]
 
 
 def rate(level: Mapping[str, Any] | None) -> str:

@@ -19,7 +19,7 @@ from autotune.serving.report.tables import (
     trial_rows,
 )
 from autotune.space.published import Published, cell
-from autotune.util.markdown import escape
+from autotune.util.markdown import code_line, escape, in_code
 
 
 def report(result: Result) -> str:
@@ -34,18 +34,18 @@ def report(result: Result) -> str:
         "",
         *(f"> **Warning:** {escape(text)}\n" for text in warnings(result)),
         f"- Target: {escape(scenario.target)} with {escape(plan.drafting)}",
-        f"- Load: {described(scenario)}",
+        f"- Load: {escape(described(scenario))}",
         f"- Objective: {scenario.objective} over concurrency "
         f"{', '.join(map(str, scenario.concurrency))}",
         f"- Servers started: {result.boots}, {result.fresh_boots} of them by this command",
-        f"- Command: `{plan.command}`",
+        f"- Command: `{in_code(plan.command)}`",
         "",
         "Serve it:",
         "",
-        f"    {plan.launcher.shell_line(settings)}",
+        code_line(plan.launcher.shell_line(settings) or ""),
         "",
         *(
-            ["Tune the MoE kernel for what it decodes, M = (γ+1)·b:", "", f"    {moe}", ""]
+            ["Tune the MoE kernel for what it decodes, M = (γ+1)·b:", "", code_line(moe), ""]
             * bool(moe)
         ),
         *_searched(result),
@@ -117,7 +117,7 @@ def published_table(found: Published | None) -> list[str]:
         ]
         for figure in found.figures
     ]
-    said = f"Published for {found.hardware} by {found.source}. Not measured here."
+    said = f"Published for {escape(found.hardware)} by {escape(found.source)}. Not measured here."
     heads = ["target", "setting", "concurrency", "tok/s", "× its baseline", "note"]
     return ["## Published by others", "", said, "", *table(heads, rows), ""]
 

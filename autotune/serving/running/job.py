@@ -37,6 +37,7 @@ from autotune.store.run_log import StoredLog, recorded
 from autotune.store.store import Store
 from autotune.tune import measured
 from autotune.util import flags
+from autotune.util.markdown import escape, in_code
 
 AS_SERVED = "as served"
 """What stands for the drafter of a server that does not name it."""
@@ -241,15 +242,17 @@ def existing_report(result: ExistingResult) -> str:
     context = number(server.context, 0)
     kv_tokens = number(result.trial.measurement.details.get("kv_cache_tokens"), 0)
     lines = [
-        f"# {plan.study}: {result.trial.measurement.basis.value}, a server that was running",
+        f"# {escape(plan.study)}: {result.trial.measurement.basis.value}, "
+        "a server that was running",
         "",
         f"> {NOTE}.",
         "",
-        *(f"> **Warning:** {text}\n" for text in existing_warnings(plan)),
-        f"- Server: {plan.launcher.root}, {server.as_json()['name']}, {server.speculation}",
-        f"- Model: {server.model}, context {context} tokens, KV cache {kv_tokens} tokens",
-        f"- Load: {described(scenario)}",
-        f"- Command: `{plan.command}`",
+        *(f"> **Warning:** {escape(text)}\n" for text in existing_warnings(plan)),
+        f"- Server: {escape(plan.launcher.root)}, {escape(server.as_json()['name'])}, "
+        f"{escape(str(server.speculation))}",
+        f"- Model: {escape(server.model)}, context {context} tokens, KV cache {kv_tokens} tokens",
+        f"- Load: {escape(described(scenario))}",
+        f"- Command: `{in_code(plan.command)}`",
         "",
         "## Measured",
         "",

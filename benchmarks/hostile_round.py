@@ -22,7 +22,7 @@ from pathlib import Path
 
 from autotune import cli
 from autotune.core import ExitCode
-from benchmarks import hostile_more, hostile_sources
+from benchmarks import hostile_more, hostile_sources, hostile_studies
 from benchmarks.hostile_sources import Input, Place
 
 WALL_S, CPU_S = 90.0, 15
@@ -36,7 +36,7 @@ MODULES = (
     "measure.replay",
 )  # fmt: skip
 CODES = {int(code) for code in ExitCode}
-SOURCES = hostile_sources.SOURCES | hostile_more.SOURCES
+SOURCES = hostile_sources.SOURCES | hostile_more.SOURCES | hostile_studies.SOURCES
 CANARY = "canary"
 """No input may make this file appear."""
 
@@ -75,7 +75,7 @@ def run(one: Input, place: Place) -> Ended:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     texts = [path.read_bytes().decode("utf-8", "surrogateescape") for path in (out, err)]
-    return Ended(code, *texts, time.monotonic() - began)
+    return Ended(code, texts[0], texts[1], time.monotonic() - began)
 
 
 def _become(one: Input, place: Place, out: Path, err: Path, given: Path) -> None:

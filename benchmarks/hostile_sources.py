@@ -124,9 +124,9 @@ def config_files() -> Iterator[Input]:
         "E=8,N=256,device_name=" + "x" * 200 + ".json",
         "-E=8.json",
     ):
-        make = at(name, of(GOOD), ("good.json", GOOD))
-        yield Input(f"name {name[:40]!a}", ["verify", f"{{t}}/{name}"], make)
-        yield Input(f"name {name[:40]!a}", ["verify", "{t}"], make)
+        put = at(name, of(GOOD), ("good.json", GOOD))
+        yield Input(f"name {name[:40]!a}", ["verify", f"{{t}}/{name}"], put)
+        yield Input(f"name {name[:40]!a}", ["verify", "{t}"], put)
     for name, make in NO_FILES.items():
         put = at("provenance.json", make, (FILE, GOOD))
         yield Input(f"provenance.json: {name}", ["verify", f"{{t}}/{FILE}"], put)
@@ -222,7 +222,9 @@ def config_jsons() -> Iterator[tuple[str, Make]]:
             yield f"{key}: {name}", of(text)
         for key in ("quantization_config", "text_config", "quant_method", "weight_block_size"):
             inner = {"quant_method": "fp8", "weight_block_size": [128, 128], key: "@"}
-            whole = {key: "@"} if key.endswith("_config") else {"quantization_config": inner}
+            whole: dict[str, Any] = (
+                {key: "@"} if key.endswith("_config") else {"quantization_config": inner}
+            )
             yield f"{key}: {name}", of(json.dumps(MODEL | whole).replace('"@"', value))
     for pattern in PATTERNS:
         groups = {"group_0": {"targets": [pattern], "weights": {"num_bits": 8, "type": "float"}}}
@@ -232,10 +234,10 @@ def config_jsons() -> Iterator[tuple[str, Make]]:
     names = [f"model.layers.{i}.mlp" for i in range(30_000)]
     listed = {"quant_method": "fp8", "modules_to_not_convert": names}
     yield "30,000 modules that are not converted", of(quantised(listed))
-    inner: dict[str, Any] = dict(MODEL)
+    nested: dict[str, Any] = dict(MODEL)
     for _ in range(40):
-        inner = {"text_config": inner}
-    yield "text_config in text_config", of(json.dumps(inner))
+        nested = {"text_config": nested}
+    yield "text_config in text_config", of(json.dumps(nested))
 
 
 BESIDE: Mapping[str, Mapping[str, str]] = {

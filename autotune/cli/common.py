@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.markup import escape
 
 from autotune.cli.consoles import err
+from autotune.cli.requests import Stored
 from autotune.core import BadInputError
+from autotune.util.escape import for_json
 from autotune.util.secret import MASK, masked
 
 if TYPE_CHECKING:
     from autotune.machine.devices import Device
     from autotune.store.store import Store
 
+Asked = TypeVar("Asked", bound=Stored)
+
 
 def print_json(value: Any) -> None:
-    """One document to stdout."""
-    typer.echo(json.dumps(masked(value), indent=2, ensure_ascii=False))
+    """One document to stdout, which a terminal shows and does not obey."""
+    typer.echo(for_json(json.dumps(masked(value), indent=2, ensure_ascii=False)))
+
+
+def reads_studies(run: Callable[[Asked], None]) -> Callable[[Asked], None]:
+    """Make a command that only reads studies end in one line where one is of no known shape."""
+
+    @functools.wraps(run)
+    def command(request: Asked) -> None:
+        from autotune.store.foreign import reading_back  # noqa: PLC0415 - keeps `--help` fast
+
+        with reading_back(request.db, getattr(request, "study", None)):
+            run(request)
+
+    return command
 
 
 def this_command(secret: Collection[str] = ()) -> str:

@@ -33,6 +33,7 @@ def compare(request: Compare) -> None:
         of_study,
     )
     from autotune.measure.replay import Landscape  # noqa: PLC0415
+    from autotune.store.foreign import reading_back  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
     files = File.read(request.first), File.read(request.second)
@@ -43,7 +44,10 @@ def compare(request: Compare) -> None:
             raise BadInputError(f"--landscape {request.landscape}: no such file")
         source = Recorded(Landscape.read(request.landscape), files)
     elif request.study is not None:
-        with Store.open(request.db, create=False) as store:
+        with (
+            reading_back(request.db, request.study),
+            Store.open(request.db, create=False) as store,
+        ):
             source = of_study(store, request.study, files)
     else:
         source = _measuring(*files, request)

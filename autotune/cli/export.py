@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.markup import escape
 
-from autotune.cli.common import print_json, tuned_for
+from autotune.cli.common import print_json, reads_studies, tuned_for
 from autotune.cli.consoles import err
 from autotune.cli.requests import Export
 from autotune.util import flags
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autotune.store.store import Store
 
 
+@reads_studies
 def export(request: Export) -> None:
     """Write the study's file and print what was written."""
     from autotune.export.checkout import person  # noqa: PLC0415 - keeps `--help` fast

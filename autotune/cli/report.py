@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from autotune.cli.common import print_json, tuned_for
+from autotune.cli.common import print_json, reads_studies, tuned_for
 from autotune.cli.consoles import err
 from autotune.cli.requests import Dashboard, Report
 from autotune.core import BadInputError
 from autotune.util import edge, flags
+from autotune.util.escape import for_terminal
 
 if TYPE_CHECKING:
     from autotune.report.page import Page
     from autotune.store.store import Store
 
 
+@reads_studies
 def report(request: Report) -> None:
     """Write the study's pages and print where they are."""
     from autotune.report.files import write_html, write_markdown  # noqa: PLC0415
@@ -43,8 +45,8 @@ def report(request: Report) -> None:
         print_json(document | {"files": [str(path) for path in files]})
     else:
         if page.banner:
-            typer.echo(page.banner)
-        typer.echo(page.result)
+            typer.echo(for_terminal(page.banner))
+        typer.echo(for_terminal(page.result))
         for path in files:
             typer.echo(path)
     if request.open_ and not webbrowser.open(files[-1].absolute().as_uri()):
@@ -97,6 +99,7 @@ def _provenance(place: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
+@reads_studies
 def dashboard(request: Dashboard) -> None:
     """Mirror the studies and serve them until Ctrl-C.
 

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from autotune.cli.common import print_json
+from autotune.cli.common import print_json, reads_studies
 from autotune.cli.consoles import out
 from autotune.cli.requests import Show, Studies
 from autotune.core import BadInputError, Outcome
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from autotune.serving.stored import Served
 
 
+@reads_studies
 def studies(request: Studies) -> None:
     """Print the studies of a database."""
     from autotune.store.store import Store  # noqa: PLC0415
@@ -41,8 +42,8 @@ def studies(request: Studies) -> None:
             since = "" if last.ended_at else ", begun"
             when = f"{last.status.value}{since} {at:%Y-%m-%d %H:%M} UTC"
         shown.add_row(
-            summary.study.name,
-            summary.study.kind,
+            escape(summary.study.name),
+            escape(summary.study.kind),
             str(summary.trials),
             bases,
             str(summary.runs),
@@ -54,6 +55,7 @@ def studies(request: Studies) -> None:
         typer.echo(f"no studies in {request.db}; start one with: autotune moe --device gb10")
 
 
+@reads_studies
 def show(request: Show) -> None:
     """Print a study, or write its trials as a table."""
     if request.to is not None:
@@ -78,7 +80,7 @@ def show(request: Show) -> None:
         print_json({**detail.as_json(), "trials": detail.trials, "best": rows, **more})
         return
     out.print(
-        f"[bold]{detail.study.name}[/bold] ({detail.study.kind}), "
+        f"[bold]{escape(detail.study.name)}[/bold] ({escape(detail.study.kind)}), "
         f"{counted(detail.trials, 'trial')}, {counted(detail.runs, 'run')}"
     )
     for record in detail.searches:
@@ -123,11 +125,11 @@ def _show_best(rows: list[dict[str, Any]]) -> None:
         before = row["default_us"]
         shown.add_row(
             str(row["search"]),
-            row["workload"],
+            escape(row["workload"]),
             row["basis"],
             f"{row['best_us']:.1f}",
             "" if before is None else f"{before:.1f}",
-            "/".join(str(row["config"][name]) for name in FIELDS),
+            escape("/".join(str(row["config"][name]) for name in FIELDS)),
         )
     out.print(shown)
     out.print("Best is what was found; a row of the file changes only where it gains enough.")

@@ -80,6 +80,7 @@ class PlainJson(TypeDecorator[Any]):
 
     impl = JSON
     cache_ok = True
+    _kind: type = dict
 
     def process_bind_param(
         self,
@@ -94,10 +95,18 @@ class PlainJson(TypeDecorator[Any]):
         value: Any,
         dialect: Dialect,  # noqa: ARG002
     ) -> Any:
-        """An object or a list."""
-        if value is not None and not isinstance(value, dict | list):
-            raise ValueError(f"{type(value).__name__} where an object or a list is expected")
+        """An object."""
+        if value is not None and not isinstance(value, self._kind):
+            found = type(value).__name__
+            raise ValueError(f"{found} where a {self._kind.__name__} is expected")
         return value
+
+
+class PlainList(PlainJson):
+    """A list of JSON values."""
+
+    cache_ok = True
+    _kind: type = list
 
 
 class Base(DeclarativeBase):
@@ -117,7 +126,7 @@ class Base(DeclarativeBase):
         float: Double,
         str: PlainText,
         dict[str, Any]: PlainJson,
-        list[float]: PlainJson,
+        list[float]: PlainList,
     }
 
 

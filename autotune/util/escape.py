@@ -21,3 +21,15 @@ def for_terminal(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(_SHOWN if _is_harmful(character) else character for character in text)
+
+
+def for_json(text: str) -> str:
+    """A JSON document with escapes for what a terminal obeys and JSON allows: C1, directions."""
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(_as_escape(c) if _is_harmful(c) else c for c in text)
+
+
+def _as_escape(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code <= 0xFFFF else character

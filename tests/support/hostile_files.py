@@ -46,7 +46,10 @@ def sparse(size: int) -> Make:
 
 
 def of(data: bytes | str) -> Make:
-    return lambda path: path.write_bytes(data.encode() if isinstance(data, str) else data) and None
+    def make(path: Path) -> None:
+        path.write_bytes(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
+
+    return make
 
 
 NO_FILES: Mapping[str, Make] = {

@@ -45,7 +45,7 @@ def report(result: Result) -> str:
         code_line(plan.launcher.shell_line(settings) or ""),
         "",
         *(
-            ["Tune the MoE kernel for what it decodes, M = (γ+1)·b:", "", code_line(moe), ""]
+            ["Tune the MoE kernel for what it decodes, M = (γ+1)·b:", "", code_line(moe or ""), ""]
             * bool(moe)
         ),
         *_searched(result),

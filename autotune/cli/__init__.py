@@ -145,7 +145,9 @@ def _check_text(arguments: list[str]) -> None:
 
 
 def _fail(message: str, code: ExitCode) -> ExitCode:
-    """One line, whatever a path or a message of the system holds."""
+    """One line, whatever a path or a message of the system holds; none where all is said."""
+    if not message:
+        return code
     line = mask(" ".join(part.strip() for part in message.splitlines()))
     typer.echo(f"autotune: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
     return code

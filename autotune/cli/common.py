@@ -16,6 +16,7 @@ from rich.markup import escape
 from autotune.cli.consoles import err
 from autotune.cli.requests import Stored
 from autotune.core import BadInputError
+from autotune.machine.environment import outside
 from autotune.util.escape import for_json
 from autotune.util.secret import MASK, masked
 
@@ -49,7 +50,13 @@ def this_command(secret: Collection[str] = ()) -> str:
 
     Args:
         secret: flags whose values stand there as ``***``.
+
+    Returns:
+        In a container that another command started: that one.
     """
+    started = outside()
+    if started is not None:
+        return started.command
     words = ["autotune"]
     for before, word in pairwise(["autotune", *sys.argv[1:]]):
         flag, equals, _ = word.partition("=")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from autotune.machine.environment import outside
 from autotune.util.escape import for_terminal
 from autotune.util.secret import mask
 
@@ -32,5 +33,20 @@ class SafeConsole(Console):
                 yield Segment(for_terminal(mask(segment.text)), segment.style)
 
 
-out = SafeConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
-err = SafeConsole(stderr=True, highlight=False, emoji=False)
+_outside = outside()
+"""In a container both are pipes to the command that started it, which has the terminals."""
+_out_width = _outside.out_width if _outside is not None else None
+_err_width = _outside.err_width if _outside is not None else None
+out = SafeConsole(
+    highlight=False,
+    emoji=False,
+    force_terminal=True if _out_width else None,
+    width=_out_width or (None if sys.stdout.isatty() else PIPED_WIDTH),
+)
+err = SafeConsole(
+    stderr=True,
+    highlight=False,
+    emoji=False,
+    force_terminal=True if _err_width else None,
+    width=_err_width,
+)

@@ -8,7 +8,12 @@ from autotune.machine.environment import visible_gpus
 
 
 def moe(request: Moe) -> None:
-    """Run the job and show what came of it."""
+    """Run the job and show what came of it, here or in a container."""
+    if request.launcher != "local":
+        from autotune.cli.contained import run_contained  # noqa: PLC0415 - keeps `--help` fast
+
+        run_contained(request)
+        return
     from autotune.cli.events import kernel_plan, told  # noqa: PLC0415
     from autotune.cli.moe_terminal import (  # noqa: PLC0415 - keeps `--help` fast
         progress,

@@ -13,7 +13,8 @@ from pydantic import model_validator
 
 from autotune.core import BadInputError
 from autotune.kernels.request import MoeRequest
-from autotune.serving.request import SpecRequest
+from autotune.serving.parse import Gpus, Homes, Image, ListOfWords
+from autotune.serving.request import DOCKER, SpecRequest
 from autotune.util.request import (
     BatchSizes,
     Line,
@@ -28,6 +29,8 @@ from autotune.util.request import (
 
 DEFAULT_DB = "sqlite:///outputs/autotune.db"
 OUT = Path("outputs")
+CONTAINER_FIELDS = frozenset({"launcher", "image", "gpus", "mount", "docker_arg"})
+"""Of a command that runs in a container: how, which the command inside need not know."""
 Study = Annotated[str, flag("Name, as `autotune studies` lists it.", positional=True)]
 
 
@@ -67,7 +70,51 @@ class Moe(MoeRequest, Watched):
     examples = (
         "autotune moe --device auto --model gemma-4-26b-a4b",
         "autotune moe --device gb10 --batch-sizes 1,8,64 --effort quick",
+        "autotune moe --launcher docker --image vllm/vllm-openai:v0.33.0 --device auto",
     )
+
+    launcher: Annotated[
+        str,
+        flag(
+            "local, or docker or podman: inside --image, which needs no vLLM here.",
+            panel=DOCKER,
+            enum=["local", "docker", "podman"],
+            note="`docker` takes podman where docker is not there.",
+        ),
+    ] = "local"
+    image: Annotated[
+        Image | None, flag("The image that serves; measures and compiles.", panel=DOCKER)
+    ] = None
+    gpus: Annotated[Gpus, flag("GPUs of the container; none for none.", panel=DOCKER)] = "all"
+    mount: Annotated[
+        Homes,
+        flag(
+            "More for the container: HOST:/INSIDE[:ro].",
+            metavar="MOUNT",
+            panel=DOCKER,
+            note="What flags name, the results and the database are mounted anyway.",
+        ),
+    ] = ()
+    docker_arg: Annotated[
+        ListOfWords,
+        flag(
+            "For docker run, such as '--network host'.",
+            metavar="ARGS",
+            panel=DOCKER,
+            sensitive=True,
+        ),
+    ] = ()
+
+    @model_validator(mode="after")
+    def _in_a_container(self) -> Self:
+        """Refuse flags of containers without one, and a container without an image."""
+        if self.launcher != "local":
+            if self.image is None:
+                raise BadInputError(f"--launcher {self.launcher}: needs --image")
+            return self
+        for name in sorted(self.given() & (CONTAINER_FIELDS - {"launcher"})):
+            raise BadInputError(f"{self.flag_name(name)} goes with --launcher docker or podman")
+        return self
 
 
 class Spec(SpecRequest, Watched):

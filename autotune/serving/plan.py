@@ -20,7 +20,7 @@ from autotune.serving.pair.methods import NO_DRAFTER
 from autotune.serving.pair.pairing import Pair, check_gamma
 from autotune.serving.recipe import GAMMA, Recipe
 from autotune.serving.scenario import SpecScenario
-from autotune.serving.server.launchers import LocalLauncher
+from autotune.serving.server.launchers import DockerLauncher, LocalLauncher
 from autotune.serving.server.mounts import Mount
 from autotune.serving.server.server import Launcher
 from autotune.space.space import Space
@@ -206,12 +206,15 @@ class Plan:
 
         Not the space: a wider one goes on from what a narrower one measured.
         """
-        local = self.launcher if isinstance(self.launcher, LocalLauncher) else None
+        launcher = self.launcher
+        version = launcher.version() if isinstance(launcher, LocalLauncher) else None
+        if isinstance(launcher, DockerLauncher):
+            version = launcher.vllm
         return {
             "basis": self.basis.value,
             "recipe": {"name": self.recipe.method} | self.recipe.as_json(),
             **self.launcher.as_json(),
-            "vllm": local.version() if local is not None else None,
+            "vllm": version,
             "gpus": [gpu["name"] for gpu in environment()["gpus"]],
             "cpus": environment()["cpus"],
         }

@@ -14,7 +14,7 @@ from autotune.machine.memory import MemoryKind
 from autotune.serving.pair.pairing import check_gamma, check_pair, is_stretched
 from autotune.serving.plan import Plan, memory_findings
 from autotune.serving.recipe import GAMMA
-from autotune.serving.server.launchers import DockerLauncher, LocalLauncher
+from autotune.serving.server.launchers import LocalLauncher
 from autotune.util.finding import Finding, Severity, refuse, warn
 
 
@@ -62,10 +62,10 @@ def _check_program(plan: Plan) -> Iterator[Finding]:
     """Anything can be called by ``--vllm``; what is vLLM tells its version.
 
     Raises:
-        MissingEnvironmentError: the program, or docker or its daemon, is not there.
+        MissingEnvironmentError: the program is not there.
     """
     launcher = plan.launcher
-    if isinstance(launcher, LocalLauncher | DockerLauncher):
+    if isinstance(launcher, LocalLauncher):
         launcher.require()
     if isinstance(launcher, LocalLauncher) and launcher.program and launcher.version() is None:
         program = shlex.join(launcher.program)

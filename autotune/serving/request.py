@@ -37,17 +37,19 @@ SEARCH = "What is tried"
 LOAD = "The load"
 DECISION = "What decides"
 SERVERS = "Servers"
-DOCKER = "With --launcher docker"
+DOCKER = "With --launcher docker or podman"
 URL = "With --launcher url"
 """The panels of ``--help``."""
 
 LAUNCHERS: Mapping[str, str] = {
     "local": "starts servers as processes of this machine",
     "docker": "starts servers in containers of --image",
+    "podman": "starts servers in containers of --image",
     "url": "measures the server that runs at --url",
 }
 _ANY = tuple(LAUNCHERS)
-_WITH_IMAGE = ("local", "docker")
+_CONTAINERS = ("docker", "podman")
+_WITH_IMAGE = ("local", *_CONTAINERS)
 
 
 class SpecRequest(Request):
@@ -270,10 +272,11 @@ class SpecRequest(Request):
     launcher: Annotated[
         str,
         flag(
-            "local, docker, or url to measure a server that runs already.",
+            "local, docker, podman, or url to measure a server that runs already.",
             panel=SERVERS,
             enum=list(LAUNCHERS),
             launchers=_ANY,
+            note="`docker` takes podman where docker is not there.",
         ),
     ] = "local"
     url: Annotated[
@@ -299,7 +302,7 @@ class SpecRequest(Request):
         ),
     ] = ()
     gpus: Annotated[
-        Gpus, flag("GPUs of the container; none for none.", panel=DOCKER, launchers=("docker",))
+        Gpus, flag("GPUs of the container; none for none.", panel=DOCKER, launchers=_CONTAINERS)
     ] = "all"
     docker_arg: Annotated[
         ListOfWords,
@@ -307,7 +310,7 @@ class SpecRequest(Request):
             "For docker run, such as '--shm-size 8g'.",
             metavar="ARGS",
             panel=DOCKER,
-            launchers=("docker",),
+            launchers=_CONTAINERS,
             sensitive=True,
         ),
     ] = ()
@@ -373,7 +376,7 @@ class SpecRequest(Request):
                     f"{does}, which has its settings already: {flag} would change nothing; leave "
                     "it out"
                 )
-        needed = {"docker": "image", "url": "url"}.get(self.launcher)
+        needed = {"docker": "image", "podman": "image", "url": "url"}.get(self.launcher)
         if needed is not None and getattr(self, needed) is None:
             raise BadInputError(f"--launcher {self.launcher}: needs --{needed}")
         if self.mount and self.image is None:

@@ -198,5 +198,5 @@ def test_a_container_gets_its_secret_from_dockers_environment(
     name = "HF_TOKEN" if way == "hf-token" else "TOKEN"
     script = (tmp_path / "outputs/d/spec/serve.sh").read_text().splitlines()[-1]
     assert script.startswith(f'{name}="${{{name}}}" docker run')
-    (first,) = [call for call in docker.calls if call[0] == "run"][:1]
+    (first,) = docker.servers[:1]
     assert f"-e{name}" in first or f"--env={name}" in first or name in first

@@ -19,7 +19,7 @@ from autotune.serving.export.write import compose
 from autotune.serving.server.launching import devices_of
 from autotune.serving.server.mounts import Mount, mounts_of, parse_mount, with_full_paths
 from autotune.serving.server.server import ServeSettings
-from tests.serving.fake_docker import IMAGE
+from tests.serving.fake_docker import IMAGE, IMAGE_ID
 from tests.serving.tiny_models import TinyModels
 
 pytestmark = pytest.mark.timing
@@ -62,6 +62,10 @@ class Docker:
         )
 
     @property
+    def servers(self) -> list[list[str]]:
+        return [call for call in self.calls if call[0] == "run" and "serve" in call]
+
+    @property
     def calls(self) -> list[list[str]]:
         return [json.loads(line) for line in (self.root / "calls").read_text().splitlines()]
 
@@ -91,16 +95,21 @@ def test_containers_are_measured_and_every_one_is_removed(
     assert ran.returncode == 0, ran.stderr
     document = json.loads(ran.stdout)
     assert document["setup"]["image"] == IMAGE
-    assert document["setup"]["vllm"] is None  # the image's is not ours
+    assert document["setup"]["image_id"] == IMAGE_ID
+    assert document["setup"]["vllm"] == "0.33.0"  # the image's, not ours
     assert {row["memory_bytes"] for row in document["trials"]} == {None}
 
-    runs = [call for call in docker.calls if call[0] == "run"]
+    runs = docker.servers
     assert len(runs) == document["boots"] == len((docker.root / "boots").read_text().splitlines())
     names = [values(call, "--name")[0] for call in runs]
     assert len(set(names)) == len(names)
     assert [call[-1] for call in docker.calls if call[0] == "rm"] == names
     probe = runs[1]
+    assert values(probe, "--entrypoint") == ["vllm"]
     assert values(probe, "--volume") == [
+        "autotune-5eed5eed5eed-vllm:/root/.cache/vllm",
+        "autotune-5eed5eed5eed-triton:/root/.triton/cache",
+        "autotune-5eed5eed5eed-flashinfer:/root/.cache/flashinfer",
         f"{patch}:/vllm/patch.py:ro",
         f"{target}:{target}:ro",
         f"{drafter}:{drafter}:ro",
@@ -110,7 +119,7 @@ def test_containers_are_measured_and_every_one_is_removed(
     assert values(probe, "--shm-size") == ["8g"]
     assert f"VLLM_TUNED_CONFIG_FOLDER={moe}" in values(probe, "--env")
     inner = probe[probe.index(IMAGE) + 1 :]
-    assert inner[0] == str(target)
+    assert inner[:2] == ["serve", str(target)]
     assert json.loads(values(inner, "--speculative-config")[0])["model"] == str(drafter)
     assert (docker.root / document["trials"][0]["log"]).exists()
 
@@ -122,7 +131,8 @@ def test_containers_are_measured_and_every_one_is_removed(
     assert values(words, "--volume") == values(best, "--volume")
     service = yaml.safe_load((docker.root / "outputs/d/spec/compose.yaml").read_text())
     vllm = service["services"]["vllm"]
-    assert vllm["volumes"] == values(best, "--volume")
+    assert vllm["volumes"] == values(best, "--volume")[3:]
+    assert vllm["entrypoint"] == ["vllm", "serve"]
     assert vllm["command"][0] == str(target)
     (device,) = vllm["deploy"]["resources"]["reservations"]["devices"]
     assert device["device_ids"] == ["0"]

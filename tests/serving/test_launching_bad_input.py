@@ -20,7 +20,7 @@ URL = "--launcher url --url http://127.0.0.1:{port}"
 LOCAL = f"{PAIR} {SMALL} --vllm {{t}}/never"
 
 CASES: dict[str, tuple[str, int, str]] = {
-    "no such launcher": (f"{LOCAL} --launcher podman", 2, "not one of local, docker, url"),
+    "no such launcher": (f"{LOCAL} --launcher lxc", 2, "not one of local, docker, podman, url"),
     "no target": ("--drafter ngram", 2, "--target: is missing"),
     "no drafter": ("--target {m}", 2, "--drafter: is missing"),
     # docker

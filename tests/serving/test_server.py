@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.machine.containers import Engine
 from autotune.serving.server import launchers, process
 from autotune.serving.server.failures import FailureKind
 from autotune.serving.server.launchers import DockerLauncher, LocalLauncher, UrlLauncher
@@ -315,7 +316,7 @@ def test_a_key_that_is_exported_does_not_lock_us_out(
 def test_a_missing_program_is_named(tmp_path: Path) -> None:
     for launcher, name in (
         (LocalLauncher(program=("no-such-vllm",)), "no-such-vllm"),
-        (DockerLauncher("image", docker="no-such-docker"), "no-such-docker"),
+        (DockerLauncher("image", engine=Engine("no-such-docker")), "no-such-docker"),
     ):
         with pytest.raises(MissingEnvironmentError, match=f"^{name}: no such program"):
             launcher.launch(ServeSettings("m"), tmp_path / "log")
@@ -355,10 +356,12 @@ def test_the_docker_command() -> None:
     inner = list(FULL_ARGS)
     inner[2] = "0.0.0.0"
     assert launcher.command(FULL, 8123, "mine") == [
-        *("docker", "run", "--rm", "--name", "mine", "--gpus", "all", "--ipc", "host"),
+        *("docker", "run", "--rm", "--name", "mine", "--label", "autotune=spec", "--gpus", "all"),
+        *("--ipc", "host"),
         *("--publish", "127.0.0.1:8123:8000", "--volume", "/models:/models"),
         *("--env", "HF_HUB_OFFLINE=1", "--env", "VLLM_TUNED_CONFIG_FOLDER=/data/my moe"),
-        *("--shm-size", "8g", "vllm/vllm-openai:v0.24.0", *inner),
+        *("--shm-size", "8g", "--entrypoint", "vllm"),
+        *("vllm/vllm-openai:v0.24.0", "serve", *inner),
     ]
     words = shlex.split(launcher.shell_line(FULL, 8123))
     assert words == launcher.command(FULL, 8123)
@@ -368,7 +371,7 @@ def test_the_docker_command() -> None:
 
 @pytest.mark.timing
 def test_docker_starts_stops_and_removes(docker: Path, fake: Fake) -> None:
-    launcher = DockerLauncher("image", docker=str(docker))
+    launcher = DockerLauncher("image", engine=Engine(str(docker)))
     with start(launcher, ServeSettings("good"), fake.log, 20) as server:
         pid = int((docker.parent / "pid").read_text())
         assert alive(pid)
@@ -376,17 +379,17 @@ def test_docker_starts_stops_and_removes(docker: Path, fake: Fake) -> None:
     assert gone([pid], 0.0)
     run, remove = (docker.parent / "calls").read_text().splitlines()
     name = run.split()[run.split().index("--name") + 1]
-    assert run.startswith(f"run --rm --name {name} --gpus all ")
-    assert run.endswith(" image good --host 0.0.0.0 --port 8000")
+    assert run.startswith(f"run --rm --name {name} --label autotune=spec --gpus all ")
+    assert run.endswith(" --entrypoint vllm image serve good --host 0.0.0.0 --port 8000")
     assert remove == f"rm --force {name}"
 
 
 @pytest.mark.timing
 def test_no_container_outlives_the_tuner(docker: Path, fake: Fake, tmp_path: Path) -> None:
     script = TUNER.replace("LocalLauncher(program=tuple(program), grace_s=0.5)", "launcher")
-    script = "from autotune.serving.server.launchers import DockerLauncher\n" + script.replace(
-        "settings =", "launcher = DockerLauncher('image', docker=program[0])\nsettings ="
-    )
+    imports = "from autotune.serving.server.launchers import DockerLauncher, Engine\n"
+    made = "launcher = DockerLauncher('image', engine=Engine(program[0]))\nsettings ="
+    script = imports + script.replace("settings =", made)
     command = [sys.executable, "-c", script, "good", str(tmp_path / "pids"), str(fake.log)]
     with subprocess.Popen([*command, str(docker)], stdout=subprocess.PIPE) as tuner:
         assert tuner.stdout is not None
@@ -402,7 +405,7 @@ def test_docker_without_its_daemon_is_missing(
 ) -> None:
     monkeypatch.setenv("FAIL", "daemon")
     with pytest.raises(MissingEnvironmentError, match="does not work here: Cannot connect"):
-        start(DockerLauncher("image", docker=str(docker)), ServeSettings("m"), fake.log, 20)
+        start(DockerLauncher("image", engine=Engine(str(docker))), ServeSettings("m"), fake.log, 20)
     assert not (docker.parent / "calls").exists()
 
 
@@ -412,7 +415,7 @@ def test_docker_with_a_taken_port_is_tried_again(
 ) -> None:
     monkeypatch.setenv("FAIL", "port")
     with pytest.raises(ServerFailedError) as caught:
-        start(DockerLauncher("image", docker=str(docker)), ServeSettings("m"), fake.log, 20)
+        start(DockerLauncher("image", engine=Engine(str(docker))), ServeSettings("m"), fake.log, 20)
     assert caught.value.failure.kind is FailureKind.PORT_TAKEN
     calls = (docker.parent / "calls").read_text().splitlines()
     assert [call.split()[0] for call in calls] == ["run", "rm"] * 3

@@ -145,7 +145,8 @@ def compose(
     lines = ["# Made from the best setting; autotune has not started it."]
     if options:
         lines.append(f"# docker run was given as well: {' '.join(map(json.dumps, options))}")
-    lines += ["services:", "  vllm:", f"    image: {_quoted(image)}", "    command:"]
+    lines += ["services:", "  vllm:", f"    image: {_quoted(image)}"]
+    lines += ["    entrypoint:", '      - "vllm"', '      - "serve"', "    command:"]
     lines += [f"      - {_quoted(arg)}" for arg in args]
     lines += ["    ports:", f'      - "127.0.0.1:8000:{CONTAINER_PORT}"', "    ipc: host"]
     if settings.env:

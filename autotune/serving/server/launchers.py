@@ -8,7 +8,6 @@ import importlib.metadata
 import importlib.util
 import os
 import secrets
-import shlex
 import shutil
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any, ClassVar
 
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.export.files import write_whole
+from autotune.machine.containers import LABEL, Engine, Image, require
 from autotune.machine.environment import environment
 from autotune.serving.server.mounts import Mount, full_path, mounts_of, with_full_paths
 from autotune.serving.server.process import LOCALHOST, ProcessHandle
@@ -35,6 +35,13 @@ from autotune.util.secret import is_reference
 
 CONTAINER_PORT = 8000
 _LOCAL_PORT = 8000
+_CACHES = {
+    "vllm": ("VLLM_CACHE_ROOT", "", ".cache/vllm"),
+    "triton": ("TRITON_CACHE_DIR", "", ".triton/cache"),
+    "flashinfer": ("FLASHINFER_WORKSPACE_BASE", "/.cache/flashinfer", ".cache/flashinfer"),
+}
+"""Where what is compiled at a start goes: a variable, what is added to it, and where it goes in the
+home folder without it (vllm/envs.py, triton/knobs.py, flashinfer/jit/env.py)."""
 _VERSION_S = 120.0
 """``vllm --version`` imports all of vLLM: 17 s on two x86 cores, more where nothing is cached."""
 
@@ -164,16 +171,19 @@ def _require(program: str) -> None:
 
 @dataclass(frozen=True)
 class DockerLauncher:
-    """Servers in containers of an image whose entry point is ``vllm serve``.
+    """Servers in containers of an image that has ``vllm``, whatever its entry point.
 
-    The container's command is made as for a process here; folders that it names are mounted.
+    The container's command is made as for a process here; folders that it names are mounted, and
+    what vLLM compiles outlives the container in volumes of the image.
 
     Attributes:
-        image: such as ``vllm/vllm-openai:v0.24.0``.
+        image: such as ``vllm/vllm-openai:v0.33.0``.
         mounts: folders or files of the host given by the user.
         options: further options of ``docker run``, as given by the user.
         gpus: value of ``--gpus``; empty gives the container none.
-        docker: the program.
+        engine: docker or podman.
+        found: the image as it is on this machine; None before it was looked up.
+        vllm: the version of its vLLM; None where that is not known.
         grace_s: seconds between SIGTERM and SIGKILL.
     """
 
@@ -181,7 +191,9 @@ class DockerLauncher:
     mounts: tuple[Mount, ...] = ()
     options: tuple[str, ...] = ()
     gpus: str = "all"
-    docker: str = "docker"
+    engine: Engine = field(default_factory=Engine)
+    found: Image | None = None
+    vllm: str | None = None
     grace_s: float = 30.0
     starts: ClassVar[bool] = True
 
@@ -190,6 +202,7 @@ class DockerLauncher:
         return {
             "launcher": "docker",
             "image": self.image,
+            "image_id": self.found.id if self.found is not None else None,
             "mounts": [mount.volume() for mount in self.mounts],
             "options": list(self.options),
             "gpus": self.gpus,
@@ -203,10 +216,11 @@ class DockerLauncher:
         Raises:
             BadInputError: a mount that docker's ``--volume`` cannot express.
         """
-        args = [self.docker, "run", "--rm", "--name", name]
-        if self.gpus:
-            args += ["--gpus", self.gpus]
+        args = [self.engine.program, "run", "--rm", "--name", name, "--label", f"{LABEL}=spec"]
+        args += self.engine.gpu_options(self.gpus)
         args += ["--ipc", "host", "--publish", f"{LOCALHOST}:{port}:{CONTAINER_PORT}"]
+        for volume in self._caches(settings):
+            args += ["--volume", volume]
         for mount in mounts_of(settings, self.mounts):
             args += ["--volume", mount.volume()]
         for key, value in sorted(settings.env.items()):
@@ -214,7 +228,25 @@ class DockerLauncher:
         options, _ = by_name(self.options)
         full = with_full_paths(settings)
         inner = serve_args(full, "0.0.0.0", CONTAINER_PORT)  # noqa: S104  (published locally)
-        return [*args, *options, self.image, *inner]
+        return [*args, *options, "--entrypoint", "vllm", self.image, "serve", *inner]
+
+    def _caches(self, settings: ServeSettings) -> list[str]:
+        """Volumes for what is compiled at a start; none where the user sees to it.
+
+        The engine's own volumes, not folders of the user: programs in there may be root.
+        """
+        home = self.found.home if self.found is not None else None
+        words = [option.partition("=")[0] for option in self.options]
+        if self.found is None or home is None or "--user" in words or "-u" in words:
+            return []
+        env = {**self.found.env, **settings.env}
+        own = [Path(mount.inside) for mount in self.mounts]
+        volumes = []
+        for name, (variable, more, default) in _CACHES.items():
+            place = env[variable] + more if env.get(variable) else f"{home}/{default}"
+            if not any(Path(place).is_relative_to(mount) for mount in own):
+                volumes.append(f"{LABEL}-{self.found.short_id}-{name}:{place}")
+        return volumes
 
     def shell_line(self, settings: ServeSettings, port: int = CONTAINER_PORT) -> str:
         """The command for a shell."""
@@ -242,27 +274,17 @@ class DockerLauncher:
             log,
             self.grace_s,
             env=environment_of(self._secrets(settings)),
-            cleanup=[self.docker, "rm", "--force", name],
+            cleanup=[self.engine.program, "rm", "--force", name],
             contained=True,
         )
 
     def require(self) -> None:
-        """See that docker can start anything.
+        """See that the engine can start anything.
 
         Raises:
             MissingEnvironmentError: it, or its daemon, is not there.
         """
-        _require(self.docker)
-        asked = [self.docker, "version", "--format", "{{.Server.Version}}"]
-        try:
-            ran = subprocess.run(  # noqa: S603
-                asked, capture_output=True, text=True, errors="replace", timeout=30, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise MissingEnvironmentError(f"{shlex.join(asked)}: {error}") from None
-        if ran.returncode != 0:
-            said = " ".join(ran.stderr.split()) or f"exit status {ran.returncode}"
-            raise MissingEnvironmentError(f"{self.docker} does not work here: {said}")
+        require(self.engine.program)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 
 from autotune.core import BadInputError
+from autotune.machine.containers import ENGINES, find_engine, find_image
+from autotune.machine.devices import detect_gpus
+from autotune.machine.image_facts import image_facts, too_old
 from autotune.serving.server.launchers import DockerLauncher, LocalLauncher
 from autotune.serving.server.mounts import Mount, parse_mount
+from autotune.serving.server.secret_flags import by_name
 from autotune.serving.server.server import Launcher
+from autotune.util.finding import Finding
 
 
 def make_launcher(
@@ -20,10 +26,31 @@ def make_launcher(
     options: Sequence[str],
     gpus: str,
 ) -> Launcher:
-    """Make what starts the servers; for ``local`` and ``docker``."""
-    if launcher == "docker" and image is not None:
+    """Make what starts the servers; for ``local``, and for ``docker`` or ``podman``."""
+    if launcher in ENGINES and image is not None:
         return DockerLauncher(image, mounts, tuple(options), "" if gpus == "none" else gpus)
     return LocalLauncher(tuple(program))
+
+
+def looked_up(launcher: DockerLauncher, wanted: str) -> tuple[DockerLauncher, list[Finding]]:
+    """Look the engine and the image up, and what speaks against the image.
+
+    Args:
+        launcher: of an image that is pulled if it is not here.
+        wanted: ``docker`` or ``podman``.
+
+    Raises:
+        MissingEnvironmentError: the engine or the image is not there, or does not start.
+    """
+    engine = find_engine(wanted)
+    image = find_image(engine, launcher.image)
+    mounts = [word for mount in launcher.mounts for word in ("--volume", mount.volume())]
+    options, _ = by_name(launcher.options)
+    facts = image_facts(engine, image, (*mounts, *options))
+    gpus = detect_gpus() if launcher.gpus else []
+    capability = gpus[0].compute_capability if gpus else None
+    findings = too_old(facts, image.name, capability, fp8=False)
+    return replace(launcher, engine=engine, found=image, vllm=facts.vllm), findings
 
 
 def devices_of(gpus: str) -> str | None:

@@ -104,7 +104,7 @@ def _named(settings: ServeSettings) -> Iterator[Path]:
         folder = full_path(model)
         if folder.is_dir():
             yield folder
-            yield from _linked(folder)
+            yield from linked_folders(folder)
     tuned = settings.env.get(FOLDER)
     if tuned and Path(tuned).is_dir():
         yield full_path(tuned)
@@ -114,7 +114,7 @@ def _named(settings: ServeSettings) -> Iterator[Path]:
             yield path
 
 
-def _linked(folder: Path) -> Iterator[Path]:
+def linked_folders(folder: Path) -> Iterator[Path]:
     """Folders that the links of a hub cache's snapshot lead to (``../../blobs``)."""
     for entry in sorted(folder.iterdir()):
         if entry.is_symlink():

@@ -15,7 +15,7 @@ from autotune.util import secret
 with contextlib.suppress(ImportError):
     from _pytest.nodeid import coerce_node_id
 
-ONE_AT_A_TIME = ("server", "browser", "timing")
+ONE_AT_A_TIME = ("server", "browser", "timing", "container")
 """Markers whose tests share one worker each: they need the machine, or its time, to themselves."""
 
 # A shell that starts us in the background has SIGINT ignored, and children inherit that: the tests

@@ -118,7 +118,6 @@ class Start:
             "HOME": HOME,
             "USER": "autotune",  # torch looks the user up, who has no name in there
             "PYTHONPATH": os.pathsep.join(paths),
-            "PYTHONPYCACHEPREFIX": f"{HOME}/.cache/python",
         }
 
 
@@ -281,7 +280,8 @@ def _outside(request: Moe, engine: Engine, image: Image) -> Outside:
         return None
 
     command = request.command or request.command_line("moe")
-    where = (command, engine.program, str(request.image), image.id, request.gpus)
+    gpus = engine.gpu_options(request.gpus)
+    where = (command, engine.program, str(request.image), image.id, gpus)
     return Outside(*where, width(sys.stdout.fileno()), width(sys.stderr.fileno()))
 
 

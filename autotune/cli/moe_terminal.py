@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from autotune.cli.consoles import err, out
+from autotune.cli.try_it import try_it
 from autotune.kernels import estimate
 from autotune.kernels.export.write import cells, summary, table, warnings
 from autotune.kernels.job import Result
@@ -144,5 +144,4 @@ def show_result(result: Result, files: list[Path]) -> None:
     )
     for path in files:
         typer.echo(path)
-    parent = shlex.quote(str(files[-1].parent))
-    typer.echo(f"Try it:  VLLM_TUNED_CONFIG_FOLDER={parent} vllm serve …")
+    typer.echo(try_it(files[-1].parent))

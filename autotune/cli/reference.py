@@ -31,8 +31,8 @@ EXIT_CODES = {
 VARIABLES = {
     "AUTOTUNE_HEADER": "headers for `--launcher url`, one `NAME: VALUE` a line; other users of the "
     "machine see a command line, not this",
-    "XDG_CACHE_HOME": "where `--launcher docker` keeps what an image lacks and what is compiled in it; "
-    "default `~/.cache`, and in it `autotune/image-ID`",
+    "XDG_CACHE_HOME": "`autotune moe --launcher docker` keeps what an image lacks, and what is "
+    "compiled in it, in the folder `autotune/image-ID` in there; default `~/.cache`",
     "CUDA_VISIBLE_DEVICES": "the GPUs that may be used, as for every CUDA program",
     "AUTOTUNE_MEMINFO": "a file in place of `/proc/meminfo`, to rehearse what happens where a "
     "machine with unified memory runs short of it",

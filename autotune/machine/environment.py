@@ -94,7 +94,7 @@ class Outside:
         engine: the program that starts containers, as it is called.
         image: the image's name.
         image_id: of its contents, in hex.
-        gpus: what the container was given, as docker's ``--gpus``.
+        gpu_options: of the engine, with which the container was given its GPUs.
         out_width: columns of the terminal that stdout is; None if it is none.
         err_width: the same for stderr.
     """
@@ -103,7 +103,7 @@ class Outside:
     engine: str
     image: str
     image_id: str
-    gpus: str = "all"
+    gpu_options: Sequence[str] = ()
     out_width: int | None = None
     err_width: int | None = None
 

@@ -216,7 +216,9 @@ def main() -> None:
             sys.exit(1)
         Handler.counters.capacity = kept
     set_pace()
-    ThreadingHTTPServer(("127.0.0.1", int(argument("--port", "0"))), Handler).serve_forever()
+    ThreadingHTTPServer(
+        (argument("--host", "127.0.0.1"), int(argument("--port", "0"))), Handler
+    ).serve_forever()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+"""How to serve with a folder of tuned files, from where this command runs: docker or not."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from autotune.engine.variables import FOLDER
+from autotune.machine.environment import Outside, container, outside
+
+_INSIDE = "/moe"
+_MORE = "…"
+"""For the model and its flags."""
+
+
+def try_it(folder: Path) -> str:
+    """Return the line that ends ``autotune moe``."""
+    return f"Try it:  {serve_line(folder, outside(), container())}"
+
+
+def serve_line(folder: Path, started: Outside | None, contained: str | None) -> str:
+    """Return the command that serves with a folder of tuned files.
+
+    Args:
+        folder: holds the file that vLLM looks for.
+        started: what this command knows of the one that started its container, if one did.
+        contained: the kind of container that this command runs in, if it does.
+    """
+    if started is not None:
+        place = str(folder.absolute())
+        return _run(started.engine, started.gpu_options, place, started.image)
+    if contained is not None:
+        line = _run(contained, ["--gpus", "all"], "FOLDER", "IMAGE")
+        return f"{line}  (on the host; FOLDER is what is {folder} in this container)"
+    return f"{FOLDER}={shlex.quote(str(folder))} vllm serve {_MORE}"
+
+
+def _run(engine: str, gpu_options: Sequence[str], folder: str, image: str) -> str:
+    words = [engine, "run", "--rm", *gpu_options, "--ipc", "host"]
+    words += ["--publish", "127.0.0.1:8000:8000", "--volume", f"{folder}:{_INSIDE}:ro"]
+    words += ["--env", f"{FOLDER}={_INSIDE}", "--entrypoint", "vllm", image, "serve"]
+    return f"{shlex.join(words)} {_MORE}"

@@ -125,7 +125,7 @@ def test_a_run_says_what_it_does_and_leaves_files(place: Place) -> None:
     assert "predicted mode" in run.err
     assert "2 batch sizes × (2 of 2 feasible candidates + the default)" in run.err
     assert "PREDICTED, not measured" in run.out
-    assert f"VLLM_TUNED_CONFIG_FOLDER=outputs/{STUDY}/predicted vllm serve" in run.out
+    assert f"Try it:  VLLM_TUNED_CONFIG_FOLDER=outputs/{STUDY}/predicted vllm serve" in run.out
     results = place.folder / "outputs" / STUDY / "predicted"
     names = {FILE, "provenance.json", "report.md", "report.html"}
     assert {path.name for path in results.iterdir()} == names

@@ -19,8 +19,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import constants
-
 import autotune
 from autotune.cli.already_said import AlreadySaidError
 from autotune.cli.consoles import err
@@ -40,7 +38,7 @@ from autotune.machine.image_facts import LEAST_PYTHON, TAKE, ImageFacts, image_f
 from autotune.machine.image_packages import installed_for
 from autotune.serving.parse import parse_words
 from autotune.serving.server.launching import make_mounts
-from autotune.serving.server.mounts import Mount, full_path, linked_folders
+from autotune.serving.server.mounts import Mount, full_path, hub_cache, linked_folders
 from autotune.serving.server.secret_flags import by_name, environment_of
 from autotune.serving.server.supervisor import SUPERVISOR
 from autotune.store.database import database_path
@@ -214,13 +212,13 @@ def _mounts(request: Moe, image: Image) -> Iterator[Mount]:
         for name in ("search_spaces", "alembic"):
             yield Mount(data_root() / name, f"{SOURCES}/{name}", read_only=True)
     home = _cache(image) / "home"
-    hub = Path(constants.HF_HUB_CACHE)
     written = [request.out, database_path(request.db).parent]
     for folder in (home, *written):
         with _said_of(folder):
             folder.mkdir(parents=True, exist_ok=True)  # docker would make it as root
     yield Mount(home, HOME)
-    if hub.is_dir():
+    hub = hub_cache()
+    if hub is not None:
         yield Mount(hub, f"{HOME}/.cache/huggingface/hub")
     if request.events is not None:
         with _said_of(request.events):

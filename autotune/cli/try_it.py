@@ -30,10 +30,11 @@ def serve_line(folder: Path, started: Outside | None, contained: str | None) -> 
     if started is not None:
         place = str(folder.absolute())
         return _run(started.engine, started.gpu_options, place, started.image)
-    if contained is not None:
-        line = _run(contained, ["--gpus", "all"], "FOLDER", "IMAGE")
-        return f"{line}  (on the host; FOLDER is what is {folder} in this container)"
-    return f"{FOLDER}={shlex.quote(str(folder))} vllm serve {_MORE}"
+    line = f"{FOLDER}={shlex.quote(str(folder))} vllm serve {_MORE}"
+    if contained is None:
+        return line
+    outer = _run("docker", ["--gpus", "all"], "FOLDER", "IMAGE")
+    return f"{line}\nor, where FOLDER is that folder on the host:  {outer}"
 
 
 def _run(engine: str, gpu_options: Sequence[str], folder: str, image: str) -> str:

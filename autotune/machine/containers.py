@@ -5,7 +5,6 @@ Podman is taken where docker is asked for and not there; it also answers where i
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -15,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autotune.core import MissingEnvironmentError
+from autotune.util import edge
 
 DOCKER, PODMAN = "docker", "podman"
 ENGINES = (DOCKER, PODMAN)
@@ -136,7 +136,7 @@ def find_image(engine: Engine, name: str) -> Image:
         _pull(engine, name)
         said = _asked(look, f"--image {name}")
     try:
-        (found,) = json.loads(said)
+        (found,) = edge.parse_json(said)
         config = found.get("Config") or {}
         env = dict(text.partition("=")[::2] for text in config.get("Env") or [])
         return Image(name, found["Id"].removeprefix("sha256:"), config.get("User") or "", env)

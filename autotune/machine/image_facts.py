@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
+from pydantic import TypeAdapter
 
 from autotune.core import MissingEnvironmentError
 from autotune.machine.containers import LABEL, Engine, Image
+from autotune.util import edge
 from autotune.util.finding import Finding, refuse
 
 TAKE = "vllm/vllm-openai:v0.33.0"
@@ -46,14 +46,14 @@ echo "no Python in this image" >&2; exit 1
 """
 # For any Python 3. CUDA is read as `environment` reads it: importing torch takes seconds.
 _TELL = f"""
-import importlib.util, json, os, platform, re, sys
+import importlib.util, json, os, re, sys
 try:
     from importlib.metadata import distributions
     packages = {{}}
     for one in distributions():
         name = one.metadata["Name"]
         if name:
-            packages.setdefault(name, one.version)
+            packages.setdefault(name, one.version or "")
 except ImportError:
     packages = {{}}
 cuda = None
@@ -66,7 +66,7 @@ vllm = importlib.util.find_spec("vllm") is not None
 print({_MARK!r} + json.dumps({{
     "python": list(sys.version_info[:3]), "executable": sys.executable, "packages": packages,
     "cuda": cuda, "has_vllm": vllm, "has_pip": importlib.util.find_spec("pip") is not None,
-    "machine": platform.machine()}}))
+    }}))
 """
 
 
@@ -112,8 +112,12 @@ class ImageFacts:
             f"{one.name} {version} (needed: {one.specifier})"
             for one in requirements()
             if (version := self.packages.get(canonicalize_name(one.name))) is not None
-            and not one.specifier.contains(version, prereleases=True)
+            and (known := _version(version)) is not None
+            and not one.specifier.contains(known, prereleases=True)
         ]
+
+
+_FACTS = TypeAdapter(ImageFacts)
 
 
 @functools.cache
@@ -147,16 +151,14 @@ def _told(program: str, options: tuple[str, ...], image_id: str, name: str) -> I
     if ran.returncode != 0 or not lines:
         said = " ".join(ran.stderr.split())[-500:] or f"exit status {ran.returncode}"
         raise MissingEnvironmentError(f"--image {name}: its Python cannot be asked: {said}")
-    told: dict[str, Any] = json.loads(lines[-1].removeprefix(_MARK))
-    packages = {str(canonicalize_name(name)): version for name, version in told["packages"].items()}
-    return ImageFacts(
-        tuple(told["python"]),
-        told["executable"],
-        packages,
-        told["cuda"],
-        told["has_vllm"],
-        told["has_pip"],
-    )
+    try:
+        told = _FACTS.validate_python(edge.parse_json(lines[-1].removeprefix(_MARK)))
+    except ValueError as error:
+        raise MissingEnvironmentError(
+            f"--image {name}: its Python answers nonsense: {error}"
+        ) from None
+    packages = {str(canonicalize_name(one)): version for one, version in told.packages.items()}
+    return replace(told, packages=packages)
 
 
 def image_facts(engine: Engine, image: Image, options: Iterable[str] = ()) -> ImageFacts:

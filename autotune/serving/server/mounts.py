@@ -74,10 +74,16 @@ def mounts_of(settings: ServeSettings, given: Sequence[Mount] = ()) -> list[Moun
     """
     taken = {mount.inside for mount in given}
     named = [Mount(path, str(path), read_only=True) for path in _named(settings)]
-    cache = Path(constants.HF_HUB_CACHE)
-    if any(not Path(model).exists() for model in _models(settings)) and cache.is_dir():
+    cache = hub_cache()
+    if cache is not None and any(not Path(model).exists() for model in _models(settings)):
         named.append(Mount(cache, _HUB_INSIDE))
     return [*given, *(mount for mount in dict.fromkeys(named) if mount.inside not in taken)]
+
+
+def hub_cache() -> Path | None:
+    """Return the folder of the hub's cache; None where nothing was loaded from the hub yet."""
+    cache = Path(constants.HF_HUB_CACHE)
+    return cache if cache.is_dir() else None
 
 
 def with_full_paths(settings: ServeSettings) -> ServeSettings:

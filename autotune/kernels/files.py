@@ -102,7 +102,7 @@ def files_for(service: Service) -> list[TunedFile]:
         BadInputError: a configuration that is not understood, or sizes that do not divide.
         MissingEnvironmentError: a hub id, and the hub cannot be reached.
     """
-    found = list(_of_model(load_config(service.model), service, service.model))
+    found = list(files_of(load_config(service.model), service))
     if service.drafter is not None:
         drafter = load_config(service.drafter)
         found += [
@@ -112,6 +112,15 @@ def files_for(service: Service) -> list[TunedFile]:
     if service.lora:
         found += _lora(service.device)
     return [_looked_up(file) for file in found]
+
+
+def files_of(config: Config, service: Service) -> Iterator[TunedFile]:
+    """The files of the model itself, not looked up.
+
+    Raises:
+        BadInputError: a configuration that is not understood, or sizes that do not divide.
+    """
+    yield from _of_model(config, service, service.model)
 
 
 def _of_model(config: Config, service: Service, ref: str) -> Iterator[TunedFile]:

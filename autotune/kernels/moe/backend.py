@@ -194,11 +194,21 @@ def _fp4(weights: Weights, block: tuple[int, int] | None, where: Where) -> _Answ
             return "MARLIN", why
         if not where.flashinfer:
             return "VLLM_CUTLASS", why
-        blackwell = _is_datacentre_blackwell(where)
-        return ("FLASHINFER_TRTLLM" if blackwell else "FLASHINFER_CUTLASS"), why
+        if not _is_datacentre_blackwell(where):
+            return "FLASHINFER_CUTLASS", why
+        clamped = where.activation.startswith("swigluoai")  # TRTLLM's kernel has it not
+        return ("FLASHINFER_CUTEDSL" if clamped else "FLASHINFER_TRTLLM"), why
     if where.arch >= 120 or where.arch < 90:
         return "MARLIN", why
     return "FLASHINFER, MARLIN or triton_kernels", why
+
+
+def _mxfp8(weights: Weights, block: tuple[int, int] | None, where: Where) -> _Answer:
+    del weights, block
+    why = "no backend for fp8 with scales of 32 reads a tuned file"
+    if _is_datacentre_blackwell(where) and where.flashinfer:
+        return "FLASHINFER_TRTLLM", why
+    return "MARLIN", why
 
 
 def _unknown(weights: Weights, block: tuple[int, int] | None, where: Where) -> _Answer:
@@ -217,4 +227,5 @@ _RULES = {
     "int4_w4a16": _int_weights,
     "nvfp4": _fp4,
     "mxfp4": _fp4,
+    "mxfp8": _mxfp8,
 }

@@ -15,7 +15,7 @@ from autotune.engine.hub import Config, architecture_of, text_config
 from autotune.engine.mtp import mtp_has_experts, mtp_layers
 from autotune.engine.quantization import Layer, Quantisation, Weights, quantisation_of
 from autotune.engine.quantization_rules import weights_of
-from autotune.kernels.moe.sparse import is_sparse
+from autotune.kernels.moe.sparse import is_sparse, names_sparse
 
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 TOPK = (
@@ -174,6 +174,8 @@ def _single(config: Config, quantisation: Quantisation | None) -> Iterator[Exper
     text = _flat(config)
     count = _count(text)
     numbers = [i for i in range(count) if is_sparse(text, type_of(config), i, count)]
+    if not numbers and names_sparse(text):
+        raise NoExpertsError(f"{name_of(config)} has no layer of routed experts by its pattern")
     for number in numbers or range(count):
         yield from _layer(config, text, quantisation, number, count)
     if not mtp_has_experts(config):
@@ -295,8 +297,11 @@ def _widths(config: Config, own: Mapping[str, Any]) -> Sequence[str]:
     Raises:
         BadInputError: such a key that is not known here.
     """
-    if type_of(config).startswith(_WIDTH_OF_THE_CLASS) and own.get(_DENSE_WIDTH) is not None:
-        return (_DENSE_WIDTH,)
+    kind = type_of(config)
+    if kind.startswith(_WIDTH_OF_THE_CLASS) and own.get(_DENSE_WIDTH) is not None:
+        written_by_transformers = own.get("dense_intermediate_size") is None
+        if not (kind.startswith("inkling") and written_by_transformers):
+            return (_DENSE_WIDTH,)
     if any(own.get(name) is not None for name in WIDTH[:-1]):
         return WIDTH
     unknown = [

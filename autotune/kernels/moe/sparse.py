@@ -30,6 +30,12 @@ def is_sparse(text: Mapping[str, Any], kind: str, number: int, count: int) -> bo
     return _in_step(text, kind, number, count)
 
 
+def names_sparse(text: Mapping[str, Any]) -> bool:
+    """Whether a list or a pattern names the kind of each layer, so that none means none."""
+    pattern = text.get("hybrid_override_pattern")
+    return _listed(text, 0) is not None or (isinstance(pattern, str) and "M" in pattern)
+
+
 def _listed(text: Mapping[str, Any], number: int) -> bool | None:
     """Where a list or a pattern names each layer."""
     words = text.get("mlp_layer_types")
@@ -40,7 +46,7 @@ def _listed(text: Mapping[str, Any], number: int) -> bool | None:
         block = blocks[number] if number < len(blocks) else None
         return isinstance(block, dict) and block.get("block_type") == "moe"
     words = text.get("layers_block_type")
-    if isinstance(words, list) and "moe" in words:
+    if isinstance(words, list) and ("moe" in words or "mlp" in words):
         return number < len(words) and words[number] == "moe"
     pattern = text.get("hybrid_override_pattern")
     if isinstance(pattern, str) and "E" in pattern:

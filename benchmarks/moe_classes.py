@@ -328,10 +328,16 @@ def architectures() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+_AS_RELEASED = ("inkling_mm_model",)
+"""Types for which vLLM's class has no sizes, and transformers' has those of the release."""
+
+
 def _default(kind: str) -> dict[str, Any] | None:
 
     try:
-        own = _CONFIG_REGISTRY[kind] if kind in _CONFIG_REGISTRY else CONFIG_MAPPING[kind]
+        theirs = kind in CONFIG_MAPPING and kind in _AS_RELEASED
+        registered = kind in _CONFIG_REGISTRY and not theirs
+        own = _CONFIG_REGISTRY[kind] if registered else CONFIG_MAPPING[kind]
         text = own().to_json_string(use_diff=False)
     except Exception:  # noqa: BLE001 - some classes cannot be made without arguments
         return None

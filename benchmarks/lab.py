@@ -229,6 +229,61 @@ def strategies() -> None:
     table(("effort", "strategy (seeds)", *(f"M={m}" for m in sizes)), rows, right=0)
 
 
+def gb10() -> None:
+    """Print where the cost model puts the rows that won on real GB10s."""
+    found = read("gb10-published.json")
+    before, after = (found["places"][k] for k in ("without the two figures", "as shipped"))
+    left = found["left_out"]["judged"]
+    rows = []
+    for name, now in after.items():
+        bold = "**" if name == "all" else ""
+        was, out = before[name], left.get(name) if name != "all" else None
+        rows.append([
+            f"{bold}{name}{bold}", str(now["rows"]), f"{was['in_top']:.0%}",
+            f"{now['in_top']:.0%} ({now['median']:.1%})",
+            "" if out is None else f"{out['in_top']:.0%} ({out['median']:.1%})",
+        ])  # fmt: skip
+    rows.append(["**all of the published**", str(left["all"]["rows"]), "", "",
+                 f"**{left['all']['in_top']:.0%}** ({left['all']['median']:.1%})"])  # fmt: skip
+    heads = ("file", "rows", "in the top 5 %, before", "now (median place)",
+             "left out (median place)")  # fmt: skip
+    table(heads, rows, right=0)
+
+
+def gb10_times() -> None:
+    """Print published over predicted times."""
+    rows = [
+        [name, "vLLM's default" if which == "default" else "winners",
+         ", ".join(f"{m}: {ratio:.2f}" for m, ratio in times.items())]
+        for name, kinds in read("gb10-published.json")["us"].items()
+        for which, times in kinds.items()
+    ]  # fmt: skip
+    table(("file", "rows", "published over predicted time, by M"), rows, right=0)
+
+
+def predicted_choice() -> None:
+    """Print what files that were only predicted would cost."""
+    found = read("predicted-choice.json")
+    rows = [
+        [name, str(one["batch_sizes"]), f"{one['median_regret']:.1%}",
+         f"{one['worst_regret']:.1%}", _behind(one)]
+        for name, one in [*found["runs"].items(), ("**all**", found["all"])]
+    ]  # fmt: skip
+    rows += [
+        [f"left out: {name}", str(one["batch_sizes"]), f"{one['median_regret']:.1%}",
+         f"{one['worst_regret']:.1%}", _behind(one)]
+        for name, one in found["left_out"].items()
+    ]  # fmt: skip
+    table(("run", "batch sizes", "median behind the best", "worst", "behind vLLM's default"),
+          rows, right=0)  # fmt: skip
+
+
+def _behind(one: dict[str, Any]) -> str:
+    if not one["behind_default"]:
+        return "none"
+    return f"{one['behind_default']}, by {one['most_behind_default']:.1%} at most"
+
+
 def prediction() -> None:
     """Print how the cost model ranks the measured landscapes."""
     rows = []

@@ -22,7 +22,6 @@ from autotune.core import (
     Trial,
     digest,
 )
-from autotune.decide.selection import select
 from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.config_file import look_up, shipped
 from autotune.kernels.decide.confirm import (
@@ -39,6 +38,7 @@ from autotune.kernels.measure.protocol import KernelMeasurer, KernelTimer
 from autotune.kernels.memory import measuring_bytes
 from autotune.kernels.moe.shape import MoeWorkload
 from autotune.kernels.plan import FINALISTS, Plan
+from autotune.kernels.predict.choose import select_predicted
 from autotune.kernels.predict.cost_model import predict
 from autotune.kernels.predict.measurer import PredictingMeasurer, estimated_resources, tile_of
 from autotune.kernels.stored import latest_baseline
@@ -246,7 +246,8 @@ def _predicted(
     for m, search in searches.items():
         trials = log.load(search.workload, Phase.SEARCH)  # of earlier commands with more effort too
         try:
-            selections[m] = select(search.workload, baselines.get(m), trials, plan.min_gain)
+            default = baselines.get(m)
+            selections[m] = select_predicted(search.workload, default, trials, plan.min_gain)
         except NoFeasibleCandidateError as error:
             failed[m] = str(error)
     late = tuple(m for m, s in searches.items() if s.out_of_time)
@@ -371,7 +372,7 @@ def _earlier(plan: Plan, trials: Sequence[Trial], ms: Sequence[int]) -> dict[int
         if not any(t.measurement.outcome is Outcome.OK for t in searched):
             continue  # a key between the others, or one that was not searched yet
         if not plan.measured:
-            selections[m] = select(workload, baseline, searched, plan.min_gain)
+            selections[m] = select_predicted(workload, baseline, searched, plan.min_gain)
         elif baseline is not None:
             chosen = select_stored(workload, baseline.candidate, own, plan.min_gain)
             if chosen is not None:

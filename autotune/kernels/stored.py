@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.core import BadInputError, Basis, Candidate, Outcome, Phase, Selection, Trial
-from autotune.decide.selection import select, select_confirmed
+from autotune.decide.selection import select_confirmed
 from autotune.decide.stats import Ratio, geometric_mean, paired_ratio
 from autotune.kernels.config_file import look_up
 from autotune.kernels.decide.confirm import comparisons, deciding, held_out, loses
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
+from autotune.kernels.predict.choose import select_predicted
 from autotune.machine.devices import Device, get_device
 from autotune.store.records import EnvironmentRecord, RunRecord, SearchRecord, StudyDetail
 from autotune.store.store import Store
@@ -229,7 +230,7 @@ def latest_baseline(trials: Iterable[Trial]) -> Trial | None:
 
 def _predicted(workload: MoeWorkload, trials: Sequence[Trial], min_gain: float) -> Row:
     incumbent = latest_baseline(trials)
-    selection = select(workload, incumbent, _ok(trials, Phase.SEARCH), min_gain)
+    selection = select_predicted(workload, incumbent, _ok(trials, Phase.SEARCH), min_gain)
     ratio = None
     if selection.speedup is not None and not selection.kept_incumbent:
         ratio = Ratio(selection.speedup, selection.speedup, selection.speedup, 0)

@@ -10,7 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.util.resources import data_root
@@ -20,10 +28,17 @@ _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,99}$")]
 """Becomes part of file names."""
 
 
+_OPTIONAL = {"memory_row_bytes", "memory_flight_bytes", "memory_width_cost"}
+"""Figures that a file may leave out; what it gives has a source."""
+
+
 class Device(BaseModel):
     """A GPU model. Sizes in bytes, bandwidths in GB/s (1e9), clocks in MHz.
 
-    ``memory_bandwidth_gbs`` is what can be reached, ``…_peak_gbs`` what the vendor states;
+    ``memory_bandwidth_gbs`` is what a copy reaches, ``…_peak_gbs`` what the vendor states. Where
+    they are known, ``memory_row_bytes`` is what opening a row of the DRAM costs, as bytes that the
+    bus could have moved; ``memory_flight_bytes`` what all that a block has in flight costs beside;
+    ``memory_width_cost`` what each doubling of a small tile's columns beyond 64 does (a fraction).
     ``tensor_flops_per_sm_per_clock`` is dense, by instruction family (``qmma_fp8``: mma.sync on
     fp8, ``hgmma_bf16``: wgmma on bf16, …). ``unified_memory``: the GPU allocates from the host's
     memory. ``sources`` says of every figure where it comes from.
@@ -46,6 +61,9 @@ class Device(BaseModel):
     l2_bytes: PositiveInt
     memory_bandwidth_gbs: PositiveFloat
     memory_bandwidth_peak_gbs: PositiveFloat
+    memory_row_bytes: NonNegativeFloat = 0.0
+    memory_flight_bytes: NonNegativeFloat = 0.0
+    memory_width_cost: NonNegativeFloat = 0.0
     boost_clock_mhz: PositiveFloat
     unified_memory: bool = False
     tensor_flops_per_sm_per_clock: dict[str, PositiveFloat]
@@ -54,7 +72,8 @@ class Device(BaseModel):
     @model_validator(mode="after")
     def _every_figure_has_a_source(self) -> Device:
         words = {"name", "title", "vllm_name", "gpu_names", "unified_memory", "sources"}
-        missing = sorted(set(type(self).model_fields) - words - set(self.sources))
+        needed = set(type(self).model_fields) - words - (_OPTIONAL - self.model_fields_set)
+        missing = sorted(needed - set(self.sources))
         if missing:
             raise ValueError(f"no source given for {missing[0]}")
         if "hmma_bf16" not in self.tensor_flops_per_sm_per_clock:
@@ -63,6 +82,12 @@ class Device(BaseModel):
         if not (major.isdecimal() and minor.isdecimal()):
             raise ValueError(f"compute_capability {self.compute_capability!r} is not like '12.1'")
         return self
+
+    @property
+    def read_gbs(self) -> float:
+        """The rate of reading weights, in GB/s, before what ``memory_row_bytes`` takes of it."""
+        whole = self.memory_bandwidth_peak_gbs
+        return whole if self.memory_row_bytes else self.memory_bandwidth_gbs
 
     @property
     def arch(self) -> int:
@@ -94,7 +119,7 @@ def nvidia_smi(*fields: str) -> list[list[str]]:
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         shown = subprocess.run(  # noqa: S603 - fixed arguments
-            command, capture_output=True, text=True, errors="replace", timeout=20, check=True
+            command, capture_output=True, text=True, timeout=20, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return []

@@ -84,6 +84,8 @@ def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
                 return line
             line, node = found[0].start_mark.line + 1, found[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            if step >= len(node.value):  # what a tuple lacks
+                return line
             node = node.value[step]
             line = node.start_mark.line + 1
         else:

@@ -313,7 +313,6 @@ def _read_cubin(asm: Mapping[str, Any], folder: Path, disassemble: bool) -> dict
             [knobs.nvidia.cuobjdump.path, *flags, str(file)],
             capture_output=True,
             text=True,
-            errors="replace",
             timeout=_TOOL_TIMEOUT_S,
             check=False,
         )

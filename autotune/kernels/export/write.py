@@ -11,6 +11,7 @@ from autotune.export.files import write_whole
 from autotune.kernels.config_file import FIELDS, render
 from autotune.kernels.export.earlier import check_keys_stay
 from autotune.kernels.job import Result
+from autotune.kernels.predict.choose import least_gain
 from autotune.kernels.report import measured
 from autotune.util.markdown import escape, in_code
 
@@ -163,7 +164,7 @@ def _predicted_lines(result: Result) -> list[str]:
     lines = [
         "",
         "A row stays vLLM's own default unless the prediction gains more than "
-        f"{result.plan.min_gain:.1%}: {summary(result)}.",
+        f"{least_gain(result.plan.min_gain):.1%}, which the model can tell: {summary(result)}.",
         "",
         "| M | BM/BN/BK/G/warps/stages | predicted µs | default µs (predicted) | speed-up "
         "| limited by | registers | spilled B | shared B | tensor cores |",

@@ -20,7 +20,7 @@ from autotune.kernels.moe.routing import Routing as ExpertRouting
 from autotune.kernels.moe.shape import MoeWorkload, is_naive
 from autotune.machine.devices import Device
 
-MODEL_VERSION = "4"
+MODEL_VERSION = "5"
 """Raised whenever a prediction can change: old predictions are then not mixed with new ones."""
 
 MEMORY_LATENCY_CYCLES = 1000
@@ -50,11 +50,28 @@ SHORT_ROW_BYTES = 128
 SHORT_ROW_BANDWIDTH = 0.7
 """Share of the memory bandwidth that weights read in shorter pieces of rows reach (BLOCK_SIZE_K 64
 of one byte). Read off the H200 landscape."""
+ROW_MERGE = 1 / 3
+"""How far the further pieces of a weight row that are in flight (num_stages - 2 of them) share its
+opened DRAM row: the bytes read per opening grow with (num_stages - 1) to this power. 0.3 to 0.5
+order the published GB10 winners alike."""
+NARROW_TILE = 64
+"""Columns from which on a small tile that mostly streams weights pays ``memory_width_cost`` per
+doubling: fewer, longer blocks leave the memory idle as they end."""
+SMALL_ROWS = 32
+"""Rows of a tile up to which it mostly streams weights."""
 SCATTER = 0.005
 """Weight traffic costs so much more per doubling of a group of row tiles beyond those of one
-expert: neighbouring blocks then read other experts' memory. Read off the H200 landscape."""
+expert: neighbouring blocks then read other experts' memory. Read off the H200 landscape, on which,
+as among the published GB10 winners, nothing of it is seen on the naive path."""
 TAIL = 0.5
 """Assumed: on average the first SM runs out of blocks half a block's time before the last."""
+LOCKSTEP_WAVES = 2
+"""Up to so many waves, blocks that start together end together: a wave begun counts whole."""
+SCALED_STEP_CYCLES = 200
+"""Block scales under wgmma: each K step waits for its products and moves its scales to their
+layout. Read off the H200's landscapes with block scales, as is the next."""
+SCALED_ISSUE_CYCLES = 200
+"""Of that, what four warps issue."""
 OVERLAP = 2.5
 """How well an SM's units work at once: 1 adds up their times, infinity takes the longest. Read off
 the H200 landscape, on which 2 to 4 rank alike."""
@@ -97,6 +114,8 @@ class Routing:
     active_experts: float
     row_blocks: float
     """Tiles of BLOCK_SIZE_M rows that hold at least one token."""
+    naive: bool = False
+    """One tile per (token, expert) pair, unsorted."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +194,7 @@ def routing(workload: MoeWorkload, block_m: int) -> Routing:
         workload.m, shape.topk, shape.global_experts, shape.experts, block_m
     )
     if is_naive(shape, workload.m):
-        return Routing(expected.active_experts, workload.m * shape.topk)
+        return Routing(expected.active_experts, workload.m * shape.topk, naive=True)
     return expected
 
 
@@ -264,19 +283,38 @@ def _dram_bytes(gemm: _Gemm, route: Routing, tile: Tile, device: Device) -> floa
     """Weights of the active experts once, activations read, bf16 output written.
 
     An expert whose weights overflow half of L2 is read again for every group of row tiles. Weights
-    that are read in an unfavourable order count as so many more bytes.
+    that are read in an unfavourable order, or in short pieces, count as so many more bytes.
     """
     weights = gemm.columns * gemm.contraction * gemm.element
     blocks_per_expert = max(1.0, route.row_blocks / max(route.active_experts, 1e-9))
     rereads = 1.0
     if weights > device.l2_bytes / 2:
         rereads = max(1.0, blocks_per_expert / tile.group_m)
-    order = 1 + SCATTER * math.log2(max(1.0, tile.group_m / blocks_per_expert))
-    if tile.block_k * gemm.element < SHORT_ROW_BYTES:
-        order /= SHORT_ROW_BANDWIDTH
+    order = 1.0
+    if not route.naive:
+        order += SCATTER * math.log2(max(1.0, tile.group_m / blocks_per_expert))
+    order *= _row_factor(gemm, tile, device)
+    if not gemm.scaled_by_block and (route.naive or tile.block_m <= SMALL_ROWS):
+        order *= 1 + device.memory_width_cost * math.log2(max(1.0, tile.block_n / NARROW_TILE))
     activations = gemm.rows_read * gemm.contraction * gemm.element
     read = route.active_experts * weights * rereads * order + activations
     return read + gemm.pairs * gemm.columns * 2
+
+
+def _row_factor(gemm: _Gemm, tile: Tile, device: Device) -> float:
+    """How many bytes the bus is busy for each byte of the weights.
+
+    A block reads each of its BLOCK_SIZE_N weight rows in pieces of BLOCK_SIZE_K. Where the device
+    says what opening a row of its DRAM costs, that is paid once per piece, less where more pieces
+    of the row are in flight; and once for all that a block has in flight.
+    """
+    piece = tile.block_k * gemm.element
+    half_lines = 1 / SHORT_ROW_BANDWIDTH if piece < SHORT_ROW_BYTES else 1.0
+    ahead = max(1, tile.num_stages - 1)
+    opened = min(piece * math.pow(ahead, ROW_MERGE), gemm.contraction * gemm.element)
+    flight = piece * ahead * tile.block_n
+    opening = device.memory_row_bytes / opened + device.memory_flight_bytes / flight
+    return half_lines * (1 + opening)
 
 
 def _tensor_rate(mma: str, device: Device) -> float:
@@ -344,9 +382,14 @@ def _cta_cycles(
     else:
         compute = multiply + instructions * idle
     busy = STEP_CYCLES + shared + compute + spilled
+    if gemm.scaled_by_block and _is_asynchronous(res.mma):
+        busy += SCALED_STEP_CYCLES
+        instructions += SCALED_ISSUE_CYCLES * tile.num_warps / 4
     # A load is issued when the products of num_stages - 1 steps before are done (by the last one's
     # where num_stages is 2), and is waited for: see docs/explanation/cost-model.md.
     step = max(busy, (MEMORY_LATENCY_CYCLES + busy - multiply) / max(1, tile.num_stages - 1))
+    if tile.num_stages == 1:  # not pipelined: nothing is loaded while anything is computed
+        step = MEMORY_LATENCY_CYCLES + busy + 2 * shared
     stored = tile.block_m * tile.block_n * 2 / L2_BYTES_PER_SM_CLOCK
     return {
         "l2": steps * ((tile.block_n + rows) * chunk / L2_BYTES_PER_SM_CLOCK + spilled),
@@ -367,9 +410,10 @@ def predict_gemm(
     waves = ctas / (slots * device.sm_count)
     cycles = _cta_cycles(gemm, rows, tile, res, device)
     per_sm = max(1.0, ctas / device.sm_count)
-    terms = {"bytes": _dram_bytes(gemm, route, tile, device) / (device.memory_bandwidth_gbs * 1e3)}
+    rounds = math.ceil(waves) if waves <= LOCKSTEP_WAVES else waves + TAIL
+    terms = {"bytes": _dram_bytes(gemm, route, tile, device) / (device.read_gbs * 1e3)}
     for name, value in cycles.items():
-        times = max(1.0, waves + TAIL) if name == "latency" else per_sm
+        times = rounds if name == "latency" else per_sm
         terms[name] = times * value / device.boost_clock_mhz
     return GemmPrediction(
         us=math.fsum(value**OVERLAP for value in terms.values()) ** (1 / OVERLAP),

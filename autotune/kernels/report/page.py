@@ -11,6 +11,7 @@ from autotune.kernels.config_file import FIELDS
 from autotune.kernels.export.write import PREDICTED_NOTE, few_keys, folder_of
 from autotune.kernels.job import Result
 from autotune.kernels.moe.routing import Routing
+from autotune.kernels.predict.choose import least_gain
 from autotune.kernels.predict.roofline import Ceilings, Share, share
 from autotune.kernels.report import plots
 from autotune.kernels.report.measured import NOTE
@@ -183,7 +184,8 @@ class _Sheet:
             return Section("Speed-up", [])
         table = self.predicted_table() if self.predicted else self.measured_table()
         rule = (
-            f"A row stays vLLM's own default unless the prediction gains {self.min_gain:.1%}."
+            "A row stays vLLM's own default unless the prediction gains more than "
+            f"{least_gain(self.min_gain):.1%}; the model cannot tell less."
             if self.predicted
             else "A row replaces the default where the whole 95 % interval of its speed-up is "
             f"above 1 and the median gains {self.min_gain:.1%}."

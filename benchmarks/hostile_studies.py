@@ -147,8 +147,10 @@ def broken(how: str) -> Callable[[Place], None]:
         elif how == "a log of noise":
             (place.work / "a.db-wal").write_bytes(os.urandom(40_000))
         elif how == "a lock that is a link":
+            (place.work / "a.db.lock").unlink(missing_ok=True)
             (place.work / "a.db.lock").symlink_to(place.precious)
         elif how == "a lock that is a pipe":
+            (place.work / "a.db.lock").unlink(missing_ok=True)
             os.mkfifo(place.work / "a.db.lock")
         path.write_bytes(bytes(data))
 
@@ -255,8 +257,24 @@ def checkouts() -> Iterator[Input]:
                     (folder / hook).chmod(0o755)
 
         yield Input(f"git {setting}", EXPORT, configure)
+    yield from innards()
     yield from contents()
     yield from evidence()
+
+
+def innards() -> Iterator[Input]:
+    """Files of git's own that are none."""
+    for name in ("objects/info/alternates", "info/attributes", "info/grafts", "index", "HEAD",
+                 "packed-refs", "config", "info/exclude", "shallow"):  # fmt: skip
+        for kind in ("/dev/zero", "a pipe", "a folder"):
+
+            def replace(place: Place, name: str = name, kind: str = kind) -> None:
+                path = repository(place) / ".git" / name
+                path.unlink(missing_ok=True)
+                path.parent.mkdir(exist_ok=True)
+                NO_FILES[kind](path)
+
+            yield Input(f"git's {name}: {kind}", EXPORT, replace)
 
 
 def contents() -> Iterator[Input]:

@@ -48,7 +48,7 @@ def devices(request: Devices) -> None:
         )
     out.print(shown)
     names = ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in here)
-    out.print(f"In this machine: {names or 'no GPU that nvidia-smi shows'}")
+    out.print(f"In this machine: {escape(names) or 'no GPU that nvidia-smi shows'}")
     out.print("Every figure's source stands in search_spaces/devices/*.yaml.")
 
 

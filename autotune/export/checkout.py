@@ -8,9 +8,12 @@ program, no credential helper.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
+import resource
+import stat
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -57,6 +60,10 @@ _QUIET = [
         "trace2.eventTarget=",
         "extensions.partialClone=",
         "core.alternateRefsCommand=false",
+        "log.mailmap=false",
+        "mailmap.file=",
+        "mailmap.blob=",
+        "core.excludesFile=",
     )
     for word in ("-c", setting)
 ]
@@ -66,7 +73,10 @@ _RUNS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _ABSENT = "0" * 40
-_GIT_S = 300
+_GIT_S = 60
+_MOST_REFS = 50_000
+_GIT_BYTES = 8 << 30
+"""Of address space: git reads some files of a checkout whole, such as a link to /dev/zero."""
 _PERSON = re.compile(r"[^<>\n]*[^<>\s][^<>\n]* <[^<>@\s]+@[^<>@\s]+>")
 
 
@@ -101,6 +111,8 @@ class Checkout:
         """
         if not path.is_dir():
             raise BadInputError(f"{flag} {path}: no such folder")
+        if (odd := _no_file_in(path / ".git")) is not None:
+            raise BadInputError(f"{flag} {path}: {odd} is no file, and git would wait for it")
         unborn = cls(path, flag, "", None)
         top = unborn._try("rev-parse", "--show-toplevel")
         if top.returncode:
@@ -257,6 +269,7 @@ class Checkout:
                 check=False,
                 env=_environment() | _LOCAL | (env or {}),
                 timeout=_GIT_S,
+                preexec_fn=_within_memory,
             )
         except subprocess.TimeoutExpired:
             raise BadInputError(
@@ -264,6 +277,29 @@ class Checkout:
             ) from None
         except FileNotFoundError:
             raise MissingEnvironmentError("git is not installed; install it") from None
+
+
+def _no_file_in(folder: Path) -> Path | None:
+    """A pipe or a device among git's own files, but for its objects; None if there is none."""
+    seen = 0
+    for place, folders, names in os.walk(folder):
+        if Path(place).name == "objects":
+            folders[:] = ["info"]
+        for name in names:
+            seen += 1
+            if seen > _MOST_REFS:
+                return None
+            with contextlib.suppress(OSError):  # a link to nothing, which git takes so
+                mode = (Path(place) / name).stat().st_mode
+                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                    return Path(place, name)
+    return None
+
+
+def _within_memory() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    least = _GIT_BYTES if most == resource.RLIM_INFINITY else min(_GIT_BYTES, most)
+    resource.setrlimit(resource.RLIMIT_AS, (least, most))
 
 
 def _environment() -> dict[str, str]:

@@ -119,7 +119,7 @@ def nvidia_smi(*fields: str) -> list[list[str]]:
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         shown = subprocess.run(  # noqa: S603 - fixed arguments
-            command, capture_output=True, text=True, timeout=20, check=True
+            command, capture_output=True, text=True, errors="replace", timeout=20, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return []

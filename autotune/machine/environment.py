@@ -162,7 +162,7 @@ def _compute_processes(*fields: str) -> list[list[str]]:
     command = ["nvidia-smi", f"--query-compute-apps={','.join(fields)}", "--format=csv,noheader"]
     try:
         shown = subprocess.run(  # noqa: S603 - fixed arguments
-            command, capture_output=True, text=True, timeout=20, check=True
+            command, capture_output=True, text=True, errors="replace", timeout=20, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return []

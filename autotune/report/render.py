@@ -14,6 +14,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from autotune.report.page import Block, Code, Grid, Page, Plot, Table, Text
+from autotune.util.escape import for_terminal
 from autotune.util.markdown import code_line, escape
 
 
@@ -29,6 +30,7 @@ def render_html(page: Page) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: for_terminal(value) if type(value) is str else value,
     )
     environment.globals.update(kind=lambda block: type(block).__name__, data=_data)
     environment.filters["anchor"] = _anchor

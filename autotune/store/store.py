@@ -59,6 +59,7 @@ from autotune.store.tables import (
     WorkloadRow,
 )
 from autotune.util import edge
+from autotune.util.secret import masked
 from autotune.util.words import counted
 
 
@@ -231,7 +232,7 @@ class Store:
         """
         own = (RunRow.search_id == search.id) & (RunRow.pid == os.getpid())
         last = select(func.max(RunRow.id)).where(own).scalar_subquery()
-        stored = update(RunRow).where(RunRow.id == last).values(verdict=dict(verdict))
+        stored = update(RunRow).where(RunRow.id == last).values(verdict=masked(dict(verdict)))
         with self._session.writing() as connection:
             if not connection.execute(stored).rowcount:
                 raise ValueError(f"this process has made no run of search {search.id}")

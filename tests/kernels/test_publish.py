@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -146,6 +147,31 @@ def test_it_has_the_form_of_vllms_newer_files(url: str, run: Run) -> None:
     assert all(data.startswith(b'{\n    "triton_version": "') for data in alike)
     assert own.endswith(b"\n    }\n}\n")
     assert all(data.endswith(b"\n    }\n}\n") for data in alike)
+
+
+def test_what_others_wrote_stays_words_in_the_pull_request(
+    tmp_path: Path, url: str, run: Run
+) -> None:
+    """PULL_REQUEST.md unescaped: subjects and names of the checkout, the model, a server's log."""
+    near = str(Path(NAME).with_name("E=128,N=704,device_name=`a`|<b>,dtype=x.json"))
+    repo = checkout(tmp_path / "vllm", {**SMALL, near: "{}"})
+    subject = "<script>alert(1)</script> | [x](http://y) `z` -->"
+    git(repo, "commit", "-q", "--amend", "-m", subject)
+    log = tmp_path / "serve.log"
+    log.write_text(f"Using configuration from /t/{FILE} for MoE \x1b[2J\x07layer <b>.\n")
+    more = ("--serve-log", str(log), "--model-name", "<i>|`m`-->", "--ai-assistance", "None.")
+    done = to_vllm(run, repo, url, *more)
+    text = Path(done["files"][0]).read_text()
+    assert all(c.isprintable() or c == "\n" for c in text)
+    prose = re.sub(r"(?m)`[^`\n]*`|^    .*$", "", text.partition("-->")[2])
+    assert not re.search(
+        r"<(script|b|i)>|(?<!\\)\[x\]|-->", prose.replace("<!-- markdownlint-disable -->", "")
+    )
+    for line in text.split("\n"):
+        if line.startswith("| `E="):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 4
+            assert line.count("`") - line.count("\\`") == 2
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
 def test_the_text_of_the_pull_request(tmp_path: Path, url: str, run: Run) -> None:

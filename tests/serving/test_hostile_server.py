@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import resource
+import socket
+import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -181,3 +185,83 @@ def test_an_image_is_no_option(image: str) -> None:
     """Leading dash."""
     with pytest.raises(BadInputError, match="--image"):
         check_image(image, "--image")
+
+
+# ------------------------------------------------------------------------------------------
+# a connection that ends at each byte
+
+
+def cut_at_each_byte(answer: bytes) -> hostile_server.Answer:
+    """The n-th request gets the first n bytes of the answer, then a reset."""
+    given = iter(range(len(answer) + 1))
+    lock = threading.Lock()
+
+    def send(peer: socket.socket, server: hostile_server.HostileServer) -> None:
+        with lock:
+            count = next(given, len(answer))
+        reset = hostile_server.reset_after(answer[:count])
+        assert callable(reset)
+        reset(peer, server)
+
+    return send
+
+
+def test_a_stream_that_is_reset_at_each_byte_is_a_failed_request_or_a_whole_one() -> None:
+    answer = hostile_server.answer_of()
+    with serving({"/v1/chat/completions": cut_at_each_byte(answer)}) as server:
+        began = time.monotonic()
+        loads = [run_load(load_on(server.url, headers=HEADERS)) for _ in range(len(answer))]
+        assert time.monotonic() - began < 60.0
+    records = [record for load in loads for record in load.records]
+    for record in records:
+        if record.error:
+            assert "\n" not in record.error
+        else:
+            assert (record.output_tokens, record.text) == (4, "ab")
+    assert len([record for record in records if record.error]) > len(answer) // 2
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/version", "/metrics"])
+def test_an_answer_that_is_reset_at_each_byte_is_none_or_whole(path: str) -> None:
+    whole = hostile_server.HostileServer().good(path)
+    body = whole.partition(b"\r\n\r\n")[2].decode()
+    with serving({path: cut_at_each_byte(whole)}) as server:
+        for _ in range(len(whole)):
+            reply = web.fetch(server.url + path, 5.0, HEADERS)
+            assert reply is None or reply.text == body
+
+
+# ------------------------------------------------------------------------------------------
+# what a server calls itself stays words
+
+
+@pytest.mark.parametrize("name", ["markup", "ESC", "a newline", "right to left", "a path"])
+def test_the_name_of_a_served_model_stays_words_in_every_report(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: Callable[..., tuple[int, str, str]],
+) -> None:
+    """report.md unescaped: model id with markup, newlines, ESC; terminal control characters."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "Q {i}"}}\n' for i in range(4)))
+    answers: dict[str, hostile_server.Answer] = {
+        "/v1/models": hostile_server.models_text(hostile_server.TEXTS[name])
+    }
+    with serving(answers) as server:
+        load = "--prompts p.jsonl --concurrency 1 --repeats 2 --waves 1 --max-tokens 4 --study s"
+        code, out, err = in_process(
+            "spec", "--launcher", "url", "--url", server.url, *load.split(), "--no-ignore-eos"
+        )
+        again = [in_process(command, "s") for command in ("show", "report")]
+    assert code in {0, 2}, err
+    shown = out + err + "".join(said for one in again for said in one[1:])
+    assert all(c.isprintable() or c in "\n\t" for c in shown)
+    if code == 0:
+        for path in tmp_path.rglob("report.*"):
+            text = path.read_text()
+            assert "<script>alert(1)" not in text
+            assert not {"\x1b", "\x07", "\u202e"} & set(text)
+        words = (tmp_path / "outputs/s/spec/report.md").read_text()
+        assert "-->" not in words
+        assert len([line for line in words.split("\n") if line.startswith("- Model: ")]) == 1

@@ -313,6 +313,7 @@ def _read_cubin(asm: Mapping[str, Any], folder: Path, disassemble: bool) -> dict
             [knobs.nvidia.cuobjdump.path, *flags, str(file)],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=_TOOL_TIMEOUT_S,
             check=False,
         )

@@ -71,6 +71,7 @@ def check_tasks(tasks: Tasks) -> None:
             [*command, *_folder(tasks)],
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
             stdin=subprocess.DEVNULL,
             timeout=_CHECK_S,

@@ -29,6 +29,8 @@ GIB = 2**30
 RESERVE = 8 * GIB
 """Bytes that a plan leaves to the host: what needs more than MemAvailable less this is refused."""
 PERIOD_S = 0.25
+_STILL = GIB // 4
+"""Bytes by which MemAvailable moves within a second though nothing starts or ends."""
 RECOVERY_S = 30.0
 """Within this time what was killed has given its memory back, or somebody else holds it."""
 
@@ -204,6 +206,21 @@ class MemoryGuard:
                 return False
             time.sleep(self._period_s)
         return True
+
+    def settle(self, within_s: float | None = None) -> None:
+        """Wait until MemAvailable stands still, or so many seconds; not where nothing is watched.
+
+        Raises:
+            MissingEnvironmentError: the source cannot be read.
+        """
+        end = time.monotonic() + (RECOVERY_S if within_s is None else within_s)
+        before = -_STILL
+        while self.watches and time.monotonic() < end:
+            now = self.available()
+            if abs(now - before) < _STILL:
+                return
+            before = now
+            time.sleep(4 * self._period_s)
 
     def raise_if_ended(self) -> None:
         """End the command where the guard has ended all that it had started.

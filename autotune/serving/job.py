@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,23 @@ from autotune.core import (
     Trial,
 )
 from autotune.machine.environment import environment
+from autotune.machine.memory import MemoryKind
 from autotune.serving.decide.confirm import Confirmed, OnProgress, confirm
 from autotune.serving.decide.contenders import Contenders
 from autotune.serving.decide.schedule import Schedule, judge, offer
 from autotune.serving.forecast.forecast import Forecast, ForecastProposer
+from autotune.serving.measure.boots import Boots, ran_short
 from autotune.serving.measure.load import LoadOptions
 from autotune.serving.measure.measurer import ServingMeasurer
 from autotune.serving.measure.race import rules_of
+from autotune.serving.memory.fit import boot_bytes
 from autotune.serving.memory.search import search_utilization
 from autotune.serving.memory.utilization import Borders
 from autotune.serving.plan import Plan
 from autotune.serving.recipe import GAMMA, without_schedule
 from autotune.serving.retry import OF_THE_MOMENT, LatestLog
 from autotune.serving.stored import Apart, load_served
+from autotune.store.records import SearchRecord
 from autotune.store.run_log import recorded
 from autotune.store.store import Store
 from autotune.tune import Limits, Progress, Search, TrialLog, measure_all, search_all
@@ -101,6 +106,7 @@ def local_measurer(plan: Plan, logs: Path) -> ServingMeasurer:
         plan: says how.
         logs: the folder for the servers' output.
     """
+    need = partial(boot_bytes, plan.pair, plan.recipe, plan.memory.total)
     return ServingMeasurer(
         plan.launcher,
         plan.recipe.settings,
@@ -109,6 +115,8 @@ def local_measurer(plan: Plan, logs: Path) -> ServingMeasurer:
         basis=plan.basis,
         start_timeout_s=plan.start_timeout_s,
         tasks=plan.tasks,
+        unified=plan.memory.kind is MemoryKind.UNIFIED,
+        need_of=None if plan.force else need,
     )
 
 
@@ -137,6 +145,7 @@ def run(plan: Plan, store: Store, measurer: Measurer, on_progress: OnProgress) -
         record = store.search(study, plan.setup())
         with recorded(store, record, plan.command) as stored, measurer:
             log = LatestLog(stored, retry_failed=plan.retry_failed)
+            measurer = _boots_of(plan, store, record, measurer, log)
             plan, borders = search_utilization(plan, measurer, log, told)
             deadline = float("inf") if plan.budget_s is None else began + plan.budget_s
             found = _tuned(plan, measurer, log, told, deadline)
@@ -165,6 +174,16 @@ def run(plan: Plan, store: Store, measurer: Measurer, on_progress: OnProgress) -
         out_of_time=found.search.out_of_time,
         seconds=time.monotonic() - began,
     )
+
+
+def _boots_of(
+    plan: Plan, store: Store, record: SearchRecord, measurer: Measurer, log: LatestLog
+) -> Measurer:
+    """Keep from the measurer what hung this machine before, or ran it short of memory."""
+    if plan.retry_failed or plan.memory.kind is not MemoryKind.UNIFIED:
+        return Boots(measurer, log)
+    lost = {c: f"{at:%Y-%m-%d %H:%M} UTC" for c, at in store.boots().lost(record).items()}
+    return Boots(measurer, log, lost, ran_short(store.dated_trials(record)))
 
 
 def _boots(trials: Sequence[Trial]) -> int:

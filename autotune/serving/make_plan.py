@@ -6,22 +6,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autotune.core import BadInputError
-from autotune.engine.arguments import argument_value
+from autotune.engine.arguments import argument_value, is_given
 from autotune.engine.variables import FOLDER
 from autotune.machine.containers import ENGINES
 from autotune.machine.environment import environment, visible_gpus
-from autotune.machine.memory import MemoryReading, first_gpu, read_memory
+from autotune.machine.memory import MemoryKind, MemoryReading, first_gpu, read_memory
 from autotune.serving import parse
 from autotune.serving.measure.prompts import load_prompts, prompts_key
 from autotune.serving.measure.stopping import parse_slo
 from autotune.serving.measure.tasks import Tasks, check_tasks
+from autotune.serving.memory.model import UNIFIED_SHARE
 from autotune.serving.memory.search import at_utilization, within_free
 from autotune.serving.memory.utilization import parse_range
 from autotune.serving.pair.methods import NO_DRAFTER
 from autotune.serving.pair.pairing import Pair, load_pair
 from autotune.serving.plan import Plan, default_study
 from autotune.serving.preflight import preflight
-from autotune.serving.recipe import GAMMA, Recipe, check_server_args
+from autotune.serving.recipe import GAMMA, UTILIZATION, Recipe, check_server_args, flag_of
 from autotune.serving.request import SpecRequest
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.launchers import DockerLauncher
@@ -77,7 +78,7 @@ def make_plan(request: SpecRequest) -> Plan:
         retry_failed=request.retry_failed,
         force=request.force,
     )
-    plan = _with_range(plan, request)
+    plan = _with_share(_with_range(plan, request))
     _check_points(plan)
     if plan.image is not None:  # what docker cannot mount ends here, not when all is measured
         for mount in mounts_of(recipe.settings(plan.points[-1]), mounts):
@@ -207,6 +208,15 @@ def _with_range(plan: Plan, request: SpecRequest) -> Plan:
         )
     plan = replace(plan, utilization=(low, high), context=request.context)
     return at_utilization(plan, within_free(low, high, plan.memory))
+
+
+def _with_share(plan: Plan) -> Plan:
+    """Give servers on unified memory a share where none is asked for: vLLM's starves the host."""
+    asked = UTILIZATION in dict(plan.space.parameters)
+    asked |= is_given(plan.recipe.server_args, flag_of(UTILIZATION))
+    if asked or plan.memory.kind is not MemoryKind.UNIFIED:
+        return plan
+    return at_utilization(plan, round(100 * UNIFIED_SHARE))
 
 
 def _environment(request: SpecRequest, tuned: Sequence[str]) -> dict[str, str]:

@@ -172,10 +172,14 @@ class Plan:
 
     @property
     def bisected(self) -> int:
-        """Count the boots at most of the two bisections of the memory utilization."""
+        """Count the boots at most of the two bisections of the memory utilization.
+
+        On unified memory the upper border is climbed to first.
+        """
         if self.utilization is None:
             return 0
-        return 2 * (self.utilization[1] - self.utilization[0]).bit_length()
+        times = 3 if self.memory.kind is MemoryKind.UNIFIED else 2
+        return times * (self.utilization[1] - self.utilization[0]).bit_length()
 
     @property
     def boots(self) -> int:

@@ -9,7 +9,10 @@ gamma (needs ``boots``); ``right_text`` a ``flag=value`` with which no text is a
 ``says`` are lines of the log; ``tuned`` the factor of a server that finds a tuned MoE file;
 ``memory`` gives the KV cache's ``tokens`` a hundredth of memory utilization from ``start`` on: more
 in flight are preempted; above ``dies`` a long prompt ends the server. ``boots`` is a file that gets
-a line for every start. Token k of an answer is the word ``k``.
+a line for every start. ``eats`` gives GiB of a ``tests.support.box`` taken at the start, by gamma;
+``holds`` the GiB taken beside the share of its memory that the server asks for; ``slow`` lists
+gammas whose start takes ten minutes, unless the file ``well`` is there. Token k of an answer is the
+word ``k``.
 """
 
 from __future__ import annotations
@@ -157,6 +160,18 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+def take_memory(gamma: int) -> None:
+    """Leave a note for the box, as ``tests.support.box.eat`` does."""
+    taken = GIVEN.get("eats", {}).get(str(gamma), 0)
+    if "holds" in GIVEN:
+        taken = GIVEN["total"] * share() + GIVEN["holds"]
+    if taken:
+        folder = Path(os.environ["AUTOTUNE_MEMINFO"]).parent / "eaters"
+        (folder / f".{os.getpid()}").write_text(f"1000 {taken}")
+        (folder / f".{os.getpid()}").rename(folder / str(os.getpid()))
+        time.sleep(0.5)
+
+
 def count_boot(gamma: int) -> None:
     """Note the start; the one of this gamma that is to fail does."""
     with Path(GIVEN["boots"]).open("a") as file:
@@ -197,10 +212,13 @@ def main() -> None:
     gamma = config.get("num_speculative_tokens", 0)
     if "boots" in GIVEN:
         count_boot(gamma)
+    take_memory(gamma)
+    ill = not Path(GIVEN.get("well", "/nowhere")).exists()
+    if gamma in GIVEN.get("slow", ()) and ill:
+        time.sleep(600)
     if argument("--kv-cache-dtype", "auto") == "banana":
         say("vllm serve: error: argument --kv-cache-dtype: invalid choice: 'banana'")
         sys.exit(2)
-    ill = not Path(GIVEN.get("well", "/nowhere")).exists()
     if (gamma in GIVEN.get("oom", ()) and ill) or sys.argv[2] in GIVEN.get("oom_targets", ()):
         say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
         sys.exit(1)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from autotune.core import BadInputError
 from autotune.machine.memory import MemoryReading
+from autotune.machine.resident import Resident
 from autotune.serving.memory.attention import attention_layers
 from autotune.serving.memory.model import (
     MemoryNeed,
@@ -250,6 +251,7 @@ def test_shards_halve_everything() -> None:
 
 NEED = MemoryNeed(30 * GIB, 2 * GIB, kv_request=3 * GIB, kv_reserve=GIB, requests=5)
 USUAL: dict[str, Any] = {"max_model_len": 4096, "concurrency": 4}
+FIXED: dict[str, Any] = {"kv_cache_bytes": 16 * GIB, "utilization": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -271,15 +273,38 @@ USUAL: dict[str, Any] = {"max_model_len": 4096, "concurrency": 4}
         (reading(80, kind="cpu"), {"kv_cache_bytes": 16 * GIB}, "note memory"),
         (reading(40, kind="cpu"), {"kv_cache_bytes": 16 * GIB}, "refuse memory-weights"),
         (reading(80, kind="cpu"), {}, "refuse memory-free"),
-        (reading(99, kind="unified"), {"utilization": 0.98}, "note memory, warn memory-host"),
-        (reading(99, kind="unified"), {"utilization": 0.85}, "note memory"),
-        (reading(86, kind="unified"), {"utilization": 0.87}, "refuse memory-free"),
+        (reading(99, kind="unified"), {"utilization": 0.98}, "refuse memory-host"),
+        (reading(99, kind="unified"), {"utilization": 0.85}, "note memory, warn memory-host"),
+        (reading(86, kind="unified"), {"utilization": 0.87}, "refuse memory-host"),
+        (reading(88, kind="unified"), {"utilization": 0.8}, "note memory"),
+        (reading(87.9, kind="unified"), {"utilization": 0.8}, "refuse memory-host"),
+        (reading(62, kind="unified"), FIXED, "note memory"),
+        (reading(61, kind="unified"), FIXED, "refuse memory-host"),
+        (reading(62, kind="unified"), FIXED | {"utilization": 0.9}, "refuse memory-free"),
     ],
 )
 def test_the_table(here: MemoryReading, flags: dict[str, Any], expected: str) -> None:
     found = check_memory(NEED, here, Serving(**(USUAL | flags)))
     assert ", ".join(f"{f.severity} {f.code}" for f in found) == expected
     assert all("\n" not in f.message for f in found)
+
+
+def test_on_unified_memory_the_message_names_a_share_a_size_and_who_holds_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Resident(7, "vllm serve Qwen/Qwen3-8B", 30 * GIB)
+    monkeypatch.setattr("autotune.serving.memory.model.residents", lambda: [server])
+    here = reading(70, kind="unified")
+    (found,) = check_memory(NEED, here, Serving(**USUAL, utilization=0.8))
+    assert "80.00 GiB of the GPU, and 70.00 GiB of 100.00 GiB are available" in found.message
+    assert "8 GiB stay with the host" in found.message
+    assert "at most 0.62, or --server-arg '--kv-cache-memory-bytes SIZE'" in found.message
+    assert "vllm serve Qwen/Qwen3-8B (process 7) holds 30.0 GiB" in found.message
+    assert not [
+        f
+        for f in check_memory(NEED, here, Serving(**USUAL, utilization=0.62))
+        if f.severity == "refuse"
+    ]
 
 
 def test_the_message_names_what_would_fit() -> None:

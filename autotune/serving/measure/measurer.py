@@ -5,10 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from autotune.core import Basis, Candidate, HoldsNothing, Job, Measurement, Outcome, Part
+from autotune.core import (
+    Basis,
+    Candidate,
+    HoldsNothing,
+    Job,
+    Measurement,
+    MissingEnvironmentError,
+    Outcome,
+    Part,
+)
+from autotune.machine.guard import RESERVE, MemoryGuard, guarded
+from autotune.machine.resident import shortage
 from autotune.serving.measure.load import LoadOptions, Served, UnservedError, measure_server
 from autotune.serving.measure.tasks import Tasks, evaluate
 from autotune.serving.measure.wire import Wire
@@ -40,6 +52,8 @@ class ServingMeasurer(HoldsNothing):
         basis: Basis = Basis.MEASURED,
         start_timeout_s: float = START_TIMEOUT_S,
         tasks: Tasks | None = None,
+        unified: bool = False,
+        need_of: Callable[[Candidate], int] | None = None,
     ) -> None:
         """Make a measurer.
 
@@ -51,7 +65,11 @@ class ServingMeasurer(HoldsNothing):
             basis: synthetic where the acceptance is told to vLLM.
             start_timeout_s: wall seconds that a start may take.
             tasks: what lm-eval evaluates where the scenario asks for it.
+            unified: whether the GPU allocates from the host's memory, which is then guarded.
+            need_of: bytes of that memory which a candidate's server will take; None starts it
+                however little there is.
         """
+        self._unified, self._need_of = unified, need_of
         self._tasks = tasks
         self._launcher, self._settings_of, self._options = launcher, settings_of, options
         self._logs, self._basis, self._start_timeout_s = logs, basis, start_timeout_s
@@ -67,14 +85,27 @@ class ServingMeasurer(HoldsNothing):
             yield (yield from self._measured(job))
 
     @contextmanager
-    def _booted(self, settings: ServeSettings, log: Path) -> Iterator[Wire]:
+    def _booted(self, settings: ServeSettings, log: Path, guard: MemoryGuard) -> Iterator[Wire]:
         """Start a server, and stop it in the end.
 
         Raises:
             ServerFailedError: it does not serve.
         """
-        with start(self._launcher, settings, log, self._start_timeout_s) as server:
+        with start(self._launcher, settings, log, self._start_timeout_s, guard) as server:
             yield Wire(server)
+
+    def _wait_for_room(self, candidate: Candidate, guard: MemoryGuard) -> None:
+        """Wait until a candidate's server has room.
+
+        Raises:
+            MissingEnvironmentError: it has none.
+        """
+        need = self._need_of(candidate) if self._unified and self._need_of else -RESERVE
+        if not guard.has_room(need):
+            said = shortage("the next server", need, guard.available())
+            raise MissingEnvironmentError(
+                f"{said}; what was measured is kept, and the same command goes on"
+            )
 
     def _served(self, wire: Wire, job: Job) -> Generator[Part, None, Served]:
         load = cast("SpecScenario | FullLoad", job.workload)
@@ -87,6 +118,14 @@ class ServingMeasurer(HoldsNothing):
         return found
 
     def _measured(self, job: Job) -> Generator[Part, None, Measurement]:
+        with guarded(self._unified) as guard:
+            self._wait_for_room(job.candidate, guard)
+            found = yield from self._measured_under(job, guard)
+        if guard.lowest is None:
+            return found
+        return replace(found, details={**found.details, "available_least": guard.lowest})
+
+    def _measured_under(self, job: Job, guard: MemoryGuard) -> Generator[Part, None, Measurement]:
         began = time.monotonic()
         log = self._logs / f"{job.candidate.key}-{job.workload.key}.log"
         booted = int(self._launcher.starts)
@@ -95,9 +134,11 @@ class ServingMeasurer(HoldsNothing):
         value: float | None = None
         samples: tuple[float, ...] = ()
         try:
-            with self._booted(self._settings_of(job.candidate), log) as wire:
+            with self._booted(self._settings_of(job.candidate), log, guard) as wire:
                 details["start_s"] = wire.server.start_seconds
                 found = yield from self._served(wire, job)
+                if wire.server.fall is not None:
+                    raise UnservedError(Outcome.HOST_MEMORY, str(wire.server.fall))
                 value, samples = found.value, found.samples
                 details |= found.details
                 details |= moe_files(wire.server.log)

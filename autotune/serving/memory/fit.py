@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
-from autotune.core import BadInputError
+from autotune.core import BadInputError, Candidate
 from autotune.engine.arguments import argument_value, is_given, whole_value
 from autotune.machine.memory import MemoryKind, MemoryReading
-from autotune.serving.memory.model import Serving, check_memory, memory_need
+from autotune.serving.memory.model import ENGINE, USUAL_SHARE, Serving, check_memory, memory_need
+from autotune.serving.memory.weights import weight_bytes
 from autotune.serving.pair.pairing import Pair
-from autotune.serving.recipe import KV_DTYPE, UTILIZATION, flag_of
+from autotune.serving.recipe import KV_DTYPE, UTILIZATION, Recipe, flag_of
 from autotune.serving.server.server import ServeSettings
 from autotune.util.finding import Finding, warn
 
@@ -27,6 +29,8 @@ _LESSENING = (
     *("--language-model-only", "--limit-mm-per-prompt"),
 )
 """With these a server may hold less than its checkpoint's files and configuration say."""
+_PARTLY = {"--language-model-only", "--limit-mm-per-prompt", "--cpu-offload-gb"}
+"""With these no less of unified memory is taken, or little less: a vision tower is not a model."""
 
 
 def check_fit(
@@ -54,13 +58,39 @@ def check_fit(
     serving = _serving(settings, served, concurrency, memory.kind)
     found = check_memory(memory_need(loaded, serving), memory, serving)
     unsure = [flag for flag in _NUMBERS if is_given(args, flag) and whole_value(args, flag) is None]
-    unsure += [flag for flag in _LESSENING if is_given(args, flag)]
+    lessening = [f for f in _LESSENING if f not in _PARTLY or memory.kind is not MemoryKind.UNIFIED]
+    unsure += [flag for flag in lessening if is_given(args, flag)]
     return [_softened(f, unsure) if f.refuses and unsure else f for f in found]
+
+
+def boot_bytes(pair: Pair, recipe: Recipe, total: int, candidate: Candidate) -> int:
+    """Estimate the bytes that a server takes of unified memory.
+
+    Its share of all; or, where ``--kv-cache-memory-bytes`` is given, that with the weights and what
+    an engine was seen to take beside both.
+
+    Args:
+        pair: the models; the drafter counts where the setting speculates.
+        recipe: what all servers share.
+        total: bytes of the memory.
+        candidate: the setting.
+
+    Raises:
+        BadInputError: a size in a configuration, or a flag, that cannot be.
+    """
+    settings = recipe.settings(candidate)
+    fixed = whole_value(settings.extra_args, "--kv-cache-memory-bytes")
+    if fixed is None:
+        return math.ceil(total * _utilization(settings, USUAL_SHARE))
+    weights = weight_bytes(pair.target)
+    if settings.speculative is not None and pair.drafter is not None:
+        weights += weight_bytes(pair.drafter)
+    return weights + fixed + ENGINE
 
 
 def _softened(finding: Finding, unsure: list[str]) -> Finding:
     """A refusal as a warning, where the flags may undo it."""
-    if finding.code == "memory-free" and "--config" not in unsure:
+    if finding.code in {"memory-free", "memory-host"} and "--config" not in unsure:
         return finding  # vLLM asks for the share before it loads anything
     message = f"{finding.message}; with {', '.join(unsure)} it may fit all the same"
     return warn(finding.code, message)

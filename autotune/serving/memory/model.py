@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autotune.core import BadInputError
+from autotune.machine.guard import RESERVE
 from autotune.machine.memory import MemoryKind, MemoryReading
+from autotune.machine.resident import residents, who_holds
 from autotune.serving.memory.attention import AttentionLayer, attention_layers
 from autotune.serving.memory.weights import weight_bytes
 from autotune.serving.pair.checkpoint import Checkpoint
@@ -30,8 +32,13 @@ _BYTES_PER_VALUE = {
     "int8_per_token_head": 1.0,
     "fp8_per_token_head": 1.0,
 }
-_HOST_SHARE = 0.85
-"""Of unified memory; above it a GB10 was seen to not start (0.87), or to die under load (0.98)."""
+USUAL_SHARE = 0.92
+"""VLLM's own ``--gpu-memory-utilization``."""
+UNIFIED_SHARE = 0.8
+"""Of unified memory, where none is asked for, and the most that raises no warning: above it a GB10
+was seen to not start (0.87), to die under load (0.98), and to need a power cycle (vLLM #46307)."""
+ENGINE = int(5.6 * 2**30)
+"""Bytes that an engine was seen to take on a GB10 beside weights and KV cache."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Serving:
     max_model_len: int
     concurrency: int = 1
     kv_cache_dtype: str = "auto"
-    utilization: float = 0.92
+    utilization: float = USUAL_SHARE
     kv_cache_bytes: int | None = None
     batched_tokens: int = 2048
     block_size: int = 16
@@ -194,6 +201,11 @@ def _check(need: MemoryNeed, reading: MemoryReading, serving: Serving) -> Iterat
     budget = math.ceil(reading.total * serving.utilization)
     free_rule = serving.kv_cache_bytes is None or reading.kind is not MemoryKind.CPU
     fixed = serving.kv_cache_bytes
+    if reading.kind is MemoryKind.UNIFIED:
+        reserve = _check_reserve(need, reading, serving)
+        if reserve is not None:
+            yield reserve
+            return
     if free_rule and budget > reading.free:
         most = math.floor(100 * reading.free / reading.total) / 100
         yield refuse(
@@ -214,12 +226,34 @@ def _check(need: MemoryNeed, reading: MemoryReading, serving: Serving) -> Iterat
         )
         return
     yield from _check_cache(need, available - need.weights if fixed is None else fixed, serving)
-    if reading.kind is MemoryKind.UNIFIED and serving.utilization > _HOST_SHARE:
+    unified = reading.kind is MemoryKind.UNIFIED and fixed is None
+    if unified and serving.utilization > UNIFIED_SHARE:
         yield warn(
             "memory-host",
             f"--gpu-memory-utilization {serving.utilization:g} of unified memory leaves "
             f"{_gib(reading.total - budget)} to the host: it may die under load",
         )
+
+
+def _check_reserve(need: MemoryNeed, reading: MemoryReading, serving: Serving) -> Finding | None:
+    """Refuse what leaves the host so little that the machine may hang; None where it does not."""
+    fixed = serving.kv_cache_bytes
+    budget = math.ceil(reading.total * serving.utilization)
+    taken = budget if fixed is None else need.weights + fixed + ENGINE
+    if taken + RESERVE <= reading.free:
+        return None
+    most = math.floor(100 * (reading.free - RESERVE) / reading.total) / 100
+    flag = f"--gpu-memory-utilization {serving.utilization:g}"
+    what = f"{flag} takes" if fixed is None else "weights, --kv-cache-memory-bytes and engine take"
+    give = f"give at most {most:.2f}, or" if fixed is None and most > 0 else "give less, or"
+    exact = " --server-arg '--kv-cache-memory-bytes SIZE' for an exact size, or"
+    return refuse(
+        "memory-host",
+        f"{what} {_gib(taken)} of {reading.where}, and {_gib(reading.free)} of "
+        f"{_gib(reading.total)} are available, of which {RESERVE // 2**30} GiB stay with the host, "
+        f"which hangs without: {give}{exact if fixed is None else ''} stop what uses the memory: "
+        f"{who_holds(residents())}",
+    )
 
 
 def _check_cache(need: MemoryNeed, room: int, serving: Serving) -> Iterator[Finding]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from autotune.core import BadInputError, Candidate, Job, Measurer, Phase
-from autotune.machine.memory import MemoryReading
+from autotune.machine.guard import RESERVE
+from autotune.machine.memory import MemoryKind, MemoryReading
 from autotune.serving.decide.confirm import OnProgress
 from autotune.serving.memory.model import kv_bytes_per_token
 from autotune.serving.memory.sustain import FullLoad
@@ -23,8 +24,13 @@ _DRIFT = 2
 
 
 def within_free(low: int, high: int, memory: MemoryReading) -> int:
-    """The upper end in hundredths: vLLM does not start where it asks for more than is free."""
-    return max(low, min(high, 100 * memory.free // memory.total))
+    """The upper end in hundredths: vLLM does not start where it asks for more than is free.
+
+    Of unified memory it leaves the host its reserve.
+    """
+    unified = memory.kind is MemoryKind.UNIFIED
+    free = memory.free - RESERVE if unified else memory.free
+    return max(low, min(high, 100 * free // memory.total))
 
 
 def at_utilization(plan: Plan, percent: int) -> Plan:
@@ -64,7 +70,10 @@ def search_utilization(
     settings = {hungriest(at_utilization(plan, p)): p for p in range(low, high + 1)}
     stored = [trial.candidate for trial in log.load(load, Phase.SEARCH)]
     top = first_step(free, [settings[c] for c in stored if c in settings])
-    found = find_borders(low, top, load.concurrency, probe, _slope(plan))
+    unified = plan.memory.kind is MemoryKind.UNIFIED
+    top = min(top, free) if unified else top
+    slope = _slope(plan)
+    found = find_borders(low, top, load.concurrency, probe, slope, upwards=unified)
     assert found.most is not None  # noqa: S101 - else find_borders raises
     found.free = free
     return at_utilization(plan, found.most), found

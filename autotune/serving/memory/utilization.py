@@ -3,7 +3,8 @@
 Pure but for the probe, which boots a server: too little memory means preemptions or a KV cache
 smaller than concurrency × context, too much means a start or a load that dies. Both borders are
 found by bisection to one hundredth, the lower one led by what a server says of its KV cache, whose
-size is linear in the utilization.
+size is linear in the utilization. Where a boot that takes too much may hang the machine, the upper
+border is sought from below, in steps that double.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from autotune.serving.server.failures import FailureKind
 
 _LED = 4
 """Steps towards the lower border that follow the KV cache's size before plain halving."""
-_MEMORY = {Outcome.OUT_OF_MEMORY, Outcome.CRASH, Outcome.TIMEOUT}
+_MEMORY = {Outcome.OUT_OF_MEMORY, Outcome.HOST_MEMORY, Outcome.CRASH, Outcome.TIMEOUT}
 
 
 def parse_range(text: str) -> tuple[int, int]:
@@ -116,6 +117,8 @@ def find_borders(
     concurrency: int,
     probe: Callable[[int], Evidence],
     tokens_per_percent: float | None = None,
+    *,
+    upwards: bool = False,
 ) -> Borders:
     """Bisect both borders.
 
@@ -125,6 +128,7 @@ def find_borders(
         concurrency: requests at once.
         probe: boots a server and puts the full load on it.
         tokens_per_percent: PREDICTED growth of the KV cache by a hundredth; leads the first step.
+        upwards: begin at the lowest, where a boot that takes too much may hang the machine.
 
     Raises:
         NoFeasibleCandidateError: a boot failed for a reason that no utilization changes, or none
@@ -143,7 +147,7 @@ def find_borders(
                 )
         return found.evidence[percent]
 
-    found.most = _most(low, high, look)
+    found.most = _most(low, high, look, upwards=upwards)
     if found.most is None:
         last = list(found.evidence.values())[-1].trial.measurement
         raise NoFeasibleCandidateError(
@@ -156,17 +160,34 @@ def find_borders(
     return found
 
 
-def _most(low: int, high: int, look: Callable[[int], Evidence]) -> int | None:
+def _most(
+    low: int, high: int, look: Callable[[int], Evidence], *, upwards: bool = False
+) -> int | None:
     """The largest that survives; what is too little counts as below the border."""
-    first = look(high)
-    if first.survived or first.too_little:
-        return high if first.survived else None
-    below = low - 1
-    while high - below > 1:
-        middle = (below + high + 1) // 2
-        seen = look(middle)
-        below, high = (middle, high) if seen.survived or seen.too_little else (below, middle)
+
+    def is_below(percent: int) -> bool:
+        seen = look(percent)
+        return seen.survived or seen.too_little
+
+    if upwards:
+        below, above = _climb(low, high, is_below)
+    else:
+        below, above = (high, high + 1) if is_below(high) else (low - 1, high)
+    while above - below > 1:
+        middle = (below + above + 1) // 2
+        below, above = (middle, above) if is_below(middle) else (below, middle)
     return below if below >= low and look(below).survived else None
+
+
+def _climb(low: int, high: int, is_below: Callable[[int], bool]) -> tuple[int, int]:
+    """Go up in steps that double; gives the last that is below the border, and the first not."""
+    below, step = low - 1, 1
+    while below < high:
+        tried = min(high, below + step)
+        if not is_below(tried):
+            return below, tried
+        below, step = tried, 2 * step
+    return below, high + 1
 
 
 def _least(found: Borders, look: Callable[[int], Evidence], slope: float | None) -> int | None:

@@ -308,6 +308,9 @@ class ExistingHandle:
         """It may be on another machine."""
         return None
 
+    def kill(self) -> None:
+        """It is not ours to kill."""
+
     def stop(self) -> None:
         """It is not ours to stop."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from autotune.machine.guard import kill_tree
 from autotune.serving.server.supervisor import CLEANUP_S, KILL_S, SUPERVISOR, SURVIVORS
 from autotune.util import secret
 
@@ -102,6 +103,8 @@ class ProcessHandle:
         self._port, self._contained = port, contained
         self._stop_s = grace_s + KILL_S + (CLEANUP_S if cleanup else 0.0) + _SLACK_S
         self._stopped = False
+        self._cleanup = cleanup
+        self._killer: subprocess.Popen[bytes] | None = None
         # By its path: with -P a package that is not installed would not be found.
         supervisor = [sys.executable, "-P", SUPERVISOR]
         options = ["--grace", str(grace_s)]
@@ -151,6 +154,28 @@ class ProcessHandle:
             with contextlib.suppress(psutil.Error):
                 total += process.memory_info().rss
         return total
+
+    def kill(self) -> subprocess.Popen[bytes] | None:
+        """Kill the command with all its processes at once, from whichever thread.
+
+        Returns:
+            Where it is a container, the command that kills it, once at a time.
+        """
+        if self._process.returncode is not None:
+            return None
+        if self._cleanup and (self._killer is None or self._killer.poll() is not None):
+            with contextlib.suppress(OSError):
+                self._killer = subprocess.Popen(  # noqa: S603
+                    self._cleanup,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+                return self._killer
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self._process.pid).children():
+                kill_tree(child.pid)  # the supervisor sees to what is left
+        return None
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL, for the command and all its processes.

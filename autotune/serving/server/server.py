@@ -6,13 +6,16 @@ A :class:`Launcher` starts one (``launchers.py``); ``failures.py`` says why one 
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from autotune.core import AutotuneError
+from autotune.machine.guard import Fall, MemoryGuard
 from autotune.serving.server.failures import FailureKind, ServerFailure, classify
 from autotune.serving.server.web import fetch
 from autotune.util import edge
@@ -99,6 +102,12 @@ class Handle(Protocol):
     def memory_bytes(self) -> int | None:
         """Resident host memory of all its processes; None where that cannot be seen."""
 
+    def kill(self) -> subprocess.Popen[bytes] | None:
+        """Kill it at once, from whichever thread; gives the command that does so, if there is one.
+
+        :meth:`stop` is still to be called.
+        """
+
     def stop(self) -> None:
         """End it with every process it started; does nothing the second time."""
 
@@ -140,9 +149,14 @@ class Server:
     """
 
     def __init__(
-        self, handle: Handle, model: str, context: int | None, start_seconds: float
+        self,
+        handle: Handle,
+        model: str,
+        context: int | None,
+        start_seconds: float,
+        watched: _Watched | None = None,
     ) -> None:
-        self._handle = handle
+        self._handle, self._watched = handle, watched
         self.url = handle.url
         self.log = handle.log
         self.headers = handle.headers
@@ -160,6 +174,8 @@ class Server:
         """
         end = time.monotonic() + timeout_s
         while True:
+            if self.fall is not None:
+                return _fell(self.fall, self._handle)
             code = self._handle.poll()
             if code is not None:
                 return classify(self.log, code, served=True)
@@ -170,19 +186,47 @@ class Server:
                 return classify(self.log, None, served=True, hung=True)
             time.sleep(_POLL_S)  # a server whose engine died needs a moment to end
 
+    @property
+    def fall(self) -> Fall | None:
+        """Why the guard of the host's memory ended it; None while it has not."""
+        return None if self._watched is None else self._watched.fall
+
     def memory_bytes(self) -> int | None:
         """Resident host memory of all its processes, in bytes; None where it cannot be seen."""
         return self._handle.memory_bytes()
 
     def stop(self) -> None:
         """End the server and every process it started."""
-        self._handle.stop()
+        try:
+            self._handle.stop()
+        finally:
+            if self._watched is not None:
+                self._watched.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+class _Watched:
+    """A server that was launched, under a guard of the host's memory."""
+
+    def __init__(self, handle: Handle, guard: MemoryGuard) -> None:
+        self._stack = ExitStack()
+        self._seen = self._stack.enter_context(guard.watch("the server", handle.kill))
+
+    @property
+    def fall(self) -> Fall | None:
+        return self._seen.fall
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def _fell(fall: Fall, handle: Handle) -> ServerFailure:
+    return ServerFailure(FailureKind.HOST_MEMORY, str(fall), handle.poll(), handle.log)
 
 
 def _identity(handle: Handle, timeout_s: float) -> tuple[str, int | None] | None:
@@ -221,18 +265,26 @@ def _wait(handle: Handle, timeout_s: float) -> tuple[str, int | None]:
         time.sleep(_POLL_S)
 
 
-def start(launcher: Launcher, settings: ServeSettings, log: Path, timeout_s: float) -> Server:
+def start(
+    launcher: Launcher,
+    settings: ServeSettings,
+    log: Path,
+    timeout_s: float,
+    guard: MemoryGuard | None = None,
+) -> Server:
     """Start a server and wait until it serves.
 
     A port that somebody took between our look and the server's start is no failure of the
     settings: another one is tried, :data:`_PORT_TRIES` times in all. Neither is it one that memory
-    was given back while vLLM measured what is free: once it waits a little and tries again.
+    was given back while vLLM measured what is free: it waits until that is over and tries again.
 
     Args:
         launcher: how.
         settings: what.
         log: the file for its output; each attempt begins it anew.
         timeout_s: wall seconds from launch to the first healthy answer.
+        guard: of the host's memory; ends the server, while it starts and later, where that falls
+            short.
 
     Raises:
         ServerFailedError: it does not serve; nothing of it runs any more.
@@ -243,14 +295,22 @@ def start(launcher: Launcher, settings: ServeSettings, log: Path, timeout_s: flo
         attempt += 1
         began = time.monotonic()
         handle = launcher.launch(settings, log)
+        watched = None if guard is None else _Watched(handle, guard)
         try:
             model, context = _wait(handle, timeout_s)
         except BaseException as error:
             handle.stop()
+            fall = None if watched is None else watched.fall
+            if watched is not None:
+                watched.close()
+            if fall is not None and isinstance(error, ServerFailedError):
+                raise ServerFailedError(_fell(fall, handle)) from None
             kind = error.failure.kind if isinstance(error, ServerFailedError) else None
             if attempt >= _TRIES.get(kind, 1):
                 raise
             if kind is FailureKind.MEMORY_CHANGED:
                 time.sleep(_MEMORY_WAIT_S)
+                if guard is not None:
+                    guard.settle()
         else:
-            return Server(handle, model, context, time.monotonic() - began)
+            return Server(handle, model, context, time.monotonic() - began, watched)

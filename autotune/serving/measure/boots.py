@@ -1,0 +1,157 @@
+"""Boots that the machine survives: stored before they start, and none as large as one that fell.
+
+On unified memory a boot that takes too much hangs the machine. What it leaves is a boot that began
+and never ended; then neither it nor anything as large is started again until that is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from autotune.core import (
+    Basis,
+    Candidate,
+    HoldsNothing,
+    Job,
+    Measurement,
+    Measurer,
+    Outcome,
+    Part,
+    Scalar,
+    Workload,
+)
+from autotune.serving.recipe import GAMMA, UTILIZATION
+from autotune.store.records import DatedTrial
+
+NEVER_ENDED = "never_ended"
+"""What stands in place of the class of a failure."""
+_GROWING = {
+    GAMMA,
+    UTILIZATION,
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "kv_cache_memory_bytes",
+}
+"""Parameters of which a larger value takes more memory, if any."""
+
+
+class BootLog(Protocol):
+    """The part of the store that knows of boots, such as ``autotune.store.retry.LatestLog``."""
+
+    def boot(self, workload: Workload, candidate: Candidate) -> AbstractContextManager[None]:
+        """Store that a server is about to be started, and after the block that it ended."""
+
+
+def ran_short(trials: Iterable[DatedTrial]) -> dict[Candidate, str]:
+    """Tell which candidates ran the host short of memory when they were last booted, and how.
+
+    Args:
+        trials: of a search, oldest first.
+    """
+    last = {t.trial.candidate: t.trial.measurement for t in trials if _booted(t)}
+    return {c: m.message for c, m in last.items() if m.outcome is Outcome.HOST_MEMORY}
+
+
+def _booted(dated: DatedTrial) -> bool:
+    return bool(dated.trial.measurement.details.get("boots"))
+
+
+def is_as_large(candidate: Candidate, other: Candidate) -> bool:
+    """Tell whether a candidate takes at least the memory of another, by its parameters alone.
+
+    Those that grow with the memory are no smaller, and all others are the same.
+    """
+    ours, theirs = candidate.params, other.params
+    if ours.keys() != theirs.keys():
+        return False
+    return all(
+        value == theirs[name] or (_grows(name) and _at_least(value, theirs[name]))
+        for name, value in ours.items()
+    )
+
+
+def _grows(name: str) -> bool:
+    return name.replace("-", "_") in _GROWING
+
+
+def _at_least(value: Scalar, other: Scalar) -> bool:
+    try:
+        return float(value) >= float(other)
+    except ValueError:
+        return False
+
+
+class Boots(HoldsNothing):
+    """Passes jobs to a measurer one by one, and keeps those from it that would hang the machine."""
+
+    def __init__(
+        self,
+        measurer: Measurer,
+        log: BootLog,
+        lost: Mapping[Candidate, str] | None = None,
+        short: Mapping[Candidate, str] | None = None,
+    ) -> None:
+        """Take what is known.
+
+        Args:
+            measurer: boots a server for every job.
+            log: stores that a boot begins.
+            lost: candidates whose last boot began and never ended, and when it began.
+            short: candidates that ran the host short of memory, and how.
+        """
+        self._measurer, self._log = measurer, log
+        self._lost, self._short = dict(lost or {}), dict(short or {})
+
+    @property
+    def basis(self) -> Basis:
+        """What the values are."""
+        return self._measurer.basis
+
+    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement | Part]:
+        """One after the other; see :class:`autotune.core.Measurer`."""
+        for job in jobs:
+            kept = self._kept_from(job.candidate)
+            if kept is not None:
+                yield kept
+                continue
+            with self._log.boot(job.workload, job.candidate):
+                yield from self._measured(job)
+
+    def _measured(self, job: Job) -> Iterator[Measurement | Part]:
+        events = self._measurer.measure([job])
+        try:
+            for event in events:
+                if isinstance(event, Measurement) and event.outcome is Outcome.HOST_MEMORY:
+                    self._short[job.candidate] = event.message
+                yield event
+        finally:  # a server may run
+            if isinstance(events, Generator):
+                events.close()
+
+    def _kept_from(self, candidate: Candidate) -> Measurement | None:
+        """The failure of a candidate that is not started; None where it is."""
+        for other, began in self._lost.items():
+            if is_as_large(candidate, other):
+                said = f"a start that was begun at {began} never ended: the machine hung in it, or "
+                said += f"the command was killed{_not_itself(candidate, other)}"
+                return self._failed(Outcome.CRASH, said, NEVER_ENDED)
+        for other, how in self._short.items():
+            if is_as_large(candidate, other):
+                said = f"not started: it takes as much memory as {_named(other)}, {how}"
+                return self._failed(Outcome.HOST_MEMORY, said, Outcome.HOST_MEMORY.value)
+        return None
+
+    def _failed(self, outcome: Outcome, message: str, failure: str) -> Measurement:
+        details = {"boots": 0, "log": None, "failure": failure}
+        return Measurement(outcome, self.basis, message=message, details=details)
+
+
+def _not_itself(candidate: Candidate, other: Candidate) -> str:
+    return "" if candidate == other else f"; this takes as much memory as that, {_named(other)}"
+
+
+def _named(candidate: Candidate) -> str:
+    return ", ".join(f"{name} {value}" for name, value in candidate.items)

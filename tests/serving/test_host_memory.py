@@ -1,0 +1,199 @@
+"""Servers on an emulated Spark whose memory runs short, and boots in which it hung."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
+from autotune.serving.measure.boots import is_as_large, ran_short
+from autotune.store.records import DatedTrial
+from tests.serving.test_spec_cli import BINARY, SMALL, autotune, serving_in
+from tests.serving.test_spec_job import FAKE
+from tests.serving.tiny_models import TinyModels
+from tests.support.box import Box
+from tests.test_boots import NOON
+
+SHORT = "GiB of the host's memory were left, below the floor of 6.0 GiB"
+
+
+@pytest.fixture
+def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    with Box(tmp_path, free_gib=110).install(monkeypatch, tmp_path) as machine:
+        yield machine
+
+
+def command(target: Path, folder: Path, *more: str, gamma: str = "0,2,4", **serving: Any) -> Any:
+    given = {"boots": str(folder / "boots"), **serving}
+    args = f"spec --target {target} --drafter ngram --prompts p.jsonl --gamma {gamma}"
+    args += " --concurrency 1 --max-tokens 24 --waves 1 --repeats 6 --confirm-boots 1 --study s"
+    env = "--env=FAKE_SERVING=" + json.dumps(given)
+    return [*args.split(), "--vllm", FAKE, env, *more]
+
+
+def boots(folder: Path) -> list[int]:
+    """The gammas of the servers that were started, in order."""
+    lines = (folder / "boots").read_text().splitlines()
+    return [
+        int(line.split('speculative_tokens": ')[1][0]) if "spec" in line else 0 for line in lines
+    ]
+
+
+# ------------------------------------------------------------------------ which are as large
+
+
+def setting(**params: Any) -> Candidate:
+    return Candidate.of({"gamma": 2, "kv_cache_dtype": "fp8", **params})
+
+
+@pytest.mark.parametrize(
+    ("more", "less", "expected"),
+    [
+        ({}, {}, True),
+        ({"gamma": 4}, {}, True),
+        ({}, {"gamma": 4}, False),
+        ({"gpu_memory_utilization": "0.85"}, {"gpu_memory_utilization": "0.8"}, True),
+        ({"gpu_memory_utilization": "0.8"}, {"gpu_memory_utilization": "0.85"}, False),
+        ({"max-num-seqs": "16"}, {"max-num-seqs": "8"}, True),
+        ({"max-num-seqs": "many"}, {"max-num-seqs": "8"}, False),
+        ({"gamma": 4, "kv_cache_dtype": "auto"}, {}, False),
+        ({"gamma": 4, "enforce-eager": True}, {"enforce-eager": True}, True),
+        ({"enforce-eager": True}, {}, False),
+        ({"block-size": "32"}, {"block-size": "16"}, False),
+    ],
+)
+def test_what_takes_at_least_as_much(more: Any, less: Any, expected: bool) -> None:
+    assert is_as_large(setting(**more), setting(**less)) is expected
+
+
+def dated(outcome: Outcome, number: int = 1, **params: Any) -> DatedTrial:
+    value = 1.0 if outcome is Outcome.OK else None
+    made = Measurement(outcome, Basis.MEASURED, value, message="m", details={"boots": number})
+    return DatedTrial(Trial(setting(**params), "w", Phase.SEARCH, 0, made), 1, NOON)
+
+
+def test_the_last_boot_of_a_setting_says_whether_it_ran_short() -> None:
+    short, fine = dated(Outcome.HOST_MEMORY), dated(Outcome.OK)
+    other, kept_from = dated(Outcome.HOST_MEMORY, gamma=4), dated(Outcome.HOST_MEMORY, 0, gamma=6)
+    assert set(ran_short([short, other, kept_from])) == {setting(), setting(gamma=4)}
+    assert set(ran_short([short, other, fine])) == {setting(gamma=4)}
+
+
+# ------------------------------------------------------------------------ the command itself
+
+
+@pytest.mark.kill
+def test_a_server_that_eats_the_memory_is_killed_and_nothing_larger_is_started(
+    box: Box, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    eats = dict.fromkeys("23456", 105)
+    spec = command(tiny_models.qwen3, tmp_path, "--json", gamma="0-6", eats=eats)
+    ran = autotune(tmp_path, *spec)
+    assert ran.returncode == 0, ran.stderr
+    assert 4 <= box.lowest < 6
+    started = boots(tmp_path)
+    fallen = [gamma for gamma in started if gamma > 1]
+    assert fallen == sorted(fallen, reverse=True), "each is smaller than the one that fell before"
+    trials = {t["candidate"]["gamma"]: t for t in json.loads(ran.stdout)["trials"]}
+    assert {trials[g]["outcome"] for g in fallen} == {"host_memory"}
+    assert all(SHORT in trials[g]["message"] for g in fallen)
+    assert trials[1]["outcome"] in {"ok", "cannot_win"}
+    again = autotune(tmp_path, *spec)
+    assert again.returncode == 0, again.stderr
+    assert boots(tmp_path) == started, "nothing lost, nothing repeated"
+    assert not serving_in(tmp_path)
+
+
+@pytest.mark.kill
+def test_a_range_is_climbed_and_never_boots_into_the_reserve(
+    box: Box, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    """6 GiB of an engine beside its share: 0.83 would be within the reserve, and falls."""
+    serving = {"memory": {"tokens": 100, "start": 20}, "holds": 6, "total": box.total}
+    share = ("--gpu-memory-utilization", "0.5:0.98", "--json")
+    ran = autotune(tmp_path, *command(tiny_models.qwen3, tmp_path, *share, gamma="0", **serving))
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)["memory_utilization"]
+    assert found["most"] == 0.8
+    lines = (tmp_path / "boots").read_text().splitlines()
+    tried = [float(line.split("--gpu-memory-utilization ")[1].split()[0]) for line in lines]
+    assert tried[:6] == [0.5, 0.52, 0.56, 0.64, 0.8, 0.83]
+    assert max(tried) == 0.83
+    rows = {row["utilization"]: row for row in found["evidence"]}
+    assert rows[0.83]["outcome"] == rows[0.82]["outcome"] == "host_memory"
+    assert box.lowest > 0
+
+
+def killed_in_the_second_boot(folder: Path, spec: list[str]) -> None:
+    """Kill the tuner outright while the server that drafts is starting."""
+    with subprocess.Popen([str(BINARY), *spec], cwd=folder, stderr=subprocess.PIPE) as tuner:
+        wait_until(lambda: (folder / "boots").exists() and 2 in boots(folder))
+        tuner.kill()
+    wait_until(lambda: not serving_in(folder))
+    (folder / "well").touch()
+
+
+@pytest.mark.kill
+def test_a_boot_in_which_the_command_was_killed_is_not_repeated_unasked(
+    box: Box, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    slow = {"slow": [2], "well": str(tmp_path / "well")}
+    spec = command(tiny_models.qwen3, tmp_path, "--json", gamma="0,2", **slow)
+    killed_in_the_second_boot(tmp_path, spec)
+    with contextlib.closing(sqlite3.connect(tmp_path / "outputs" / "autotune.db")) as database:
+        ended = [row[0] for row in database.execute("SELECT ended_at FROM boots ORDER BY id")]
+    assert [end is None for end in ended] == [False, True]
+    for _ in range(2):
+        ran = autotune(tmp_path, *spec)
+        assert ran.returncode == 0, ran.stderr
+        (lost,) = [t for t in json.loads(ran.stdout)["trials"] if t["candidate"]["gamma"] == 2]
+        assert lost["outcome"] == "crash"
+        assert "never ended: the machine hung in it, or the command was killed" in lost["message"]
+        assert boots(tmp_path).count(2) == 1
+    ran = autotune(tmp_path, *spec, "--retry-failed")
+    assert ran.returncode == 0, ran.stderr
+    assert boots(tmp_path).count(2) > 1
+    assert box.lowest == box.free
+
+
+@pytest.mark.kill
+@pytest.mark.usefixtures("box")
+def test_where_memory_is_not_unified_a_killed_boot_is_repeated(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 1\n")
+    slow = {"slow": [2], "well": str(tmp_path / "well")}
+    spec = command(tiny_models.qwen3, tmp_path, SMALL, "--json", gamma="0,2", **slow)
+    killed_in_the_second_boot(tmp_path, spec)
+    ran = autotune(tmp_path, *spec)
+    assert ran.returncode == 0, ran.stderr
+    assert boots(tmp_path).count(2) > 1
+
+
+def test_without_room_nothing_is_started_and_who_holds_it_is_named(
+    box: Box, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    box.free = 100
+    time.sleep(0.1)
+    ran = autotune(tmp_path, *command(tiny_models.qwen3, tmp_path))
+    assert ran.returncode == 2
+    assert "--gpu-memory-utilization 0.8 takes 97.36 GiB of NVIDIA GB10 (unified)" in ran.stderr
+    assert "give at most 0.75" in ran.stderr
+    assert "--kv-cache-memory-bytes" in ran.stderr
+    assert not (tmp_path / "boots").exists()
+
+
+def wait_until(condition: Any, within_s: float = 60.0) -> None:
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"core", "util", "store", "decide", "export"},
     "kernels": BASE | SHARED,
     "serving": BASE | SHARED,
-    "cli": BASE | SHARED | {"kernels", "serving"},
+    "cli": BASE | SHARED | {"kernels", "serving", "web"},
+    "web": BASE | SHARED | {"kernels", "serving", "cli"},
 }
 """Each room of the house and the rooms that it may use; its own modules go without saying."""
 
@@ -41,7 +42,10 @@ ROOM_OF: dict[str, set[str]] = {
     "optuna": {"propose", "report.optuna_mirror"},
     "optuna_dashboard": {"report.dashboard"},
     "plotly": {"report.plots", "report.render"},
-    "jinja2": {"report.render", "kernels.export.upstream"},
+    "jinja2": {"report.render", "kernels.export.upstream", "web"},
+    "fastapi": {"web"},
+    "starlette": {"web"},
+    "uvicorn": {"web"},
     "sqlalchemy": {"store"},
     "alembic": {"store"},
     "sqlite3": {"store"},
@@ -191,7 +195,7 @@ def test_the_command_line_starts_without_the_heavy_packages() -> None:
     loaded = set(ran.stdout.split())
     assert "autotune" in loaded
     heavy = {"torch", "triton", "vllm", "optuna", "pandas", "transformers", "scipy"}
-    heavy |= {"plotly", "jinja2", "optuna_dashboard"}
+    heavy |= {"plotly", "jinja2", "optuna_dashboard", "fastapi", "uvicorn", "starlette"}
     assert not loaded & heavy
 
 

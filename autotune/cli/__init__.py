@@ -21,6 +21,7 @@ from autotune.cli import (
     moe,
     report,
     requests,
+    serve,
     spec,
     studies,
     verify,
@@ -51,6 +52,7 @@ COMMANDS: tuple[tuple[type[Request], Callable[[Any], None]], ...] = (
     (requests.Show, studies.show),
     (requests.Report, report.report),
     (requests.Dashboard, report.dashboard),
+    (requests.Serve, serve.serve),
     (requests.Devices, machine.devices),
     (requests.Doctor, machine.doctor),
 )

@@ -17,11 +17,13 @@ from autotune.serving.parse import Gpus, Homes, Image, ListOfWords
 from autotune.serving.request import DOCKER, SpecRequest
 from autotune.util.request import (
     BatchSizes,
+    Duration,
     Line,
     Paths,
     Request,
     Seed,
     Share,
+    Texts,
     Workers,
     extra,
     flag,
@@ -166,7 +168,9 @@ class Export(Output):
     ai_assistance: Annotated[
         str | None, flag("vllm: answer to the template's question about AI.", only="vllm")
     ] = None
-    device: Annotated[str | None, flag("The .yaml file of a device that is none of ours.")] = None
+    device: Annotated[
+        str | None, flag("The .yaml file of a device that is none of ours.", reach="place")
+    ] = None
     out: Annotated[Path, flag("Where result files are.")] = OUT
 
     @model_validator(mode="after")
@@ -188,8 +192,12 @@ class Verify(AsJson):
     examples = ("autotune verify FILE.json --device gb10 --compile",)
 
     files: Annotated[Paths, flag("Configuration files, or folders of them.", positional=True)]
-    device: Annotated[str | None, flag("Judge by this device, not the one in the name.")] = None
-    model: Annotated[str | None, flag("Hidden size and top-k, which no file name holds.")] = None
+    device: Annotated[
+        str | None, flag("Judge by this device, not the one in the name.", reach="place")
+    ] = None
+    model: Annotated[
+        str | None, flag("Hidden size and top-k, which no file name holds.", reach="place")
+    ] = None
     compile_: Annotated[
         bool, flag("Compile every row: exact shared memory, spills.", name="--compile")
     ] = False
@@ -206,11 +214,13 @@ class Files(AsJson):
 
     examples = ("autotune files MODEL --device gb10",)
 
-    model: Annotated[str, flag("Folder with config.json, or a hub id.", positional=True)]
-    device: Annotated[str, flag("Device that serves; auto looks at this machine.")]
+    model: Annotated[
+        str, flag("Folder with config.json, or a hub id.", positional=True, reach="place")
+    ]
+    device: Annotated[str, flag("Device that serves; auto looks at this machine.", reach="place")]
     tp: Annotated[int, flag("Tensor-parallel size.", least=1, most=4096)] = 1
     ep: Annotated[int, flag("Expert-parallel size.", least=1, most=4096)] = 1
-    drafter: Annotated[str | None, flag("A drafter's folder or hub id.")] = None
+    drafter: Annotated[str | None, flag("A drafter's folder or hub id.", reach="place")] = None
     lora: Annotated[bool, flag("LoRA adapters are served.")] = False
     moe_backend: Annotated[str | None, flag("What vLLM's --moe-backend will be.")] = None
     flashinfer: Annotated[bool, flag("FlashInfer is installed, as vLLM's CUDA wheels want.")] = True
@@ -226,7 +236,9 @@ class Compare(Stored):
     second: Annotated[Path, flag("Another one, such as the one to replace it.", positional=True)]
     landscape: Annotated[Path | None, flag("Look times up in a recorded landscape.")] = None
     study: Annotated[str | None, flag("Look times up in this study's trials.")] = None
-    model: Annotated[str | None, flag("Measured: gives hidden size, top-k and scaling.")] = None
+    model: Annotated[
+        str | None, flag("Measured: gives hidden size, top-k and scaling.", reach="place")
+    ] = None
     batch_sizes: Annotated[
         BatchSizes | None, flag("Values of M; default: the keys of both files.")
     ] = None
@@ -282,6 +294,45 @@ class Dashboard(Output):
     out: Annotated[Path, flag("Where the mirror goes.")] = OUT
 
 
+class Serve(Stored):
+    """Run the service: a queue of jobs, an HTTP interface and a page for browsers."""
+
+    examples = (
+        "autotune serve",
+        "autotune serve --host 0.0.0.0 --token-file TOKEN --allow 'target=google/*'",
+    )
+
+    host: Annotated[str, flag("Address to listen on; all but loopback need --token-file.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, flag("Port; 0 takes a free one.", least=0, most=65535)] = 8077
+    token_file: Annotated[
+        Path | None,
+        flag("File with the token of those who may ask; default: one made in --root."),
+    ] = None
+    root: Annotated[Path, flag("Where jobs and result files go.")] = OUT
+    host_name: Annotated[
+        Texts, flag("Another name that browsers may call this service by.", metavar="NAME")
+    ] = ()
+    allow: Annotated[
+        Texts,
+        flag(
+            "What jobs may ask for: FLAG=PATTERN, such as 'target=google/*'.",
+            metavar="FLAG=PATTERN",
+            note="Patterns are those of shells. `env`, `url`, `image`, `mount`, `vllm` and "
+            "`docker-arg` go only so; `set` and `server-arg` also with flags of numbers.",
+        ),
+    ] = ()
+    allow_path: Annotated[
+        Paths, flag("Folder beside --root whose files jobs may use.", metavar="FOLDER")
+    ] = ()
+    resume: Annotated[bool, flag("Go on with the jobs that were interrupted.")] = True
+    predictions: Annotated[int, flag("Jobs without a GPU that run at once.", least=1, most=64)] = 1
+    patience: Annotated[
+        Duration, flag("At the end wait so long for jobs to save what they have.")
+    ] = "90s"
+
+
 class Explain(AsJson):
     """Explain the log of a vLLM server: started or not, the cause, what to do, what it runs."""
 
@@ -290,7 +341,9 @@ class Explain(AsJson):
         "autotune explain - --json",
     )
 
-    log: Annotated[str, flag("A file or a pipe; - is standard input.", positional=True)]
+    log: Annotated[
+        str, flag("A file or a pipe; - is standard input.", positional=True, reach="place")
+    ]
 
 
 class Devices(AsJson):

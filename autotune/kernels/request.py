@@ -39,7 +39,9 @@ SEARCH = "The search"
 MEASURING = "Measuring"
 _SIZES = ("experts", "intermediate", "hidden", "topk")
 
-Model = Annotated[str | None, flag(f"Folder with config.json, hub id, or {PRESETS}.", panel=LAYER)]
+Model = Annotated[
+    str | None, flag(f"Folder with config.json, hub id, or {PRESETS}.", panel=LAYER, reach="place")
+]
 MemoryLimit = Annotated[
     str, checked(lambda text, _: flags.mebibytes(text)), Field(examples=["16G", "500M"])
 ]
@@ -48,7 +50,7 @@ MemoryLimit = Annotated[
 class MoeRequest(Request):
     """The request names a layer, its batch sizes, and how to search and measure."""
 
-    device: Annotated[str, flag("Device to tune for; auto looks at this machine.")]
+    device: Annotated[str, flag("Device to tune for; auto looks at this machine.", reach="place")]
     model: Model = None
     experts: Annotated[int | None, flag("E, instead of a model.", panel=LAYER)] = None
     intermediate: Annotated[int | None, flag("N, width after the gate.", panel=LAYER)] = None
@@ -91,6 +93,7 @@ class MoeRequest(Request):
             "stock, wide, or the path of a .yaml file.",
             panel=SEARCH,
             note="vLLM's own grid of 1920, what the kernel accepts beyond it, or yours.",
+            reach="place",
         ),
     ] = "stock"
     effort: Annotated[
@@ -139,6 +142,7 @@ class MoeRequest(Request):
             "Experts of the tokens: uniform, zipf:1.1, or a file of counts.",
             panel=MEASURING,
             note="Measured only.",
+            reach="place",
         ),
     ] = "uniform"
     memory_limit: Annotated[

@@ -66,6 +66,7 @@ class SpecRequest(Request):
             panel=MODELS,
             launchers=_ANY,
             note="With several, each is a study of its own, and a table compares them.",
+            reach="place",
         ),
     ] = ()
     drafter: Annotated[
@@ -74,6 +75,7 @@ class SpecRequest(Request):
             "Folder, hub id, or a method without a model: ngram, suffix, mtp; or none.",
             metavar="MODEL",
             panel=MODELS,
+            reach="place",
         ),
     ] = ()
     gamma: Annotated[
@@ -117,17 +119,24 @@ class SpecRequest(Request):
             metavar="FLAG=VALUES",
             panel=SEARCH,
             note="The first value is the baseline's.",
+            reach="operator",
         ),
     ] = ()
     space: Annotated[
-        Home | None, flag("All of these from a space: its name, or a .yaml file.", panel=SEARCH)
+        Home | None,
+        flag("All of these from a space: its name, or a .yaml file.", panel=SEARCH, reach="place"),
     ] = None
     concurrency: Annotated[
         Concurrency, flag("Requests in flight at once.", panel=LOAD, launchers=_ANY)
     ] = "1,4,8"
     prompts: Annotated[
         Home,
-        flag("chat, code, prose, structured, or a FILE.jsonl.", panel=LOAD, launchers=_ANY),
+        flag(
+            "chat, code, prose, structured, or a FILE.jsonl.",
+            panel=LOAD,
+            launchers=_ANY,
+            reach="place",
+        ),
     ] = "chat"
     max_tokens: Annotated[
         int,
@@ -177,6 +186,7 @@ class SpecRequest(Request):
             "Tasks of lm-eval of which no score may fall: gsm8k.",
             panel=DECISION,
             note="lm-eval comes with the extra `quality`.",
+            reach="place",
         ),
     ] = None
     quality_tolerance: Annotated[
@@ -188,7 +198,7 @@ class SpecRequest(Request):
     ] = None
     quality_tasks: Annotated[
         Folder | None,
-        flag("Folder with further tasks for lm-eval.", panel=DECISION),
+        flag("Folder with further tasks for lm-eval.", panel=DECISION, reach="place"),
     ] = None
     quality_timeout: Annotated[
         Duration, flag("An evaluation may take so long.", panel=DECISION)
@@ -222,6 +232,7 @@ class SpecRequest(Request):
             sensitive=True,
             note="Written to the database. `--api-key`, `--disable-log-stats` and what the "
             "tuner sets itself are refused.",
+            reach="operator",
         ),
     ] = ()
     env: Annotated[
@@ -232,6 +243,7 @@ class SpecRequest(Request):
             panel=SERVERS,
             sensitive=True,
             note="Written to the database.",
+            reach="operator",
         ),
     ] = ()
     moe_config: Annotated[
@@ -242,6 +254,7 @@ class SpecRequest(Request):
             panel=SERVERS,
             note="The log tells whether vLLM took them. `default,FOLDER` measures whether the "
             "server is faster with them.",
+            reach="place",
         ),
     ] = None
     synthetic_acceptance: Annotated[
@@ -258,6 +271,7 @@ class SpecRequest(Request):
             "Program to start; default: this Python's vLLM.",
             panel=SERVERS,
             launchers=("local",),
+            reach="operator",
         ),
     ] = None
     image: Annotated[
@@ -267,6 +281,7 @@ class SpecRequest(Request):
             panel=DOCKER,
             launchers=_WITH_IMAGE,
             note="With `--launcher local` it is what `compose.yaml` is written for.",
+            reach="operator",
         ),
     ] = None
     launcher: Annotated[
@@ -280,7 +295,8 @@ class SpecRequest(Request):
         ),
     ] = "local"
     url: Annotated[
-        str | None, flag("The server that runs already.", panel=URL, launchers=("url",))
+        str | None,
+        flag("The server that runs already.", panel=URL, launchers=("url",), reach="operator"),
     ] = None
     header: Annotated[
         Texts,
@@ -299,6 +315,7 @@ class SpecRequest(Request):
             metavar="MOUNT",
             panel=DOCKER,
             launchers=_WITH_IMAGE,
+            reach="operator",
         ),
     ] = ()
     gpus: Annotated[
@@ -312,6 +329,7 @@ class SpecRequest(Request):
             panel=DOCKER,
             launchers=_CONTAINERS,
             sensitive=True,
+            reach="operator",
         ),
     ] = ()
     start_timeout: Annotated[Duration, flag("A start may take so long.", panel=SERVERS)] = "30m"

@@ -99,6 +99,36 @@ def detail(connection: Connection, name: str) -> StudyDetail | None:
     )
 
 
+def trial_page(connection: Connection, study: str, after: int, limit: int) -> list[dict[str, Any]]:
+    """The next trials of a study behind the trial ``after``, by id; times are in µs."""
+    statement = (
+        select(
+            TrialRow.id,
+            TrialRow.search_id.label("search"),
+            TrialRow.run_id.label("run"),
+            WorkloadRow.label.label("workload"),
+            TrialRow.phase,
+            TrialRow.sequence,
+            TrialRow.created_at,
+            TrialRow.candidate,
+            MeasurementRow.outcome,
+            MeasurementRow.basis,
+            MeasurementRow.value.label("value_us"),
+            MeasurementRow.seconds,
+            MeasurementRow.message,
+        )
+        .join(WorkloadRow, TrialRow.workload_id == WorkloadRow.id)
+        .join(MeasurementRow, MeasurementRow.trial_id == TrialRow.id)
+        .join(SearchRow, TrialRow.search_id == SearchRow.id)
+        .join(StudyRow, SearchRow.study_id == StudyRow.id)
+        .where(StudyRow.name == study, TrialRow.id > after)
+        .order_by(TrialRow.id)
+        .limit(limit)
+    )
+    rows = _rows(connection, statement)
+    return [row | {"created_at": row["created_at"].isoformat()} for row in rows]
+
+
 def _counts(connection: Connection, searches: list[int]) -> list[TrialCount]:
     group = (TrialRow.search_id, MeasurementRow.basis, MeasurementRow.outcome)
     statement = (

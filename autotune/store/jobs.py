@@ -98,6 +98,17 @@ class StoredJobs:
         with self._session.reading() as connection:
             return [_record(row) for row in connection.execute(statement)]
 
+    def place(self, job: JobRecord) -> int | None:
+        """Tell where a job stands in the queue: 1 is next; None if it is not queued."""
+        if job.state is not JobState.QUEUED:
+            return None
+        sooner = (JobRow.priority > job.priority) | (
+            (JobRow.priority == job.priority) & (JobRow.id < job.id)
+        )
+        waiting = select(func.count()).where(JobRow.state == JobState.QUEUED.value, sooner)
+        with self._session.reading() as connection:
+            return 1 + int(connection.execute(waiting).scalar_one())
+
     def counts(self) -> dict[JobState, int]:
         """Count the jobs of each state; a state without jobs has 0."""
         statement = select(JobRow.state, func.count()).group_by(JobRow.state)

@@ -305,6 +305,11 @@ class Store:
             rows = connection.execute(statement.order_by(TrialRow.id))
             return [DatedTrial(_trial(row), row.run_id, row.created_at) for row in rows]
 
+    def trial_page(self, study: str, after: int, limit: int) -> list[dict[str, Any]]:
+        """The next ``limit`` trials of a study behind the trial ``after``, as JSON values."""
+        with self._session.reading() as connection:
+            return catalogue.trial_page(connection, study, after, limit)
+
     def add_part(
         self,
         run: RunRecord,

@@ -43,6 +43,16 @@ class Lock:
         """Whether this object holds it."""
         return self._descriptor is not None
 
+    def fileno(self) -> int:
+        """The descriptor that holds the lock; a process that inherits it holds the lock too.
+
+        Raises:
+            ValueError: it is not held.
+        """
+        if self._descriptor is None:
+            raise ValueError(f"{self._path}: is not locked by this process")
+        return self._descriptor
+
     def acquire(self, patience_s: float = 0.0) -> bool:
         """Take the lock, waiting so many seconds for it at most; whether it was free.
 

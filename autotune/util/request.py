@@ -54,8 +54,9 @@ def flag(
         more: further keywords, which stand in the JSON schema: ``enum`` (the texts that are
             allowed), ``metavar``, ``positional``, ``secret`` (values are written nowhere),
             ``sensitive`` (values may hold a credential), ``short`` (such as ``-v``), ``hidden``
-            (not in help), ``unit``, ``note`` (more for the documentation), or what a request itself
-            reads.
+            (not in help), ``unit``, ``note`` (more for the documentation), ``reach`` (``place``: a
+            name or a path; ``operator``: what runs or reaches something; a service takes both only
+            within its operator's lists), or what a request itself reads.
     """
     named = {"panel": panel, "flag": name, **more}
     extra = {key: value for key, value in named.items() if value is not None}

@@ -1,0 +1,1 @@
+"""The service: a queue of commands, an HTTP interface, a page."""

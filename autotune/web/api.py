@@ -1,0 +1,336 @@
+"""``/api/v1``: jobs, studies and devices for programs; see ``docs/reference/api.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, FastAPI, Header, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from autotune.cli.requests import Doctor
+from autotune.machine.devices import load_devices, resolve_device
+from autotune.store.records import JobRecord, JobState
+from autotune.util import secret
+from autotune.web import stream
+from autotune.web.folders import JobFolder
+from autotune.web.kinds import KINDS, schema_of
+from autotune.web.problems import MEDIA_TYPE, ProblemError
+from autotune.web.service import Service
+
+PREFIX = "/api/v1"
+MOST = 2**53
+T = TypeVar("T")
+JobId = Annotated[int, "A job's number."]
+_PROBLEM = {
+    "description": "What went wrong, in one line (RFC 9457).",
+    "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+_CODES = (400, 401, 403, 404, 405, 409, 413, 415, 421, 422, 429, 503, 504)
+_ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys(_CODES, _PROBLEM)
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/NewJob"}}},
+    }
+}
+_EMPTY = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
+_TEXT_TYPES = {".json", ".md", ".txt", ".log", ".jsonl", ".sh", ".yaml", ".csv"}
+
+
+def router(service: Service) -> APIRouter:
+    """Make the routes."""
+    routes = APIRouter(prefix=PREFIX, responses=_ERRORS)
+    _job_routes(routes, service)
+    _job_actions(routes, service)
+    _file_routes(routes, service)
+    _study_routes(routes, service)
+    _machine_routes(routes)
+    return routes
+
+
+async def _done(call: Callable[..., T], *args: Any) -> T:
+    return await run_in_threadpool(call, *args)
+
+
+def _checked(job_id: int) -> int:
+    if not 0 < job_id < MOST:
+        raise ProblemError(404, f"no job {job_id}")
+    return job_id
+
+
+def _job_routes(routes: APIRouter, service: Service) -> None:
+    @routes.post("/jobs", status_code=202, openapi_extra=_BODY, summary="Queue a job")
+    async def submit(
+        request: Request, idempotency_key: Annotated[str | None, Header()] = None
+    ) -> JSONResponse:
+        body = service.read_body(await request.body())
+        job = await _done(service.add, body, idempotency_key)
+        shown = await _done(service.shown, job)
+        return JSONResponse(shown, 202, {"Location": f"{PREFIX}/jobs/{job.id}"})
+
+    @routes.post("/jobs:validate", openapi_extra=_BODY, summary="Say the plan, start nothing")
+    async def validate(request: Request) -> JSONResponse:
+        body = service.read_body(await request.body())
+        return JSONResponse(await _done(service.validate, body))
+
+    @routes.get("/jobs", summary="List jobs, the newest first")
+    async def jobs(
+        state: Annotated[list[JobState] | None, Query()] = None,
+        kind: Annotated[list[str] | None, Query()] = None,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        cursor: Annotated[str | None, Query(description="`next` of the page before.")] = None,
+    ) -> JSONResponse:
+        return JSONResponse(await _done(_page, service, state, kind, limit, cursor))
+
+    @routes.get("/jobs/{job_id}", summary="A job")
+    async def job(job_id: int) -> JSONResponse:
+        found = await _done(service.get, _checked(job_id))
+        return JSONResponse(await _done(service.shown, found))
+
+
+def _page(
+    service: Service,
+    states: list[JobState] | None,
+    kinds: list[str] | None,
+    limit: int,
+    cursor: str | None,
+) -> dict[str, Any]:
+    if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 16):
+        raise ProblemError(422, "cursor: not one that this service gave")
+    before = None if cursor is None else int(cursor)
+    found = service.jobs.page(states or (), kinds or (), before, limit + 1)
+    shown = found[:limit]
+    return {
+        "jobs": [service.shown(job, briefly=True) for job in shown],
+        "next": str(shown[-1].id) if len(found) > limit else None,
+    }
+
+
+def _job_actions(routes: APIRouter, service: Service) -> None:
+    async def act(action: Callable[[int], JobRecord], job_id: int) -> JSONResponse:
+        job = await _done(action, _checked(job_id))
+        return JSONResponse(await _done(service.shown, job), 202)
+
+    @routes.post("/jobs/{job_id}:cancel", status_code=202, openapi_extra=_EMPTY)
+    async def cancel(job_id: int) -> JSONResponse:
+        """Stop a job as Ctrl-C does; what was measured is saved."""
+        return await act(service.cancel, job_id)
+
+    @routes.post("/jobs/{job_id}:retry", status_code=202, openapi_extra=_EMPTY)
+    async def retry(job_id: int) -> JSONResponse:
+        """Queue a job that has ended once more; it goes on from what is stored."""
+        return await act(service.retry, job_id)
+
+    @routes.delete("/jobs/{job_id}", status_code=204)
+    async def remove(job_id: int) -> Response:
+        """Forget a job that has ended, with its log; its study and files stay."""
+        await _done(service.remove, _checked(job_id))
+        return Response(status_code=204)
+
+
+def _file_routes(routes: APIRouter, service: Service) -> None:
+    @routes.get("/jobs/{job_id}/events", summary="Follow a job (server-sent events)")
+    async def events(
+        job_id: int,
+        last_event_id: Annotated[str | None, Header()] = None,
+        tail: Annotated[int | None, Query(ge=0, le=MOST)] = None,
+    ) -> Response:
+        await _done(service.get, _checked(job_id))
+        offset = last_event_id or "0"
+        is_ours = offset.isascii() and offset.isdecimal() and len(offset) < 16
+        lines = stream.events(service, job_id, int(offset) if is_ours else 0, tail)
+        return stream.response(service, lines, "text/event-stream")
+
+    @routes.get("/jobs/{job_id}/log", summary="What the command says")
+    async def log(
+        job_id: int,
+        offset: Annotated[int, Query(ge=0, le=MOST)] = 0,
+        follow: bool = False,
+    ) -> Response:
+        await _done(service.get, _checked(job_id))
+        if follow:
+            parts = stream.log(service, job_id, offset)
+            return stream.response(service, parts, "text/plain; charset=utf-8")
+        path = JobFolder.of(service.root, job_id).log
+        data = await _done(stream.read_from, path, offset, service.limits.log_chunk)
+        headers = {"X-Next-Offset": str(offset + len(data))}
+        return Response(data, 200, headers, "text/plain; charset=utf-8")
+
+    @routes.get("/jobs/{job_id}/artifacts", summary="Names of a job's files")
+    async def artifacts(job_id: int) -> JSONResponse:
+        job = await _done(service.get, _checked(job_id))
+        found = await _done(service.artifacts, job)
+        listed = [{"name": name, "bytes": path.stat().st_size} for name, path in found.items()]
+        return JSONResponse({"artifacts": listed})
+
+    @routes.get("/jobs/{job_id}/artifacts/{name:path}", summary="A file of a job")
+    async def artifact(job_id: int, name: str) -> Response:
+        job = await _done(service.get, _checked(job_id))
+        path = (await _done(service.artifacts, job)).get(name)
+        if path is None:
+            raise ProblemError(404, f"job {job_id} has no file of this name")
+        return file_response(path)
+
+
+def file_response(path: Path) -> Response:
+    """Send a file so that nothing in it acts in the name of this service."""
+    if path.suffix == ".html":
+        # Its own policy names its scripts; sandboxed, it is of no site and has no cookies.
+        policy = {"Content-Security-Policy": "sandbox allow-scripts allow-downloads"}
+        return FileResponse(path, headers=policy, media_type="text/html; charset=utf-8")
+    media = "application/json" if path.suffix == ".json" else "text/plain; charset=utf-8"
+    if path.suffix not in _TEXT_TYPES:
+        media = "application/octet-stream"
+    return FileResponse(
+        path, media_type=media, filename=path.name, content_disposition_type="attachment"
+    )
+
+
+def _study_routes(routes: APIRouter, service: Service) -> None:
+    store = service.store
+
+    @routes.get("/studies", summary="List studies")
+    async def studies() -> JSONResponse:
+        found = await _done(store.list_studies)
+        return JSONResponse({"studies": [{**s.as_json(), "trials": s.trials} for s in found]})
+
+    @routes.get("/studies/{name}", summary="A study: its searches, runs, verdicts")
+    async def study(name: str) -> JSONResponse:
+        detail = await _study(service, name)
+        verdicts = {s.id: await _done(store.verdicts, s) for s in detail.searches}
+        latest = {str(search): found[0] for search, found in verdicts.items() if found}
+        return JSONResponse({**detail.as_json(), "trials": detail.trials, "verdicts": latest})
+
+    @routes.get("/studies/{name}/trials", summary="Trials of a study, as JSON or CSV")
+    async def trials(
+        name: str,
+        after: Annotated[int, Query(ge=0, le=MOST)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 500,
+        format: Annotated[str, Query(pattern="^(json|csv)$")] = "json",  # noqa: A002
+    ) -> Response:
+        await _study(service, name)
+        if format == "csv":
+            return Response(await _done(_csv, service, name), media_type="text/csv; charset=utf-8")
+        rows = await _done(store.trial_page, name, after, limit)
+        following = rows[-1]["id"] if len(rows) == limit else None
+        return JSONResponse(secret.masked({"trials": rows, "next": following}))
+
+
+async def _study(service: Service, name: str) -> Any:
+    found = await _done(service.store.find_study, name)
+    if found is None:
+        raise ProblemError(404, f"no study {name!r}")
+    return found
+
+
+def _csv(service: Service, name: str) -> bytes:
+    from autotune.store.frames import frame_file, trials_frame  # noqa: PLC0415 - slow import
+
+    return frame_file(trials_frame(service.store, name), Path("trials.csv"))
+
+
+def _machine_routes(routes: APIRouter) -> None:
+    @routes.get("/devices", summary="What can be tuned for, and what is here")
+    async def devices() -> JSONResponse:
+        return JSONResponse(await _done(known_devices))
+
+    @routes.get("/doctor", summary="What is missing on this machine")
+    async def doctor(device: str = Doctor.model_fields["device"].default) -> JSONResponse:
+        return JSONResponse({"findings": await _done(diagnosed, device)})
+
+
+def known_devices() -> dict[str, Any]:
+    """Tell as ``autotune devices --json`` does."""
+    from autotune.machine.devices import detect_gpus  # noqa: PLC0415 - tests replace it
+
+    known, here = load_devices(), detect_gpus()
+    return {
+        "known": [device.model_dump(mode="json") for device in known.values()],
+        "here": [gpu.as_json() for gpu in here],
+    }
+
+
+def diagnosed(device: str) -> list[dict[str, Any]]:
+    """Tell as ``autotune doctor --json`` does."""
+    from autotune.kernels.check.doctor import diagnose  # noqa: PLC0415 - slow import
+    from autotune.machine.environment import visible_gpus  # noqa: PLC0415
+
+    if device.endswith((".yaml", ".yml")) or "/" in device:
+        raise ProblemError(422, "device: a name, as /devices lists it")
+    visible = visible_gpus()
+    return [finding.as_json() for finding in diagnose(resolve_device(device, visible), visible)]
+
+
+def install_schema(app: FastAPI) -> None:
+    """Have the OpenAPI document say what each kind of job takes: the schemas of the requests."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = made()
+            document["components"] = components(document.get("components", {}))
+            document["security"] = [{"token": []}]
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def components(found: dict[str, Any]) -> dict[str, Any]:
+    """Add our schemas to those that FastAPI found."""
+    schemas: dict[str, Any] = dict(found.get("schemas", {}))
+    choices = []
+    for kind in KINDS:
+        args = schema_of(kind)
+        schemas.update(args.pop("$defs", {}))
+        schemas[f"{kind.title()}Args"] = args
+        choices.append(
+            {
+                "type": "object",
+                "title": f"A job of kind {kind}",
+                "properties": {
+                    "kind": {"const": kind},
+                    "args": {"$ref": f"#/components/schemas/{kind.title()}Args"},
+                    **_COMMON,
+                },
+                "required": ["kind", "args"],
+                "additionalProperties": False,
+            }
+        )
+    schemas["NewJob"] = {"oneOf": choices}
+    schemas["Problem"] = _PROBLEM_SCHEMA
+    token = {"type": "http", "scheme": "bearer", "description": "The token of the service."}
+    return {**found, "schemas": schemas, "securitySchemes": {"token": token}}
+
+
+_COMMON: dict[str, Any] = {
+    "name": {"type": "string", "maxLength": 100, "description": "For people."},
+    "priority": {
+        "type": "integer",
+        "minimum": -100,
+        "maximum": 100,
+        "default": 0,
+        "description": "Higher starts sooner.",
+    },
+    "max_time": {
+        "type": "string",
+        "examples": ["90s", "2h"],
+        "description": "Stop the job after so long; what was measured is saved.",
+    },
+    "gpus": {"type": "integer", "minimum": 0, "description": "GPUs to keep for it."},
+}
+_PROBLEM_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What, where, what to do, in one line."},
+        "field": {"type": ["string", "null"], "description": "The field of args that it is about."},
+        "exit_code": {"type": "integer", "description": "What the command line would return."},
+        "said": {"type": "array", "items": {"type": "string"}},
+    },
+    "required": ["type", "title", "status", "detail"],
+}

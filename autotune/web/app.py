@@ -1,0 +1,75 @@
+"""The application: API, page and gate put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from autotune import __version__
+from autotune.util.secret import Secret
+from autotune.web import api, metrics, problems
+from autotune.web.gate import Gate, Names
+from autotune.web.service import Service
+from autotune.web.token import Doorman
+
+STATIC = Path(__file__).parent / "static"
+
+
+def make_app(
+    service: Service, token: Secret, names: Names, now: Callable[[], float] = time.time
+) -> Gate:
+    """Make the whole application.
+
+    Args:
+        service: what it offers.
+        token: of those who may ask.
+        names: the hosts that a request may name.
+        now: tells Unix seconds.
+    """
+    app = FastAPI(
+        title="autotune",
+        version=__version__,
+        description="Queue, follow and read tuning jobs. Each job is the command of its kind.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    doorman = Doorman(token, now)
+    problems.install(app)
+
+    async def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return problems.response(problems.ProblemError(422, f"{where}: {first['msg']}"))
+
+    app.add_exception_handler(RequestValidationError, refused)
+    app.include_router(api.router(service))
+    _probes(app, service)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    api.install_schema(app)
+    return Gate(app, names, doorman)
+
+
+def _probes(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", summary="The process answers")
+    async def healthz() -> JSONResponse:
+        return JSONResponse({"status": "ok", "version": __version__})
+
+    @app.get("/readyz", summary="Jobs are run and stored")
+    async def readyz() -> JSONResponse:
+        ready = service.runner.is_well() and not service.stopping
+        return JSONResponse({"status": "ok" if ready else "waits"}, 200 if ready else 503)
+
+    @app.get("/metrics", summary="Figures for Prometheus")
+    async def figures() -> Response:
+        text = await run_in_threadpool(metrics.metrics, service)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,85 @@
+"""The kinds of jobs: each is a command of the command line, asked for by the same request."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autotune.cli import requests
+from autotune.core import AutotuneError, BadInputError
+from autotune.machine.devices import GpuInfo, present_gpus, resolve_device
+from autotune.util.request import Request, flag_of
+
+KINDS: Mapping[str, type[Request]] = {
+    "moe": requests.Moe,
+    "spec": requests.Spec,
+    "compare": requests.Compare,
+    "verify": requests.Verify,
+    "export": requests.Export,
+    "files": requests.Files,
+    "explain": requests.Explain,
+}
+OURS = frozenset({"db", "out", "events", "dry_run", "server", "detach"})
+"""Fields that are the service's own to fill in."""
+
+
+def parse(kind: str, args: Mapping[str, Any]) -> Request:
+    """Make the request of a job, as the command line would.
+
+    Raises:
+        BadInputError: there is no such kind, or the command line would refuse the flags.
+    """
+    if kind not in KINDS:
+        raise BadInputError(f"kind {kind!r}: not one of {', '.join(KINDS)}")
+    own = sorted(OURS & args.keys())
+    if own:
+        raise BadInputError(f"No such option: {flag_of(own[0])}")
+    return KINDS[kind].model_validate(dict(args))
+
+
+def schema_of(kind: str) -> dict[str, Any]:
+    """Return the JSON schema of a kind's args: that of its request, less the service's fields."""
+    schema = KINDS[kind].model_json_schema()
+    properties = schema["properties"]
+    schema["properties"] = {n: field for n, field in properties.items() if n not in OURS}
+    return schema
+
+
+def gpus_needed(request: Request, here: Sequence[GpuInfo], visible: str | None) -> int:
+    """Count the GPUs that a job keeps busy by itself, if nobody asked for more: 0 or 1.
+
+    Args:
+        request: of the job.
+        here: the GPUs of this machine.
+        visible: ``CUDA_VISIBLE_DEVICES``, if set.
+    """
+    if isinstance(request, requests.Spec):
+        return 1
+    if not here:
+        return 0
+    if isinstance(request, requests.Compare):
+        return int(request.landscape is None and request.study is None)
+    if not isinstance(request, requests.Moe) or request.predict:
+        return 0
+    try:
+        return int(bool(present_gpus(resolve_device(request.device, visible), visible)))
+    except AutotuneError:
+        return 0  # the command says what is wrong with it
+
+
+def command_of(
+    kind: str, request: Request, *, db: str, out: Path, events: Path | None = None
+) -> list[str]:
+    """Write the command of a job as words, with the places that the service gives it."""
+    given = request.model_dump()
+    fields = KINDS[kind].model_fields
+    places = {"db": db, "out": out, "events": events}
+    given |= {name: value for name, value in places.items() if name in fields and value is not None}
+    return shlex.split(KINDS[kind].model_validate(given).command_line(kind))[1:]
+
+
+def shown_command(kind: str, args: Mapping[str, Any]) -> str:
+    """Write the command that somebody would type for the same, with the default places."""
+    return KINDS[kind].model_validate(dict(args)).command_line(kind)

@@ -1,0 +1,83 @@
+"""Errors as RFC 9457 problem documents, each with the line that the command line would print."""
+
+from __future__ import annotations
+
+import json
+import re
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from autotune.core import AutotuneError, ExitCode
+from autotune.util.secret import mask
+from autotune.web.policy import ForbiddenError
+
+MEDIA_TYPE = "application/problem+json"
+_FLAG = re.compile(r"--([a-z][a-z0-9-]*)|argument '([a-z_]+)'")
+
+
+class ProblemError(Exception):
+    """Ends a request with a problem document."""
+
+    def __init__(
+        self, status: int, detail: str, headers: dict[str, str] | None = None, **more: Any
+    ) -> None:
+        """Take what the document says; ``more`` are further members of it."""
+        super().__init__(detail)
+        self.status, self.detail, self.headers, self.more = status, detail, headers, more
+
+
+def document(status: int, detail: str, **more: Any) -> dict[str, Any]:
+    """Write a problem document."""
+    title = HTTPStatus(status).phrase
+    return {"type": "about:blank", "title": title, "status": status, "detail": mask(detail), **more}
+
+
+def response(error: ProblemError) -> Response:
+    """Answer with a problem."""
+    body = document(error.status, error.detail, **error.more)
+    return Response(json.dumps(body), error.status, error.headers, MEDIA_TYPE)
+
+
+def field_of(message: str) -> str | None:
+    """Return the field of a request that a refusal is about; None where it names none."""
+    found = _FLAG.search(message)
+    return (found[1] or found[2]).replace("-", "_") if found else None
+
+
+def of(error: AutotuneError) -> ProblemError:
+    """Make the problem of what ends a command."""
+    if isinstance(error, ForbiddenError):
+        return ProblemError(403, str(error), field=field_of(str(error)))
+    if error.exit_code == ExitCode.BAD_INPUT:
+        return ProblemError(422, str(error), field=field_of(str(error)))
+    return ProblemError(503, str(error), {"Retry-After": "5"})
+
+
+def install(app: FastAPI) -> None:
+    """Have the application answer every error so."""
+
+    async def problem(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ProblemError)  # noqa: S101 - registered for it
+        return response(error)
+
+    async def autotune(_: Request, error: Exception) -> Response:
+        assert isinstance(error, AutotuneError)  # noqa: S101 - registered for it
+        return response(of(error))
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
+        headers = dict(error.headers or {})
+        return response(ProblemError(error.status_code, str(error.detail), headers))
+
+    async def unexpected(_: Request, error: Exception) -> Response:  # noqa: ARG001
+        return response(ProblemError(500, "an error of the service; its log has the traceback"))
+
+    app.add_exception_handler(ProblemError, problem)
+    app.add_exception_handler(AutotuneError, autotune)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)

@@ -247,6 +247,10 @@ OPENS: dict[str, str] = {
     "machine.devices": "what nvidia-smi prints",
     "report.render": "JSON that plotly has just made",
     "cli.__init__": "/dev/null",
+    "web.folders": "files of jobs, which the service and its jobs write",
+    "web.runner": "writes a job's log",
+    "web.stream": "the log and the events of a job, a part at a time",
+    "web.token": "writes a token that it has made",
     "cli.events": "adds lines to a file that the user names",
 }
 """Modules that open or parse without the edge, and why they may. A new one needs a reason."""
@@ -258,6 +262,7 @@ MAY_FETCH = {
     "serving.server.launchers": {"socket"},  # looks for a free port
     "engine.hub": {"huggingface_hub"},
     "serving.server.mounts": {"huggingface_hub"},  # where its cache lies
+    "web.serve": {"socket"},  # listens where the operator says
     "report.dashboard": {"socketserver", "wsgiref"},  # listens on 127.0.0.1
 }
 """Modules that speak to a network, and by what."""

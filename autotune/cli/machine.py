@@ -61,7 +61,7 @@ def doctor(request: Doctor) -> None:
     from autotune.kernels.check.doctor import diagnose  # noqa: PLC0415
 
     visible = visible_gpus()
-    findings = diagnose(_device(request.device, visible), visible)
+    findings = diagnose(device_asked_for(request.device, visible), visible)
     if request.as_json:
         print_json([finding.as_json() for finding in findings])
     else:
@@ -78,7 +78,7 @@ def doctor(request: Doctor) -> None:
         raise typer.Exit(ExitCode.MISSING_ENVIRONMENT)
 
 
-def _device(ref: str | None, visible: str | None) -> Device:
+def device_asked_for(ref: str | None, visible: str | None) -> Device:
     """The device asked for, else the one that is here, else the one that most have asked about."""
     if ref is None:
         return get_device("gb10") if no_gpu(visible) else resolve_device("auto", visible)

@@ -85,7 +85,8 @@ class Moe(MoeRequest, Watched):
         ),
     ] = "local"
     image: Annotated[
-        Image | None, flag("The image that serves; measures and compiles.", panel=DOCKER)
+        Image | None,
+        flag("The image that serves; measures and compiles.", panel=DOCKER, reach="operator"),
     ] = None
     gpus: Annotated[Gpus, flag("GPUs of the container; none for none.", panel=DOCKER)] = "all"
     mount: Annotated[
@@ -94,6 +95,7 @@ class Moe(MoeRequest, Watched):
             "More for the container: HOST:/INSIDE[:ro].",
             metavar="MOUNT",
             panel=DOCKER,
+            reach="operator",
             note="What flags name, the results and the database are mounted anyway.",
         ),
     ] = ()
@@ -104,6 +106,7 @@ class Moe(MoeRequest, Watched):
             metavar="ARGS",
             panel=DOCKER,
             sensitive=True,
+            reach="operator",
         ),
     ] = ()
 

@@ -10,8 +10,9 @@ from fastapi import APIRouter, FastAPI, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from autotune.cli.requests import Doctor
-from autotune.machine.devices import load_devices, resolve_device
+from autotune.cli.machine import device_asked_for
+from autotune.machine.devices import detect_gpus, load_devices
+from autotune.machine.environment import visible_gpus
 from autotune.store.records import JobRecord, JobState
 from autotune.util import secret
 from autotune.web import stream
@@ -237,15 +238,13 @@ def _machine_routes(routes: APIRouter) -> None:
     async def devices() -> JSONResponse:
         return JSONResponse(await _done(known_devices))
 
-    @routes.get("/doctor", summary="What is missing on this machine")
-    async def doctor(device: str = Doctor.model_fields["device"].default) -> JSONResponse:
+    @routes.get("/doctor", summary="How this machine stands, and what to run next")
+    async def doctor(device: str | None = None) -> JSONResponse:
         return JSONResponse({"findings": await _done(diagnosed, device)})
 
 
 def known_devices() -> dict[str, Any]:
     """Tell as ``autotune devices --json`` does."""
-    from autotune.machine.devices import detect_gpus  # noqa: PLC0415 - tests replace it
-
     known, here = load_devices(), detect_gpus()
     return {
         "known": [device.model_dump(mode="json") for device in known.values()],
@@ -253,15 +252,15 @@ def known_devices() -> dict[str, Any]:
     }
 
 
-def diagnosed(device: str) -> list[dict[str, Any]]:
+def diagnosed(name: str | None) -> list[dict[str, Any]]:
     """Tell as ``autotune doctor --json`` does."""
     from autotune.kernels.check.doctor import diagnose  # noqa: PLC0415 - slow import
-    from autotune.machine.environment import visible_gpus  # noqa: PLC0415
 
-    if device.endswith((".yaml", ".yml")) or "/" in device:
+    if name is not None and (name.endswith((".yaml", ".yml")) or "/" in name):
         raise ProblemError(422, "device: a name, as /devices lists it")
     visible = visible_gpus()
-    return [finding.as_json() for finding in diagnose(resolve_device(device, visible), visible)]
+    device = device_asked_for(name, visible)
+    return [finding.as_json() for finding in diagnose(device, visible)]
 
 
 def install_schema(app: FastAPI) -> None:

@@ -45,6 +45,7 @@ class Settings:
         capacity: what may run at once.
         resume: go on with interrupted jobs at the start.
         most_log: bytes of a job's log.
+        program: what runs a command, and is given a lock, a file and its words.
     """
 
     root: Path
@@ -52,6 +53,7 @@ class Settings:
     capacity: queue.Capacity = field(default_factory=queue.Capacity)
     resume: bool = True
     most_log: int = 256 << 20
+    program: tuple[str, ...] = (sys.executable, "-m", "autotune.web.child")
 
 
 @dataclass
@@ -327,7 +329,7 @@ class Runner:
         with folder.log.open("ab") as log, folder.result(job).open("wb") as result:
             return subprocess.Popen(  # noqa: S603 - checked by the request and the policy
                 [
-                    *(sys.executable, "-m", "autotune.web.child"),
+                    *settings.program,
                     *(str(lock), str(folder.exit_file(job.attempt)), *words),
                 ],
                 stdin=subprocess.DEVNULL,

@@ -243,7 +243,7 @@ class Service:
             raise ProblemError(
                 status, detail, None, exit_code=code, field=field_of(detail), said=said[:-1]
             )
-        return {"command": command, "plan": json.loads(out), "said": said}
+        return {"command": command, "plan": parse_json(out), "said": said}
 
     def _run(self, words: Sequence[str]) -> tuple[int, str, str]:
         if not self._validating.acquire(timeout=30):

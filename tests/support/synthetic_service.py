@@ -1,0 +1,84 @@
+"""A job's process whose command is made up: the real loop, store, log and events; no compiler.
+
+``python -m tests.support.synthetic_service DESCRIPTOR FILE moe … --study S``, as the service starts
+:mod:`autotune.web.child`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import autotune.cli
+from autotune.cli.events import told
+from autotune.core import Basis, ExitCode, HoldsNothing, Job, Measurement, Phase
+from autotune.propose.proposers import OptunaProposer
+from autotune.store.run_log import recorded
+from autotune.store.store import Store
+from autotune.tune import Limits, Search, measure_all, search_all
+from autotune.web import child
+from tests.support.stores import Size
+from tests.synthetic import feasible, space, synthetic
+
+WORKLOADS = (Size(1), Size(24))
+TRIALS = 28
+TOTAL = len(WORKLOADS) * (TRIALS + 1)
+WAIT_S = 0.02
+
+
+class _Slow(HoldsNothing):
+    basis = Basis.SYNTHETIC
+
+    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
+        for job in jobs:
+            assert isinstance(job.workload, Size)
+            time.sleep(WAIT_S)
+            yield synthetic(job.candidate, job.workload)
+
+
+def _flag(name: str) -> str:
+    return sys.argv[sys.argv.index(name) + 1]
+
+
+def command() -> None:
+    """Tune as the flags of this process say, or go on with what was interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    study, out = _flag("--study"), Path(_flag("--out"))
+    plan = {"kind": "moe", "study": study, "basis": "synthetic", "total": TOTAL, "unit": "trials"}
+    sys.stderr.write("autotune: begins\n")
+    sys.stderr.flush()
+    if study == "refused":
+        sys.stderr.write("autotune: no device 'x'; did you mean gb10?\n")
+        sys.exit(ExitCode.BAD_INPUT)
+    try:
+        with Store.open(_flag("--db")) as store, store.lock_study(study):
+            search = store.search(store.study(study, "moe", {}), {"seed": 1})
+            with (
+                recorded(store, search, "synthetic") as log,
+                _Slow() as measurer,
+                told(Path(_flag("--events")), plan, lambda _: None) as tell,
+            ):
+                jobs = [Job(feasible()[300], workload) for workload in WORKLOADS]
+                for step in measure_all(jobs, Phase.BASELINE, measurer, log):
+                    tell(step)
+                searches = [
+                    Search(w, OptunaProposer(space(), feasible(), seed=1), Limits(TRIALS))
+                    for w in WORKLOADS
+                ]
+                for step in search_all(searches, measurer, log):
+                    tell(step)
+    except KeyboardInterrupt:
+        sys.stderr.write("autotune: interrupted; every finished trial is saved\n")
+        sys.exit(ExitCode.INTERRUPTED)
+    (out / study).mkdir(exist_ok=True)
+    (out / study / "winners.json").write_text('{"done": true}')
+    sys.stdout.write('{"done": true}\n')
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    autotune.cli.main = command
+    child.main()

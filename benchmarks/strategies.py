@@ -25,6 +25,7 @@ import optuna
 from autotune.core import Candidate, Phase, Proposer, Trial, Workload, digest
 from autotune.kernels import job
 from autotune.kernels.compile.job import KernelInfo
+from autotune.kernels.first import PRIOR_SEEDS
 from autotune.kernels.moe import constraints as feasibility
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload, Scheme
 from autotune.kernels.plan import Plan
@@ -124,7 +125,7 @@ def regrets(
                 candidates,
                 sampler=sampler,
                 seed=int(digest([seed, workload.key]), 16) % 2**32,
-                first=candidates[: job.PRIOR_SEEDS] if strategy.startswith("model") else (),
+                first=candidates[:PRIOR_SEEDS] if strategy.startswith("model") else (),
             )
         searches[m] = Search(workload, proposer, Limits(trials))
     list(search_all(list(searches.values()), landscape, Forgetful()))

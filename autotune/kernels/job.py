@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,6 @@ from autotune.core import (
     digest,
 )
 from autotune.kernels.compile.processes import CompileProcesses
-from autotune.kernels.config_file import look_up, shipped
 from autotune.kernels.decide.confirm import (
     Between,
     Checked,
@@ -33,6 +32,7 @@ from autotune.kernels.decide.confirm import (
     held_out,
     select_stored,
 )
+from autotune.kernels.first import OriginLog, first_rows, origins_of
 from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
 from autotune.kernels.measure.protocol import KernelMeasurer, KernelTimer
 from autotune.kernels.memory import measuring_bytes
@@ -49,9 +49,6 @@ from autotune.store.retry import OF_THE_MOMENT, LatestLog
 from autotune.store.run_log import recorded
 from autotune.store.store import Store
 from autotune.tune import Limits, Search, TrialLog, measure_all, search_all
-
-PRIOR_SEEDS = 24
-"""Candidates that the cost model puts first before compiling, proposed before the sampler."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,8 @@ class Result:
     out_of_budget: tuple[int, ...]
     failed: dict[int, str]
     """Batch sizes without a row, and why."""
+    origins: Mapping[int, str] = field(default_factory=dict)
+    """Where each row was proposed first: vLLM's default, a file, the cost model or the search."""
     measured: MeasuredFacts | None = None
 
     @property
@@ -129,15 +128,6 @@ class _CountingCache:
     def put(self, key: str, value: Any) -> None:
         self._cache.put(key, value)
         self.stored.add(key)
-
-
-def first_candidates(
-    plan: Plan, m: int, default: Candidate, ranked: Sequence[Candidate]
-) -> list[Candidate]:
-    """What to try before the sampler: shipped rows for this shape, defaults, the prior's best."""
-    configs = plan.kernel.path.parent / "configs"
-    rows = [look_up(table, m) for _, table in shipped(configs, plan.shape)]
-    return list(dict.fromkeys([default, *rows, *ranked[:PRIOR_SEEDS]]))
 
 
 def rank(plan: Plan, m: int) -> list[Candidate]:
@@ -204,6 +194,7 @@ def run(plan: Plan, store: Store, measurer: KernelMeasurer, on_progress: OnProgr
             if not found.selections:
                 raise NoFeasibleCandidateError("; ".join(found.failed.values()))
             trials = store.trials(record)
+    origins = origins_of(plan.shape, found.selections, trials)
     counts = {o.value: sum(t.measurement.outcome is o for t in trials) for o in Outcome}
     seconds = time.monotonic() - began
     return Result(
@@ -219,6 +210,7 @@ def run(plan: Plan, store: Store, measurer: KernelMeasurer, on_progress: OnProgr
         seconds=seconds,
         out_of_budget=found.out_of_budget,
         failed=found.failed,
+        origins=origins,
         measured=found.measured,
     )
 
@@ -239,9 +231,10 @@ def _predicted(
     on_progress: OnProgress,
 ) -> _Found:
     defaults = measurer.defaults(plan.ms)
-    proposers = _proposers(plan, defaults)
+    proposers, origins = _proposers(plan, defaults)
     baselines = _baselines(plan, defaults, measurer, log, on_progress)
-    searches = _searches(plan, proposers, measurer, log, on_progress)
+    noted = OriginLog(log, origins)
+    searches = _searches(plan, proposers, measurer, noted, on_progress)
     selections, failed = dict(earlier), dict[int, str]()
     for m, search in searches.items():
         trials = log.load(search.workload, Phase.SEARCH)  # of earlier commands with more effort too
@@ -277,13 +270,14 @@ def _measured(
         keys = [*{*earlier, *plan.ms}]
         defaults = measurer.defaults([*{*keys, *held_out(keys)}])
         # Ranking takes a second or two, in which the measuring processes are starting.
-        proposers = _proposers(plan, defaults)
+        proposers, origins = _proposers(plan, defaults)
         _check_any_works(_baselines(plan, defaults, measurer, timed, on_progress))
         facts = measurer.facts() | {"others": others}
     measurer.prepare_comparisons()
     with watch.running("search"):
         timed_proposers = {m: TimedProposer(p, watch) for m, p in proposers.items()}
-        searches = _searches(plan, timed_proposers, measurer, timed, on_progress)
+        noted = OriginLog(timed, origins)
+        searches = _searches(plan, timed_proposers, measurer, noted, on_progress)
     finalists = {
         m: _finalists(timed.load(search.workload, Phase.SEARCH), defaults[m])
         for m, search in searches.items()
@@ -414,21 +408,27 @@ def _searches(
     return searches
 
 
-def _proposers(plan: Plan, defaults: Mapping[int, Candidate]) -> dict[int, Proposer]:
-    return {m: _proposer(plan, m, defaults[m]) for m in plan.ms}
-
-
-def _proposer(plan: Plan, m: int, default: Candidate) -> Proposer:
-    ranked = rank(plan, m)
-    if plan.effort == "exhaustive":
-        return OrderedProposer(ranked)
-    return OptunaProposer(
-        plan.space,
-        ranked,
-        sampler=plan.sampler,
-        seed=int(digest([plan.seed, MoeWorkload(plan.shape, m).key]), 16) % 2**32,
-        first=first_candidates(plan, m, default, ranked),
-    )
+def _proposers(
+    plan: Plan, defaults: Mapping[int, Candidate]
+) -> tuple[dict[int, Proposer], dict[str, dict[Candidate, str]]]:
+    """Return a proposer for every M, and by workload where what it tries first comes from."""
+    proposers: dict[int, Proposer] = {}
+    origins: dict[str, dict[Candidate, str]] = {}
+    for m in plan.ms:
+        workload = MoeWorkload(plan.shape, m)
+        ranked = rank(plan, m)
+        origins[workload.key] = first_rows(plan, m, defaults[m], ranked)
+        if plan.effort == "exhaustive":
+            proposers[m] = OrderedProposer(ranked)
+            continue
+        proposers[m] = OptunaProposer(
+            plan.space,
+            ranked,
+            sampler=plan.sampler,
+            seed=int(digest([plan.seed, workload.key]), 16) % 2**32,
+            first=list(origins[workload.key]),
+        )
+    return proposers, origins
 
 
 def _finalists(searched: Sequence[Trial], default: Candidate) -> list[Candidate]:

@@ -11,6 +11,7 @@ from autotune.kernels.moe.notes import check_refined, notes_on, unread
 from autotune.kernels.moe.routing import parse_routing
 from autotune.kernels.moe.shape import MoeShape
 from autotune.kernels.plan import Plan, default_study
+from autotune.kernels.published import given_files, published_note
 from autotune.kernels.request import MoeRequest
 from autotune.machine.devices import Device, GpuInfo, present_gpus, resolve_device
 from autotune.machine.environment import usable_cpus
@@ -60,7 +61,8 @@ def make_plan(request: MoeRequest, visible: str | None) -> Plan:
         routing=routing,
         memory_limit_mib=flags.mebibytes(request.memory_limit),
         retry_failed=request.retry_failed,
-        notes=notes,
+        first=given_files(request.first, shape),
+        notes=(*notes, *published_note(device.name, shape)),
         unmeasured=unmeasured,
     )
     _ = plan.trials_per_m  # before anything is written: is any candidate feasible?

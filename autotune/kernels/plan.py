@@ -12,6 +12,7 @@ from autotune.kernels.moe.constraints import CONSTRAINTS, distinct
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import MoeShape
 from autotune.kernels.predict.cost_model import MODEL_VERSION
+from autotune.kernels.published import GivenFile
 from autotune.kernels.request import EFFORTS, PREDICTED_EFFORTS
 from autotune.machine.devices import Device, GpuInfo
 from autotune.machine.environment import environment
@@ -50,6 +51,8 @@ class Plan:
     """What else vLLM will ask for, and what of this file it may not read; one line each."""
     unmeasured: str = ""
     """Why this is a prediction although the GPU is here."""
+    first: tuple[GivenFile, ...] = ()
+    """Files whose rows are tried first."""
     unified: bool = False
     """Whether host and GPU share one memory, which is then guarded."""
 
@@ -106,6 +109,9 @@ class Plan:
                 "routing": self.routing.as_json(),
                 "torch": environment()["packages"]["torch"],
             }
+        if self.first:
+            rows = [{str(m): row.params for m, row in file.rows.items()} for file in self.first]
+            where["first"] = digest(rows)
         return where | {
             "basis": self.basis.value,
             "kernel_sha256": self.kernel.sha256,

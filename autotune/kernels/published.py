@@ -1,22 +1,26 @@
-"""Rows that others tuned and published, by device: where a search starts, shown as published."""
+"""Rows that others tuned: published ones, by device, and files that the user names."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from autotune.core import Candidate
-from autotune.kernels.config_file import FIELDS, look_up
+from autotune.core import BadInputError, Candidate
+from autotune.kernels.config_file import FIELDS, look_up, read, shipped
 from autotune.kernels.moe.constraints import effective_block_k
 from autotune.kernels.moe.from_model import explicit_shape
 from autotune.kernels.moe.shape import MoeShape
 from autotune.util.resources import data_root
 from autotune.util.yamlfile import load_yaml
 
+NEIGHBOURS = 2
+"""Further rows of a given file that are tried: those of the keys beside the one looked up."""
 NEAREST = 3
 """Files of other shapes that are tried."""
 
@@ -112,17 +116,74 @@ def published_rows(
     others = sorted((f for f in alike if f not in own), key=lambda f: _distance(f.shape, shape))
     found: dict[Candidate, str] = {}
     for file in own:
-        found.setdefault(_clamped(look_up(file.candidates, m), shape), file.origin)
+        found.setdefault(clamped(look_up(file.candidates, m), shape), file.origin)
     for file in others[:NEAREST]:
         share = shape.topk / shape.global_experts * file.experts / file.topk
         same = max(1, round(m * share))
         said = f"{file.origin}, for E={file.experts}, N={file.intermediate}"
-        found.setdefault(_clamped(look_up(file.candidates, same), shape), said)
+        found.setdefault(clamped(look_up(file.candidates, same), shape), said)
     return found
 
 
-def _clamped(row: Candidate, shape: MoeShape) -> Candidate:
-    """The row as the launcher runs it: other tuners' grids hold a BLOCK_SIZE_K that it clamps."""
+@dataclass(frozen=True)
+class GivenFile:
+    """A file that ``--first`` named, and its rows by tokens."""
+
+    path: str
+    rows: Mapping[int, Candidate]
+
+    def at(self, m: int) -> list[Candidate]:
+        """The row that vLLM would use at ``m`` tokens, then those of the keys beside it."""
+        used = look_up({key: key for key in self.rows}, m)
+        beside = sorted((key for key in self.rows if key != used), key=lambda key: abs(key - used))
+        return [self.rows[key] for key in (used, *beside[:NEIGHBOURS])]
+
+
+def given_files(paths: Sequence[Path], shape: MoeShape) -> tuple[GivenFile, ...]:
+    """Read what ``--first`` named: files of any name, or those for the shape in a folder.
+
+    Raises:
+        BadInputError: a file that is none, or a folder without one for the shape.
+    """
+    found: list[GivenFile] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(GivenFile(str(path), _complete(read(path), path)))
+            continue
+        inside = [
+            GivenFile(str(path / name), _complete(rows, path / name))
+            for name, rows in shipped(path, shape)
+        ]
+        if not inside:
+            wanted = shape.config_file_name("DEVICE")
+            raise BadInputError(f"--first {path}: the folder holds no {wanted}")
+        found += inside
+    return tuple(found)
+
+
+def _complete(rows: dict[int, Candidate], path: Path) -> dict[int, Candidate]:
+    """The six fields of every row that has them, whatever else it holds."""
+    complete = {
+        m: Candidate.of({name: row[name] for name in FIELDS})
+        for m, row in rows.items()
+        if all(name in row.params for name in FIELDS)
+    }
+    if not complete:
+        raise BadInputError(f"--first {path}: no row with {', '.join(FIELDS)}")
+    return complete
+
+
+def published_note(device: str, shape: MoeShape) -> tuple[str, ...]:
+    """Return a line that names whose published rows are tried first, if any are."""
+    said = published_rows(published_for(device), shape, 1).values()
+    sources = [origin.removeprefix("published: ") for origin in said]
+    if not sources:
+        return ()
+    return (f"tried first, as others published them: rows of {'; '.join(sources)}",)
+
+
+def clamped(row: Candidate, shape: MoeShape) -> Candidate:
+    """Return the row as the launcher runs it, which clamps some BLOCK_SIZE_K of other grids."""
     block_k = effective_block_k(row.int("BLOCK_SIZE_K"), shape)
     return Candidate.of({**row.params, "BLOCK_SIZE_K": block_k})
 

@@ -14,6 +14,7 @@ from autotune.util import flags
 from autotune.util.request import (
     BatchSizes,
     Duration,
+    Paths,
     Request,
     Seed,
     Share,
@@ -119,6 +120,17 @@ class MoeRequest(Request):
     seed: Annotated[
         Seed, flag("Seed of the search.", panel=SEARCH, note="The same seed gives the same search.")
     ] = 0
+    first: Annotated[
+        Paths,
+        flag(
+            "Try a file's rows first; a folder: the files for this layer.",
+            metavar="FILE_OR_FOLDER",
+            panel=SEARCH,
+            note="May be repeated, whoever made the file: the row that vLLM would use at a batch "
+            "size, and those of the two keys beside it. On a GB10 rows that others published are "
+            "tried unasked. The report says where a chosen row came from.",
+        ),
+    ] = ()
     min_gain: Annotated[
         Share, flag("A row that gains less stays vLLM's default.", panel=SEARCH)
     ] = "1%"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autotune.core import BadInputError, Basis, Candidate, Outcome, Phase, Selection, Trial
@@ -11,6 +11,7 @@ from autotune.decide.selection import select_confirmed
 from autotune.decide.stats import Ratio, geometric_mean, paired_ratio
 from autotune.kernels.config_file import look_up
 from autotune.kernels.decide.confirm import comparisons, deciding, held_out, loses
+from autotune.kernels.first import origin_of
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.predict.choose import select_predicted
 from autotune.machine.devices import Device, get_device
@@ -33,6 +34,7 @@ class Row:
             there was none beside the default.
         rounds: of the comparison; 0 for a prediction.
         error: relative error of the output against float32 arithmetic.
+        origin: where it was proposed first: vLLM's default, a file, the cost model or the search.
         added: not asked for, but pinned to the default because a neighbour's row lost here.
     """
 
@@ -46,6 +48,7 @@ class Row:
     rounds: int
     error: float | None
     added: bool = False
+    origin: str = ""
 
     @property
     def pinned(self) -> bool:
@@ -206,13 +209,13 @@ def _chosen(
     for m, found in searched.items():
         workload = MoeWorkload(shape, m)
         if record.setup["basis"] == Basis.PREDICTED.value:
-            rows[m] = _predicted(workload, found, min_gain)
-            continue
-        row = _confirmed(workload, found, min_gain)
+            row: Row | None = _predicted(workload, found, min_gain)
+        else:
+            row = _confirmed(workload, found, min_gain)
         if row is None:
             unconfirmed.append(m)
         else:
-            rows[m] = row
+            rows[m] = replace(row, origin=origin_of(row.config, row.default, found))
     gaps, pinned = _between(rows, own) if rows else ((), {})
     return _Chosen(rows | pinned, tuple(sorted(set(unconfirmed) - set(pinned))), gaps)
 

@@ -10,6 +10,7 @@ from autotune.core import Basis, Trial
 from autotune.export.files import write_whole
 from autotune.kernels.config_file import FIELDS, render
 from autotune.kernels.export.earlier import check_keys_stay
+from autotune.kernels.first import grouped
 from autotune.kernels.job import Result
 from autotune.kernels.predict.choose import least_gain
 from autotune.kernels.report import measured
@@ -90,7 +91,7 @@ def provenance(result: Result) -> dict[str, Any]:
         "setup": result.setup,
         "environment": result.environment,
         "counts": result.counts,
-        "rows": table(result),
+        "rows": [row | {"origin": result.origins.get(row["m"])} for row in table(result)],
     }
 
 
@@ -147,11 +148,18 @@ def report(result: Result) -> str:
         f"- Trials: {', '.join(f'{n} {name}' for name, n in result.counts.items())}",
         f"- Command: `{in_code(plan.command)}`",
         *(measured.report_lines(result) if result.measured else _predicted_lines(result)),
+        *_origin_lines(result),
         "",
         "Try it: `VLLM_TUNED_CONFIG_FOLDER=<this folder> vllm serve …`; vLLM then logs "
         "«Using configuration from …».",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _origin_lines(result: Result) -> list[str]:
+    lines = grouped(result.origins)
+    head = ["", "Where rows other than the default's came from:", ""]
+    return [*head, *(f"- {escape(line)}" for line in lines)] if lines else []
 
 
 def _earlier(result: Result) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from autotune.core import Basis, Phase, Trial
 from autotune.kernels.config_file import FIELDS
 from autotune.kernels.export.write import PREDICTED_NOTE, few_keys, folder_of
+from autotune.kernels.first import grouped
 from autotune.kernels.job import Result
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.predict.choose import least_gain
@@ -190,7 +191,9 @@ class _Sheet:
             else "A row replaces the default where the whole 95 % interval of its speed-up is "
             f"above 1 and the median gains {self.min_gain:.1%}."
         )
-        return Section("Speed-up", [Text(rule), plots.speedups(self.tuned), table])
+        came = grouped({m: row.origin for m, row in self.tuned.rows.items() if row.origin})
+        said = [Text(f"Where rows came from: {'; '.join(came)}.")] if came else []
+        return Section("Speed-up", [Text(rule), plots.speedups(self.tuned), table, *said])
 
     def measured_table(self) -> Table:
         """One line per key."""

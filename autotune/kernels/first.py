@@ -1,0 +1,95 @@
+"""What a search tries first, and where each of these rows comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from autotune.core import Candidate, Phase, Selection, Trial, Workload
+from autotune.kernels.config_file import look_up, shipped
+from autotune.kernels.moe.shape import MoeShape, MoeWorkload
+from autotune.kernels.plan import Plan
+from autotune.kernels.published import clamped, published_for, published_rows
+from autotune.tune import TrialLog
+
+PRIOR_SEEDS = 24
+"""Candidates that the cost model puts first before compiling, proposed before the sampler."""
+DEFAULT, MODEL, SEARCH = "vLLM's default", "the cost model's order", "found by the search"
+
+
+def first_rows(
+    plan: Plan, m: int, default: Candidate, ranked: Sequence[Candidate]
+) -> dict[Candidate, str]:
+    """Return what is tried before the sampler, in this order, with where each row comes from.
+
+    Args:
+        plan: names the shape, the device and the files.
+        m: tokens.
+        default: vLLM's own row.
+        ranked: feasible candidates by the cost model, best first.
+    """
+    found = {default: DEFAULT}
+    for file in plan.first:
+        for row in file.at(m):
+            found.setdefault(clamped(row, plan.shape), f"--first {file.path}")
+    published = published_rows(published_for(plan.device.name), plan.shape, m)
+    for row, origin in published.items():
+        found.setdefault(row, origin)
+    for name, rows in shipped(plan.kernel.path.parent / "configs", plan.shape):
+        found.setdefault(look_up(rows, m), f"shipped with vLLM: {name}")
+    for row in ranked[:PRIOR_SEEDS]:
+        found.setdefault(row, MODEL)
+    return found
+
+
+class OriginLog:
+    """A log that notes with each searched trial where its candidate came from."""
+
+    def __init__(self, log: TrialLog, origins: Mapping[str, Mapping[Candidate, str]]) -> None:
+        """Wrap ``log``; ``origins`` are those of :func:`first_rows`, by the workload's key."""
+        self._log, self._origins = log, origins
+        self.load = log.load
+        self.load_parts = log.load_parts
+        self.append_part = log.append_part
+
+    def append(self, workload: Workload, trial: Trial) -> None:
+        """Store the trial, with its origin."""
+        origin = self._origins.get(workload.key, {}).get(trial.candidate)
+        if trial.phase is Phase.SEARCH and origin is not None:
+            details = {**trial.measurement.details, "origin": origin}
+            trial = replace(trial, measurement=replace(trial.measurement, details=details))
+        self._log.append(workload, trial)
+
+
+def origin_of(candidate: Candidate, default: Candidate | None, trials: Sequence[Trial]) -> str:
+    """Where a chosen row came from, by the stored trials of its batch size."""
+    if candidate == default:
+        return DEFAULT
+    searched = [t for t in trials if t.phase is Phase.SEARCH and t.candidate == candidate]
+    said: list[Any] = [t.measurement.details.get("origin") for t in searched]
+    return next((text for text in said if text), SEARCH)
+
+
+def origins_of(
+    shape: MoeShape, selections: Mapping[int, Selection], trials: Sequence[Trial]
+) -> dict[int, str]:
+    """Return :func:`origin_of` by batch size, for the rows of a file."""
+    by_workload: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_workload.setdefault(trial.workload_key, []).append(trial)
+    found = {}
+    for m, selection in selections.items():
+        default = selection.incumbent.candidate if selection.incumbent else None
+        own = by_workload.get(MoeWorkload(shape, m).key, [])
+        found[m] = origin_of(selection.winner.candidate, default, own)
+    return found
+
+
+def grouped(origins: Mapping[int, str]) -> list[str]:
+    """Return one line per origin other than vLLM's default, with its batch sizes."""
+    by_origin: dict[str, list[str]] = {}
+    for m, said in sorted(origins.items()):
+        if said != DEFAULT:
+            by_origin.setdefault(said, []).append(str(m))
+    return [f"M={', '.join(ms)}: {said}" for said, ms in by_origin.items()]

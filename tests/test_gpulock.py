@@ -161,6 +161,18 @@ def test_containers_that_share_a_folder_share_the_lock(tmp_path: Path) -> None:
     assert {path.parent for path in shared.rglob("*")} == {shared}
 
 
+def test_another_index_of_the_same_gpu_is_the_same_lock(tmp_path: Path) -> None:
+    """In a container that sees the user's locks, GPU 3 of the machine may be number 0."""
+    with hold_gpus([3], [tmp_path / "locks"], {3: "GPU-abc"}):
+        with (
+            pytest.raises(MissingEnvironmentError, match="GPU 0 is being measured on"),
+            hold_gpus([0], [tmp_path / "locks"], {0: "GPU-abc"}),
+        ):
+            pass
+        with hold_gpus([3], [tmp_path / "locks"], {3: "GPU-other"}):
+            pass
+
+
 def test_a_note_that_is_none_names_nobody(tmp_path: Path) -> None:
     """A holder that wrote nothing, or what nobody can read, is another process."""
     path = tmp_path / "gpu-0.lock"

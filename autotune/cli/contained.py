@@ -34,6 +34,7 @@ from autotune.machine.containers import (
 )
 from autotune.machine.devices import detect_gpus, get_device
 from autotune.machine.environment import INSIDE, Outside, exported
+from autotune.machine.gpu_lock import lock_folders
 from autotune.machine.image_facts import LEAST_PYTHON, TAKE, ImageFacts, image_facts, too_old
 from autotune.machine.image_packages import installed_for
 from autotune.serving.parse import parse_words
@@ -42,6 +43,7 @@ from autotune.serving.server.mounts import Mount, full_path, hub_cache, linked_f
 from autotune.serving.server.secret_flags import by_name, environment_of
 from autotune.serving.server.supervisor import SUPERVISOR
 from autotune.store.database import database_path
+from autotune.util.lockfile import make_private
 from autotune.util.resources import data_root
 
 GRACE_S = 30.0
@@ -135,7 +137,7 @@ def run_contained(request: Moe) -> None:
     seen = [word for mount in given for word in ("--volume", mount.volume())]
     facts = image_facts(engine, image, (*engine.user_options(), *seen, *by_name(options)[0]))
     _check(request, facts, image)
-    mounts = (*given, *_mounts(request, image))
+    mounts = (*given, *_mounts(request, image), *_locks(engine))
     packages = _packages(engine, image, facts, (*seen, *by_name(options)[0]))
     if packages is not None:
         mounts = (*mounts, Mount(packages, str(packages), read_only=True))
@@ -199,10 +201,18 @@ def _cache(image: Image) -> Path:
     root = exported("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     folder = Path(root) / "autotune" / f"image-{image.short_id}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return make_private(folder)  # what is installed there runs
     except OSError as error:
         raise MissingEnvironmentError(f"{folder}: {error.strerror or error}") from None
-    return folder
+
+
+def _locks(engine: Engine) -> Iterator[Mount]:
+    """The user's folder of locks, where the command inside looks for it: one lock a GPU."""
+    folder = lock_folders()[-1]
+    who = "0" if engine.is_rootless else str(os.getuid())
+    with contextlib.suppress(OSError):  # somebody else's; the command inside has its own then
+        yield Mount(make_private(folder), str(folder.with_name(f"autotune-{who}")))
 
 
 def _mounts(request: Moe, image: Image) -> Iterator[Mount]:

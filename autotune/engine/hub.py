@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,11 +60,13 @@ def hub_file(ref: str, name: str, flag: str) -> Path | None:
     )
 
     try:
-        if (size := _size_on_hub(ref, name)) > edge.LARGE:
+        size = _size_on_hub(ref, name)
+        if size is not None and size > edge.LARGE:
             raise BadInputError(
                 f"{flag} {ref}: its {name} has {size} bytes, which no such file should have"
             )
-        return Path(hf_hub_download(ref, name))
+        # What cannot be reached is not tried five times for each file.
+        return Path(hf_hub_download(ref, name, local_files_only=size is None))
     except HFValidationError:
         raise BadInputError(f"{flag} {ref}: not a valid hub id") from None
     except RepositoryNotFoundError:
@@ -78,13 +79,17 @@ def hub_file(ref: str, name: str, flag: str) -> Path | None:
         raise HubUnreachableError(type(error).__name__) from None
 
 
-def _size_on_hub(ref: str, name: str) -> int:
+def _size_on_hub(ref: str, name: str) -> int | None:
     """Bytes of a file before it is downloaded: whoever made the model may have put gigabytes there.
 
-    0 where the hub does not tell; the download then says why.
+    0 where the hub does not tell; the download then says why. None where it cannot be reached.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
 
-    with contextlib.suppress(Exception):  # of httpx or requests, by the version
+    try:
         return get_hf_file_metadata(hf_hub_url(ref, name)).size or 0
-    return 0
+    except (HfHubHTTPError, HFValidationError):
+        return 0
+    except Exception:  # noqa: BLE001 - of httpx or requests, by the version
+        return None

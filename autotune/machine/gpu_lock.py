@@ -1,8 +1,9 @@
 """One command measures on a GPU at a time: another one's kernels would spoil its times.
 
 The locks of a user lie at fixed places of the machine, whatever ``TMPDIR`` says, in folders that
-are the user's alone. Another folder, such as the database's, may carry them too, by the GPUs'
-UUIDs, for containers that share it.
+are the user's alone. They are named by the GPUs' UUIDs where these are known, for in a container
+the indices are others. Another folder, such as the database's, may carry them too, for containers
+that share it.
 """
 
 from __future__ import annotations
@@ -53,11 +54,11 @@ def hold_gpus(
     places = _usable(folders)
     with ExitStack() as stack:
         for gpu in gpus:
+            uuid = re.sub(r"[^A-Za-z0-9-]", "_", known.get(gpu, ""))[:80]
             for folder in places:
-                _enter(stack, gpu, folder / f"gpu-{gpu}.lock")
-            if shared is not None and gpu in known:
-                name = re.sub(r"[^A-Za-z0-9-]", "_", known[gpu])[:80]
-                _enter(stack, gpu, shared / f".autotune-{name}.lock")
+                _enter(stack, gpu, folder / f"gpu-{uuid or gpu}.lock")
+            if shared is not None and uuid:
+                _enter(stack, gpu, shared / f".autotune-{uuid}.lock")
         yield
 
 

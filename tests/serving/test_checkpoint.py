@@ -20,7 +20,7 @@ def hub(
 ) -> None:
     """A hub whose models all lie in ``folder``, with files of so many bytes."""
 
-    def download(ref: str, name: str) -> str:
+    def download(ref: str, name: str, **_: object) -> str:
         if (folder / name).is_file():
             return str(folder / name)
         raise absent

@@ -13,6 +13,7 @@ import typer
 
 from autotune import __version__
 from autotune.cli import (
+    bundles,
     compare,
     explain,
     export,
@@ -51,6 +52,7 @@ COMMANDS: tuple[tuple[type[Request], Callable[[Any], None]], ...] = (
     (requests.Studies, studies.studies),
     (requests.Show, studies.show),
     (requests.Report, report.report),
+    (requests.Merge, bundles.merge),
     (requests.Dashboard, report.dashboard),
     (requests.Serve, serve.serve),
     (requests.Devices, machine.devices),

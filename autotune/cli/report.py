@@ -30,6 +30,11 @@ def report(request: Report) -> None:
     study, min_gain = request.study, request.min_gain
     gain = None if min_gain is None else flags.fraction(min_gain, "--min-gain")
     with Store.open(request.db, create=False) as store:
+        if request.bundle is not None:
+            from autotune.cli.bundles import write_bundle  # noqa: PLC0415
+
+            write_bundle(request, store, request.bundle)
+            return
         kind = store.get_study(study).study.kind
         flags.study_name(study)  # of a database made elsewhere: it becomes part of a path
         if kind == "spec":

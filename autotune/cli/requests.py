@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from autotune.core import BadInputError
 from autotune.kernels.request import MoeRequest
@@ -23,6 +24,7 @@ from autotune.util.request import (
     Request,
     Seed,
     Share,
+    StudyName,
     Texts,
     Workers,
     extra,
@@ -275,9 +277,18 @@ class Show(Stored):
 class Report(Output):
     """Write a study as it is now into one report.html, and report.md where no job left it."""
 
-    examples = ("autotune report STUDY --open",)
+    examples = ("autotune report STUDY --open", "autotune report STUDY --bundle study.json.gz")
 
     study: Study
+    bundle: Annotated[
+        Path | None,
+        flag(
+            "Write one small file to give away instead: results, no paths or names.",
+            metavar="FILE",
+            note="Attach it to an issue or a pull request; nothing is sent. "
+            "`autotune merge FILE` takes it into a database.",
+        ),
+    ] = None
     open_: Annotated[bool, flag("Open the page in a browser.", name="--open")] = False
     device: Annotated[
         str | None, flag("Its .yaml file, if the study is of a device of your own.")
@@ -285,6 +296,17 @@ class Report(Output):
     min_gain: Annotated[
         Share | None, flag("As for `autotune moe`; default: that of the job, or 1%.")
     ] = None
+
+
+class Merge(Stored):
+    """Take a study that somebody gave away (`report --bundle`) into the database."""
+
+    examples = ("autotune merge study.json.gz --study lees-spark",)
+
+    bundle: Annotated[Path, flag("The file.", positional=True)]
+    study: Annotated[StudyName | None, flag("Its name here; default: as it was there.")] = None
+    command: SkipJsonSchema[str] = ""
+    """The command as typed, for the records; no flag."""
 
 
 class Dashboard(Output):

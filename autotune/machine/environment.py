@@ -10,6 +10,8 @@ import os
 import platform
 import re
 import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -174,3 +176,17 @@ def _compute_processes(*fields: str) -> list[list[str]]:
 def secret_headers() -> list[str]:
     """``NAME: VALUE`` lines of ``AUTOTUNE_HEADER``; a command line is seen by all users."""
     return os.environ.get("AUTOTUNE_HEADER", "").splitlines()
+
+
+def names_of_this_machine() -> list[str]:
+    """Return what the machine and the user are called, for what must not hold it."""
+    host = platform.node()
+    users = [os.environ.get(name, "") for name in ("USER", "LOGNAME", "SUDO_USER")]
+    users = [user for user in users if user not in {"root", "autotune"}]
+    return [name for name in (host, host.partition(".")[0], *users) if name]
+
+
+def places_of_this_machine() -> list[str]:
+    """Return the folders in which what is ours lies, for what must not hold them."""
+    places = [Path.home(), Path.cwd(), Path(tempfile.gettempdir()), Path(sys.prefix)]
+    return [str(place) for place in (*places, Path(__file__).parents[2]) if len(place.parts) > 1]

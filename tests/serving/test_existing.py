@@ -23,6 +23,7 @@ from autotune.serving.running.server import is_exposed, look, parse_headers, par
 from autotune.serving.server.launchers import UrlLauncher, free_port
 from autotune.serving.server.web import without_secrets
 from tests.serving import fake_serving
+from tests.serving.formula import Formula
 
 pytestmark = pytest.mark.timing
 
@@ -48,7 +49,7 @@ class Handler(fake_serving.Handler):
             self.answer(404, "not here")
         elif self.path == "/metrics":
             text = f"process_start_time_seconds {self.started}\n"
-            self.answer(200, text + self.counters.text())
+            self.answer(200, text + self.formula.counters.text())
         elif self.path == "/version":
             self.answer(200, '{"version": "0.32.0"}')
         else:
@@ -84,8 +85,10 @@ class Handler(fake_serving.Handler):
 @contextmanager
 def serving(gamma: int = 0, **given: Any) -> Iterator[tuple[str, type[Handler]]]:
     """The server's URL and its handler, which can be changed."""
-    fields = {"counters": fake_serving.Counters(gamma, []), "answered": 0, "factor": 0.3}
-    fields |= {"salts": [], **given}
+    config = ["--speculative-config", json.dumps({"num_speculative_tokens": gamma})]
+    formula = Formula({}, ["serve", "served", *(config if gamma else [])], {}, print)
+    formula.factor = 0.3
+    fields = {"formula": formula, "answered": 0, "salts": [], **given}
     handler = type("OneHandler", (Handler,), fields)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = Thread(target=server.serve_forever)

@@ -16,7 +16,7 @@ import pytest
 from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
 from autotune.serving.measure.boots import is_as_large, ran_short
 from autotune.store.records import DatedTrial
-from tests.serving.test_spec_cli import BINARY, SMALL, autotune, serving_in
+from tests.serving.test_spec_cli import BINARY, SMALL, in_processes, serving_in
 from tests.serving.test_spec_job import FAKE
 from tests.serving.tiny_models import TinyModels
 from tests.support.box import Box
@@ -97,7 +97,7 @@ def test_a_server_that_eats_the_memory_is_killed_and_nothing_larger_is_started(
 ) -> None:
     eats = dict.fromkeys("23456", 105)
     spec = command(tiny_models.qwen3, tmp_path, "--json", gamma="0-6", eats=eats)
-    ran = autotune(tmp_path, *spec)
+    ran = in_processes(tmp_path, *spec)
     assert ran.returncode == 0, ran.stderr
     assert 4 <= box.lowest < 6
     started = boots(tmp_path)
@@ -107,7 +107,7 @@ def test_a_server_that_eats_the_memory_is_killed_and_nothing_larger_is_started(
     assert {trials[g]["outcome"] for g in fallen} == {"host_memory"}
     assert all(SHORT in trials[g]["message"] for g in fallen)
     assert trials[1]["outcome"] in {"ok", "cannot_win"}
-    again = autotune(tmp_path, *spec)
+    again = in_processes(tmp_path, *spec)
     assert again.returncode == 0, again.stderr
     assert boots(tmp_path) == started, "nothing lost, nothing repeated"
     assert not serving_in(tmp_path)
@@ -120,7 +120,9 @@ def test_a_range_is_climbed_and_never_boots_into_the_reserve(
     """6 GiB of an engine beside its share: 0.83 would be within the reserve, and falls."""
     serving = {"memory": {"tokens": 100, "start": 20}, "holds": 6, "total": box.total}
     share = ("--gpu-memory-utilization", "0.5:0.98", "--json")
-    ran = autotune(tmp_path, *command(tiny_models.qwen3, tmp_path, *share, gamma="0", **serving))
+    ran = in_processes(
+        tmp_path, *command(tiny_models.qwen3, tmp_path, *share, gamma="0", **serving)
+    )
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)["memory_utilization"]
     assert found["most"] == 0.8
@@ -153,13 +155,13 @@ def test_a_boot_in_which_the_command_was_killed_is_not_repeated_unasked(
         ended = [row[0] for row in database.execute("SELECT ended_at FROM boots ORDER BY id")]
     assert [end is None for end in ended] == [False, True]
     for _ in range(2):
-        ran = autotune(tmp_path, *spec)
+        ran = in_processes(tmp_path, *spec)
         assert ran.returncode == 0, ran.stderr
         (lost,) = [t for t in json.loads(ran.stdout)["trials"] if t["candidate"]["gamma"] == 2]
         assert lost["outcome"] == "crash"
         assert "never ended: the machine hung in it, or the command was killed" in lost["message"]
         assert boots(tmp_path).count(2) == 1
-    ran = autotune(tmp_path, *spec, "--retry-failed")
+    ran = in_processes(tmp_path, *spec, "--retry-failed")
     assert ran.returncode == 0, ran.stderr
     assert boots(tmp_path).count(2) > 1
     assert box.lowest == box.free
@@ -174,7 +176,7 @@ def test_where_memory_is_not_unified_a_killed_boot_is_repeated(
     slow = {"slow": [2], "well": str(tmp_path / "well")}
     spec = command(tiny_models.qwen3, tmp_path, SMALL, "--json", gamma="0,2", **slow)
     killed_in_the_second_boot(tmp_path, spec)
-    ran = autotune(tmp_path, *spec)
+    ran = in_processes(tmp_path, *spec)
     assert ran.returncode == 0, ran.stderr
     assert boots(tmp_path).count(2) > 1
 
@@ -184,7 +186,7 @@ def test_without_room_nothing_is_started_and_who_holds_it_is_named(
 ) -> None:
     box.free = 100
     time.sleep(0.1)
-    ran = autotune(tmp_path, *command(tiny_models.qwen3, tmp_path))
+    ran = in_processes(tmp_path, *command(tiny_models.qwen3, tmp_path))
     assert ran.returncode == 2
     assert "--gpu-memory-utilization 0.8 takes 97.36 GiB of NVIDIA GB10 (unified)" in ran.stderr
     assert "give at most 0.75" in ran.stderr

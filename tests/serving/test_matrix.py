@@ -7,17 +7,20 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from autotune.cli import spec_runs
 from autotune.core import BadInputError
 from autotune.serving.matrix.matrix import prepare, study_names
 from autotune.serving.matrix.report import matrix_document, matrix_report, row_cells
 from autotune.serving.request import SpecRequest
 from tests.serving.test_spec_job import FAKE, make_request
 from tests.serving.tiny_models import TinyModels
+from tests.support.formula_measurer import in_memory
 
 BINARY = Path(sys.executable).with_name("autotune")
 SMALL = "--server-arg=--kv-cache-memory-bytes=268435456"
@@ -40,19 +43,26 @@ def command(*args: str) -> list[str]:
     return [str(BINARY), "spec", *given, "--vllm", FAKE, SMALL, *args]
 
 
-def compare(folder: Path, *args: str, **serving: object) -> subprocess.CompletedProcess[str]:
-    # Steps long enough that a busy machine's delays do not decide who wins.
-    told = json.dumps({"boots": str(folder / "boots"), "base_ms": 10.0, "draft_ms": 0.1, **serving})
-    return subprocess.run(
-        [*command(*args), "--env", f"FAKE_SERVING={told}"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+Compare = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_a_target_that_is_refused_or_fails_stops_no_other(folder: Path) -> None:
+@pytest.fixture
+def compare(
+    in_process: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> Compare:
+    """The command in this process, with servers in memory."""
+    monkeypatch.setattr(spec_runs, "local_measurer", in_memory)
+
+    def run(folder: Path, *args: str, **serving: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(folder)
+        given = {"boots": str(folder / "boots"), "base_ms": 10.0, "draft_ms": 0.1, **serving}
+        words = [*command(*args)[1:], "--env", f"FAKE_SERVING={json.dumps(given)}"]
+        return subprocess.CompletedProcess(words, *in_process(*words))
+
+    return run
+
+
+def test_a_target_that_is_refused_or_fails_stops_no_other(compare: Compare, folder: Path) -> None:
     targets = [word for name in ("broken", "sick", "one") for word in ("--target", name)]
     ran = compare(folder, *targets, oom_targets=["sick"])
     assert ran.returncode == 0, ran.stderr
@@ -84,6 +94,7 @@ def test_a_target_that_is_refused_or_fails_stops_no_other(folder: Path) -> None:
     assert "Study m-two" not in other.stderr
 
 
+@pytest.mark.timing
 def test_kill_9_loses_no_target_that_is_done(folder: Path) -> None:
     env = "--env=FAKE_SERVING=" + json.dumps({"boots": str(folder / "boots")})
     words = command("--target", "one", "--target", "two", env)

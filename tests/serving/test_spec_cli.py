@@ -8,15 +8,16 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from autotune.cli import spec_runs
 from tests.serving.test_spec_job import FAKE
 from tests.serving.tiny_models import TinyModels
-
-pytestmark = pytest.mark.timing
+from tests.support.formula_measurer import in_memory
 
 SMALL = "--server-arg=--kv-cache-memory-bytes=268435456"
 """What is free on the machine of the test then decides nothing."""
@@ -31,15 +32,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def autotune(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+Ran = subprocess.CompletedProcess[str]
+Run = Callable[..., Ran]
+
+
+def in_processes(folder: Path, *args: str) -> Ran:
+    """As it is typed: a program, which starts servers that sleep."""
     return subprocess.run(
         [str(BINARY), *args], cwd=folder, capture_output=True, text=True, check=False
     )
 
 
-def spec(
-    folder: Path, target: Path, *args: str, drafter: str = "ngram"
-) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def autotune(
+    in_process: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> Run:
+    """The command in this process, with servers in memory."""
+    monkeypatch.setattr(spec_runs, "local_measurer", in_memory)
+
+    def command(folder: Path, *args: str) -> Ran:
+        monkeypatch.chdir(folder)
+        return Ran([*args], *in_process(*args))
+
+    return command
+
+
+def spec(autotune: Run, folder: Path, target: Path, *args: str, drafter: str = "ngram") -> Ran:
     given = (
         f"--target {target} --drafter {drafter} --prompts p.jsonl --concurrency 1 --max-tokens 24"
     )
@@ -47,8 +65,10 @@ def spec(
     return autotune(folder, "spec", *given.split(), "--vllm", FAKE, SMALL, *args)
 
 
+@pytest.mark.timing
 def test_plan_progress_result_and_a_second_run(folder: Path, tiny_models: TinyModels) -> None:
-    ran = spec(folder, tiny_models.qwen3, "--gamma", "0,2")
+    autotune = in_processes
+    ran = spec(autotune, folder, tiny_models.qwen3, "--gamma", "0,2")
     assert ran.returncode == 0, ran.stderr
     assert "at most 4 boots: 2 searched, 1 × 2 to confirm" in ran.stderr
     assert "boot 1 of at most 4: baseline" in ran.stderr
@@ -61,7 +81,7 @@ def test_plan_progress_result_and_a_second_run(folder: Path, tiny_models: TinyMo
     assert json.loads(kept.stdout)["result"].lower() == best["verdict"].lower()
     assert '<p class="result">Best: gamma=2' in page
 
-    again = spec(folder, tiny_models.qwen3, "--gamma", "0,2", "--json")
+    again = spec(autotune, folder, tiny_models.qwen3, "--gamma", "0,2", "--json")
     document = json.loads(again.stdout)
     assert "boot 4 of at most 4: confirm" in again.stderr, "progress does not disturb the document"
     assert again.stderr.count("(known already)") == 4
@@ -78,21 +98,24 @@ def test_plan_progress_result_and_a_second_run(folder: Path, tiny_models: TinyMo
 
 
 def test_a_flag_that_vllm_does_not_know_is_bad_input(folder: Path, tiny_models: TinyModels) -> None:
+    autotune = in_processes
     program = folder / "vllm"
     program.write_text(
         "#!/bin/sh\necho 'vllm: error: unrecognized arguments: --max-num-sequences 8' >&2\nexit 2\n"
     )
     program.chmod(0o755)
-    ran = spec(folder, tiny_models.qwen3, "--vllm", str(program), "--gamma", "0,2")
+    ran = spec(autotune, folder, tiny_models.qwen3, "--vllm", str(program), "--gamma", "0,2")
     assert ran.returncode == 2
     assert "vLLM refuses what the server without speculation is given" in ran.stderr
     assert "unrecognized arguments: --max-num-sequences 8" in ran.stderr.splitlines()[-1]
     assert "Traceback" not in ran.stderr
 
 
-def test_a_moe_target_gets_the_keys_that_it_decodes(folder: Path, tiny_models: TinyModels) -> None:
+def test_a_moe_target_gets_the_keys_that_it_decodes(
+    autotune: Run, folder: Path, tiny_models: TinyModels
+) -> None:
     args = ("--gamma", "0,2", "--concurrency", "1,4", "--study", "moe", "--json")
-    document = json.loads(spec(folder, tiny_models.qwen3_moe, *args).stdout)
+    document = json.loads(spec(autotune, folder, tiny_models.qwen3_moe, *args).stdout)
     gamma = document["best"]["candidate"]["gamma"]
     sizes = f"{gamma + 1},{4 * (gamma + 1)}"
     model = tiny_models.qwen3_moe
@@ -100,19 +123,19 @@ def test_a_moe_target_gets_the_keys_that_it_decodes(folder: Path, tiny_models: T
     assert document["best"]["moe"] == expected
 
 
-def test_a_refused_pair_needs_force(folder: Path, tiny_models: TinyModels) -> None:
+def test_a_refused_pair_needs_force(autotune: Run, folder: Path, tiny_models: TinyModels) -> None:
     args = ("--study", "f", "--gamma", "0,2")
-    refused = spec(folder, tiny_models.qwen3, *args, drafter="mtp")
+    refused = spec(autotune, folder, tiny_models.qwen3, *args, drafter="mtp")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1 + refused.stderr.count("note:")
     assert "(--force goes on)" in refused.stderr
-    forced = spec(folder, tiny_models.qwen3, *args, "--force", drafter="mtp")
+    forced = spec(autotune, folder, tiny_models.qwen3, *args, "--force", drafter="mtp")
     assert forced.returncode == 0, forced.stderr
     assert "refuse:" in forced.stderr
 
 
 def test_a_range_a_limit_and_a_schedule_end_in_files_and_a_page(
-    folder: Path, tiny_models: TinyModels
+    autotune: Run, folder: Path, tiny_models: TinyModels
 ) -> None:
     memory = {"tokens": 100, "start": 20}
     env = "--env=FAKE_SERVING=" + json.dumps({"memory": memory, "base_ms": 5.0, "crowd_ms": 3.0})
@@ -131,7 +154,7 @@ def test_a_range_a_limit_and_a_schedule_end_in_files_and_a_page(
 
 @pytest.mark.parametrize("drafter", [(), ("--drafter", "none")])
 def test_without_a_drafter_other_flags_are_compared(
-    folder: Path, tiny_models: TinyModels, drafter: tuple[str, ...]
+    autotune: Run, folder: Path, tiny_models: TinyModels, drafter: tuple[str, ...]
 ) -> None:
     study = f"plain{len(drafter)}"
     args = f"spec --target {tiny_models.qwen3} --prompts p.jsonl --concurrency 1 --max-tokens 24"
@@ -151,7 +174,9 @@ def test_without_a_drafter_other_flags_are_compared(
     assert f"{tiny_models.qwen3} with no drafter; " in shown.stdout
 
 
-def test_without_a_drafter_a_range_is_searched(folder: Path, tiny_models: TinyModels) -> None:
+def test_without_a_drafter_a_range_is_searched(
+    autotune: Run, folder: Path, tiny_models: TinyModels
+) -> None:
     env = "--env=FAKE_SERVING=" + json.dumps({"memory": {"tokens": 100, "start": 20}})
     args = f"spec --target {tiny_models.qwen3} --gamma 0 --prompts p.jsonl --concurrency 1,2"
     args += " --max-tokens 24 --waves 1 --repeats 2 --gpu-memory-utilization 0.3:0.5 --study pr"
@@ -176,6 +201,7 @@ def parts_in(database: Path) -> int:
         return 0
 
 
+@pytest.mark.timing
 def test_kill_9_loses_no_finished_repeat(tiny_models: TinyModels, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     env = "--env=FAKE_SERVING=" + json.dumps({"base_ms": 6.0})
@@ -190,7 +216,7 @@ def test_kill_9_loses_no_finished_repeat(tiny_models: TinyModels, tmp_path: Path
             time.sleep(0.02)
         tuner.kill()
     kept = parts_in(database)
-    ran = autotune(tmp_path, *command[1:], "--json")
+    ran = in_processes(tmp_path, *command[1:], "--json")
     assert ran.returncode == 0, ran.stderr
     baseline = json.loads(ran.stdout)["trials"][0]
     assert baseline["repeats_of_earlier_runs"] == kept
@@ -215,6 +241,7 @@ def serving_in(folder: Path) -> list[int]:
     return found
 
 
+@pytest.mark.timing
 def test_kill_9_leaves_no_server_and_loses_no_finished_trial(
     tiny_models: TinyModels, tmp_path: Path
 ) -> None:
@@ -234,7 +261,7 @@ def test_kill_9_leaves_no_server_and_loses_no_finished_trial(
     while serving_in(tmp_path):
         assert time.monotonic() < end
         time.sleep(0.05)
-    ran = autotune(tmp_path, *command[1:], "--json")
+    ran = in_processes(tmp_path, *command[1:], "--json")
     assert ran.returncode == 0, ran.stderr
     document = json.loads(ran.stdout)
     # The baseline was finished, the second boot was not: it alone is made again.

@@ -1,4 +1,4 @@
-"""The whole job against servers of known speed: what it finds, what it skips, what it survives."""
+"""The whole job, in memory, on servers of known speed: what it finds, skips and survives."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from autotune.serving.report.markdown_report import report
 from autotune.serving.request import SpecRequest
 from autotune.store.store import Store
 from tests.serving.tiny_models import TinyModels
+from tests.support.formula_measurer import in_memory
 
 FAKE = f"{sys.executable} {Path(__file__).with_name('fake_serving.py')}"
 BINARY = Path(sys.executable).with_name("autotune")
@@ -58,10 +59,13 @@ def make_request(target: Path, prompts: Path | str, **changes: Any) -> SpecReque
 
 
 class Bench:
-    """A folder with prompts, a database and a count of boots."""
+    """A folder with prompts, a database and a count of boots.
 
-    def __init__(self, target: Path, root: Path) -> None:
-        self.target, self.root = target, root
+    Servers are formulas in memory, unless ``processes``: then they are processes that sleep.
+    """
+
+    def __init__(self, target: Path, root: Path, *, processes: bool = False) -> None:
+        self.target, self.root, self.processes = target, root, processes
         self.prompts, self.boots_file = root / "p.jsonl", root / "boots"
         lines = [json.dumps({"prompt": f"Question {i}"}) for i in range(5)]
         self.prompts.write_text("\n".join(lines))
@@ -77,7 +81,8 @@ class Bench:
             return run(plan, store, self.measurer(plan), lambda _: None)
 
     def measurer(self, plan: Plan) -> Measurer:
-        return local_measurer(plan, self.root / "logs")
+        make = local_measurer if self.processes else in_memory
+        return make(plan, self.root / "logs")
 
     @property
     def boots(self) -> int:
@@ -126,7 +131,8 @@ def test_the_best_gamma_is_found_and_what_cannot_win_is_not_booted(bench: Bench)
     )
     assert result.selection.winner.candidate.int("gamma") == 2
     assert not result.selection.kept_incumbent
-    assert result.selection.speedup == pytest.approx(2.4 / 1.4, rel=0.15)
+    # 24 tokens: the first takes a step alone, the others come 2.4 in a step.
+    assert result.selection.speedup == pytest.approx(24 / (1.4 * (1 + 23 / 2.4)), rel=0.05)
     assert gammas(result)[:3] == [0, 6, 2]  # baseline, probe, the best by the forecast
     assert {c.int("gamma") for c in result.left_out} >= {4, 5}
     assert result.boots == result.fresh_boots == bench.boots
@@ -158,14 +164,20 @@ def test_a_run_cut_off_goes_on_where_it_was(bench: Bench) -> None:
     assert whole.boots == bench.boots == whole.fresh_boots + 2
 
 
-def test_failures_are_outcomes_with_the_telling_line_and_the_search_goes_on(bench: Bench) -> None:
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.timing)])
+def test_failures_are_outcomes_with_the_telling_line_and_the_search_goes_on(
+    processes: bool, bench: Bench
+) -> None:
+    """Once through processes and HTTP: what happens there is what the formula says."""
+    bench.processes = processes
     result = bench.tune({"oom": [4], "dies": [3], "refuses": [1], "draft_ms": 0.0})
     failed = {t.candidate.int("gamma"): t.measurement for t in result.failures}
     assert failed[4].outcome is Outcome.OUT_OF_MEMORY
     assert "CUDA out of memory" in failed[4].message
     assert failed[3].outcome is Outcome.OUT_OF_MEMORY
     assert failed[3].details["failure"] == "out_of_memory_under_load"
-    assert result.selection.winner.candidate.int("gamma") == 2
+    if not processes:  # what is as fast as it sleeps wins on a quiet machine only
+        assert result.selection.winner.candidate.int("gamma") == 2
     if 1 in failed:  # the forecast may leave it out
         assert "HTTP 400" in failed[1].message
 
@@ -394,7 +406,7 @@ def test_pareto_confirms_the_ends_of_the_front_and_its_knee(bench: Bench) -> Non
     by = {row["objective"]: row for row in document["objectives"]}
     assert by["single"]["candidate"] == front[0]["candidate"]
     assert by["aggregate"]["candidate"] == front[-1]["candidate"]
-    assert by["single"]["speedup"] == pytest.approx(by["single"]["times_baseline"], rel=0.2)
+    assert by["single"]["speedup"] == pytest.approx(by["single"]["times_baseline"], rel=0.02)
     assert by["single"]["interval"][0] > 1
     assert {"## By objective", "## Pareto front"} <= set(report(result).splitlines())
 

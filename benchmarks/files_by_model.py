@@ -16,6 +16,7 @@ from typing import Any
 
 from autotune.kernels.files import Service, TunedFile, files_of
 from autotune.machine.devices import get_device
+from tests.kernels.quantised_models import VARIANTS
 from tests.kernels.served_models import MODELS
 from tests.kernels.vllm_models import ask
 
@@ -37,12 +38,13 @@ def situations() -> dict[str, tuple[str, int, int]]:
 
 
 def vllm_says(device: str, tp: int, ep: int) -> dict[str, list[Layer] | str]:
-    """The layers of each model as vLLM builds them; alike ones once."""
+    """The layers of each model as vLLM builds them; on one GPU of all variants too."""
+    models = MODELS if tp > 1 else MODELS | VARIANTS
     questions = [
-        {"files": {"config.json": config}, "tp": tp, "ep": ep > 1} for config in MODELS.values()
+        {"files": {"config.json": config}, "tp": tp, "ep": ep > 1} for config in models.values()
     ]
     answers = ask(questions, capability=GPUS[device], deep_gemm=False, tp=tp)
-    return dict(zip(MODELS, map(_layers, answers), strict=True))
+    return dict(zip(models, map(_layers, answers), strict=True))
 
 
 def _layers(answer: Mapping[str, Any]) -> list[Layer] | str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -125,7 +126,8 @@ def _compressed(weights: Mapping[str, Any], inputs: Mapping[str, Any] | None, fo
     group = weights.get("group_size")
     if kind == "float" and bits == 4:
         name = "mxfp4" if strategy == "group" and group == 32 else "nvfp4"
-        return Weights(name, "group", method=method)
+        alone = name == "nvfp4" and inputs is None
+        return Weights("nvfp4_w4a16" if alone else name, "group", method=method)
     if kind == "float" and bits == 8 and strategy == "group" and group == 32:
         return Weights("mxfp8", "group", method=method)
     if inputs is None and strategy in {"channel", "group"} and kind == "int":
@@ -162,9 +164,11 @@ _MODELOPT = {
     "FP8": Weights("fp8_w8a8", "tensor", static=True, method="modelopt FP8"),
     "FP8_PB_WO": Weights("fp8_w8a8", "block", (128, 128), method="modelopt FP8_PB_WO"),
     "NVFP4": Weights("nvfp4", "group", method="modelopt NVFP4"),
-    "W4A16_NVFP4": Weights("nvfp4", "group", method="modelopt W4A16_NVFP4"),
+    "W4A16_NVFP4": Weights("nvfp4_w4a16", "group", method="modelopt W4A16_NVFP4"),
     "MXFP8": Weights("mxfp8", "group", method="modelopt MXFP8"),
 }
+
+_ONE_FP8_METHOD = ("FP8", "FP8_PB_WO", "FP8_PER_CHANNEL_PER_TOKEN")
 
 
 def _modelopt(quantisation: Quantisation, layer: Layer) -> Weights:
@@ -177,6 +181,9 @@ def _modelopt(quantisation: Quantisation, layer: Layer) -> Weights:
         return WHOLE
     if algorithm in {"MIXED_PRECISION", "MIXED"}:
         return _mixed(table_in(raw.get("quantized_layers"), "quantized_layers"), layer)
+    if layer.experts and "FP8" in algorithm and algorithm in _ONE_FP8_METHOD:
+        # Whatever the linear layers are: one class serves the experts, per tensor.
+        return replace(_MODELOPT["FP8"], method=f"modelopt {algorithm}")
     return _algorithm(algorithm, raw, layer)
 
 
@@ -192,8 +199,9 @@ def _of_method(method: str) -> str:
 
 
 def _algorithm(algorithm: str, raw: Mapping[str, Any], layer: Layer) -> Weights:
-    found = _MODELOPT.get(algorithm, Weights("unknown", method=f"modelopt {algorithm}"))
-    if algorithm == "FP8_PB_WO" and layer.experts:
+    alias = {"FP8_BLOCK_SCALES": "FP8_PB_WO"}.get(algorithm, algorithm)
+    found = _MODELOPT.get(alias, Weights("unknown", method=f"modelopt {algorithm}"))
+    if algorithm in {"FP8_PB_WO", "FP8_BLOCK_SCALES"} and layer.experts:
         size = raw.get("group_size")
         if isinstance(size, int) and size > 0:
             return Weights("fp8_w8a8", "block", (size, size), method=found.method)
@@ -214,13 +222,15 @@ def _excluded(layer: Layer, excluded: list[str]) -> bool:
 def _mixed(layers: Mapping[str, Any], layer: Layer) -> Weights:
     """The entry of the layer or of something inside it; else of the same part of another layer.
 
-    The last is ours: a list that names one layer's experts as an example means the others too,
-    and to take them for unquantised would be wrong for the layers that matter.
+    The last is ours, where a list names the experts of one layer only: an example, which means
+    the others too. Where it names those of several, a layer without an entry is left whole.
     """
     if not layers:
         raise BadInputError("config.json: quantization_config: MIXED_PRECISION names no layer")
     exact: dict[str, Any] = dict(layers)
-    alike = {re.sub(r"\d+", "#", name): entry for name, entry in layers.items()}
+    numbered = {re.sub(r"\.experts\..*", "", key) for key in layers if "experts" in key}
+    single = len({key for key in numbered if "shared" not in key}) == 1 or not layer.experts
+    alike = {re.sub(r"\d+", "#", name): entry for name, entry in layers.items()} if single else {}
     for table, names in (
         (exact, list(layer.names)),
         (alike, [re.sub(r"\d+", "#", name) for name in layer.names]),

@@ -199,14 +199,14 @@ def compressed(weights: Config, inputs: Config | None, **more: Any) -> Config:
     }
 
 
-_FLOAT8 = {"num_bits": 8, "type": "float"}
+FLOAT8 = {"num_bits": 8, "type": "float"}
 CHANNEL = compressed(
-    _FLOAT8 | {"strategy": "channel"}, _FLOAT8 | {"strategy": "token", "dynamic": True}
+    FLOAT8 | {"strategy": "channel"}, FLOAT8 | {"strategy": "token", "dynamic": True}
 )
-STATIC = compressed(_FLOAT8 | {"strategy": "tensor"}, _FLOAT8 | {"strategy": "tensor"})
+STATIC = compressed(FLOAT8 | {"strategy": "tensor"}, FLOAT8 | {"strategy": "tensor"})
 CT_BLOCK = compressed(
-    _FLOAT8 | {"strategy": "block", "block_structure": [128, 128]},
-    _FLOAT8 | {"strategy": "group", "group_size": 128, "dynamic": True},
+    FLOAT8 | {"strategy": "block", "block_structure": [128, 128]},
+    FLOAT8 | {"strategy": "group", "group_size": 128, "dynamic": True},
 )
 W8A8 = compressed(
     {"num_bits": 8, "type": "int", "strategy": "channel"},
@@ -218,8 +218,8 @@ W4A16 = compressed(
     None,
     format="pack-quantized",
 )
-_FLOAT4 = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
-CT_NVFP4 = compressed(_FLOAT4, _FLOAT4 | {"dynamic": "local"}, format="nvfp4-pack-quantized")
+FLOAT4 = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+CT_NVFP4 = compressed(FLOAT4, FLOAT4 | {"dynamic": "local"}, format="nvfp4-pack-quantized")
 CT_MXFP4 = compressed(
     {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32},
     None,
@@ -280,8 +280,8 @@ def quark(weight: Config, inputs: Config | None) -> Config:
     }  # fmt: skip
 
 
-_Q8 = {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}
-_Q4 = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}
+QUARK8 = {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}
+QUARK4 = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}
 
 
 def quantised(model: Config, how: Config) -> Config:
@@ -308,8 +308,8 @@ MODELS: dict[str, Config] = {
     "qwen3-30b-a3b mxfp4 compressed": quantised(QWEN3, CT_MXFP4),
     "qwen3-30b-a3b mxfp8": quantised(QWEN3, modelopt("MXFP8")),
     "qwen3-30b-a3b experts_int8": quantised(QWEN3, {"quant_method": "experts_int8"}),
-    "qwen3-30b-a3b quark fp8": quantised(QWEN3, quark(_Q8, _Q8 | {"is_dynamic": False})),
-    "qwen3-30b-a3b quark mxfp4": quantised(QWEN3, quark(_Q4, _Q4 | {"is_dynamic": True})),
+    "qwen3-30b-a3b quark fp8": quantised(QWEN3, quark(QUARK8, QUARK8 | {"is_dynamic": False})),
+    "qwen3-30b-a3b quark mxfp4": quantised(QWEN3, quark(QUARK4, QUARK4 | {"is_dynamic": True})),
     "qwen3-coder-480b fp8": quantised(CODER, BLOCK),
     "qwen3-next-80b-a3b": NEXT,
     "qwen3-next-80b-a3b fp8": quantised(NEXT, BLOCK),

@@ -19,11 +19,15 @@ SCHEMES: dict[str, tuple[Weights, tuple[int, int] | None]] = {
     "fp8 tensor": (Weights("fp8_w8a8", "tensor"), None),
     "fp8 tensor static": (Weights("fp8_w8a8", "tensor", static=True), None),
     "fp8 channel": (Weights("fp8_w8a8", "channel"), None),
+    "fp8 tensor compressed": (Weights("fp8_w8a8", "tensor", method="compressed-tensors"), None),
+    "fp8 channel quark": (Weights("fp8_w8a8", "channel", method="quark"), None),
     "fp8 block": (Weights("fp8_w8a8", "block", (128, 128)), (128, 128)),
     "fp8 block 64": (Weights("fp8_w8a8", "block", (128, 128)), (64, 64)),
     "int8": (Weights("int8_w8a8", "channel"), None),
     "int4": (Weights("int4_w4a16", "group"), None),
     "nvfp4": (Weights("nvfp4", "group"), None),
+    "nvfp4 alone": (Weights("nvfp4_w4a16", "group"), None),
+    "mxfp8": (Weights("mxfp8", "group"), None),
     "mxfp4": (Weights("mxfp4", "group"), None),
 }
 ACTIVATIONS = ("silu", "gelu_tanh", "relu2_no_mul", "swigluoai")

@@ -117,7 +117,7 @@ V4 = SIZES | {"model_type": "deepseek_v4", "architectures": ["DeepseekV4ForCausa
         # ModelOpt: at the top, nested, in lower case, with wildcards.
         (quantised(SIZES, quant_method="modelopt", quant_algo="fp8"), "fp8_w8a8/tensor"),
         (quantised(SIZES, quantization={"quant_algo": "FP8"}), "fp8_w8a8/tensor"),
-        (quantised(SIZES, quant_method="modelopt", quant_algo="FP8_PB_WO"), "fp8_w8a8/block"),
+        (quantised(SIZES, quant_method="modelopt", quant_algo="FP8_PB_WO"), "fp8_w8a8/tensor"),
         (quantised(SIZES, quant_method="modelopt", quant_algo="NVFP4"), "nvfp4/group"),
         (
             quantised(SIZES, quant_method="modelopt", quant_algo="FP8", ignore=["*.mlp.experts*"]),
@@ -133,7 +133,7 @@ V4 = SIZES | {"model_type": "deepseek_v4", "architectures": ["DeepseekV4ForCausa
                 quant_algo="MIXED_PRECISION",
                 quantized_layers={"model.layers.0.mlp.experts": {"quant_algo": "W4A16_NVFP4"}},
             ),
-            "nvfp4/group",
+            "nvfp4_w4a16/group",
         ),
         (
             quantised(

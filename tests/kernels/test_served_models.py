@@ -12,6 +12,7 @@ from autotune.core import BadInputError
 from autotune.kernels.files import TunedFile
 from benchmarks import files_by_model
 from benchmarks.files_by_model import ANSWERS, TABLE, situations, vllm_says, we_say
+from tests.kernels.quantised_models import VARIANTS
 from tests.kernels.served_models import MODELS
 
 STORED: dict[str, dict[str, Any]] = json.loads(ANSWERS.read_text())["answers"]
@@ -49,6 +50,24 @@ def test_the_rules_say_what_vllm_selects(model: str, situation: str) -> None:
         assert model in WITHOUT_FILES
     else:
         assert sorted(map(sizes, mine), key=str) == sorted(theirs, key=str)
+
+
+@pytest.mark.parametrize("situation", ["gb10", "h100"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_description_means_what_vllm_makes_of_it(variant: str, situation: str) -> None:
+    theirs = STORED[situation][variant]
+    if isinstance(theirs, str):
+        assert (variant, situation) == ("ct w4a8 fp8", "gb10")  # refused there
+        return
+    mine = we_say(VARIANTS[variant], situation)
+    for file in mine:
+        if file.name is not None:
+            assert sizes(file) in theirs
+        elif file.backend != "?" and " or " not in file.backend and "quark" not in variant:
+            assert file.backend in {layer[3] for layer in theirs}
+        assert file.name is not None or not file.reads
+    named = [sizes(file) for file in mine if file.name is not None]
+    assert len(mine) > len(named) or all(layer in named for layer in theirs)
 
 
 def test_the_table_is_what_the_rules_say() -> None:

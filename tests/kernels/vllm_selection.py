@@ -100,6 +100,7 @@ def ask(scheme: str, ep: int, activation: str, width: int) -> str:
         int8,
         int_wna16,
         mxfp4,
+        mxfp8,
         nvfp4,
         unquantized,
     )
@@ -111,6 +112,8 @@ def ask(scheme: str, ep: int, activation: str, width: int) -> str:
             "fp8 tensor static": (keys.kFp8StaticTensorSym, keys.kFp8StaticTensorSym, False),
             "fp8 tensor": (keys.kFp8StaticTensorSym, keys.kFp8DynamicTensorSym, False),
             "fp8 channel": (keys.kFp8StaticChannelSym, keys.kFp8DynamicTokenSym, True),
+            "fp8 tensor compressed": (keys.kFp8StaticTensorSym, keys.kFp8Dynamic128Sym, True),
+            "fp8 channel quark": (keys.kFp8StaticChannelSym, keys.kFp8DynamicTokenSym, False),
             "fp8 block": (keys.kFp8Static128BlockSym, keys.kFp8Dynamic128Sym, False),
             "fp8 block 64": (
                 keys.create_fp8_quant_key(static=True, group_shape=keys.GroupShape(64, 64)),
@@ -130,6 +133,10 @@ def ask(scheme: str, ep: int, activation: str, width: int) -> str:
                 )
             elif scheme == "nvfp4":
                 found = nvfp4.select_nvfp4_moe_backend(layer, keys.kNvfp4Static, keys.kNvfp4Dynamic)
+            elif scheme == "nvfp4 alone":
+                found = nvfp4.select_nvfp4_moe_backend(layer, keys.kNvfp4Static, None)
+            elif scheme == "mxfp8":
+                found = mxfp8.select_mxfp8_moe_backend(config=layer)
             elif scheme == "mxfp4":
                 asked: Any = mxfp4
                 asked._user_moe_activation_override = lambda: None

@@ -144,13 +144,21 @@ def _fp8(weights: Weights, block: tuple[int, int] | None, where: Where) -> _Answ
     if weights.scaling == "block":
         return _fp8_block(block, where)
     if weights.scaling == "channel":
+        # Quark does not allow it (quark_moe.py), compressed-tensors does.
         cutlass = 90 <= where.arch < 110 and not where.activation.endswith("_no_mul")
+        cutlass = cutlass and not weights.method.startswith("quark")
         if cutlass:
             return (
                 "VLLM_CUTLASS",
                 f"vLLM has CUTLASS kernels for per-channel fp8 on sm_{where.arch}",
             )
         return TRITON, f"no other backend serves per-channel fp8 on sm_{where.arch}"
+    return _fp8_tensor(weights, where)
+
+
+def _fp8_tensor(weights: Weights, where: Where) -> _Answer:
+    if weights.method.startswith("compressed-tensors") and not weights.static:
+        return "MARLIN", "vLLM asks for activations by groups of 128, which Triton serves by block"
     if weights.static and where.flashinfer and where.arch >= 90:
         return _flashinfer(where), "activation scales are stored, which FlashInfer serves first"
     return TRITON, "no backend before Triton serves these scales"
@@ -203,12 +211,15 @@ def _fp4(weights: Weights, block: tuple[int, int] | None, where: Where) -> _Answ
     return "FLASHINFER, MARLIN or triton_kernels", why
 
 
+def _fp4_alone(weights: Weights, block: tuple[int, int] | None, where: Where) -> _Answer:
+    del weights, block, where
+    return "MARLIN", "vLLM's only kernel for 4-bit floats whose activations stay 16 bits wide"
+
+
 def _mxfp8(weights: Weights, block: tuple[int, int] | None, where: Where) -> _Answer:
     del weights, block
     why = "no backend for fp8 with scales of 32 reads a tuned file"
-    if _is_datacentre_blackwell(where) and where.flashinfer:
-        return "FLASHINFER_TRTLLM", why
-    return "MARLIN", why
+    return ("FLASHINFER_TRTLLM" if _trtllm(where) and where.flashinfer else "MARLIN"), why
 
 
 def _unknown(weights: Weights, block: tuple[int, int] | None, where: Where) -> _Answer:
@@ -226,6 +237,7 @@ _RULES = {
     "int8_w8a16": _int_weights,
     "int4_w4a16": _int_weights,
     "nvfp4": _fp4,
+    "nvfp4_w4a16": _fp4_alone,
     "mxfp4": _fp4,
     "mxfp8": _mxfp8,
 }

@@ -15,6 +15,7 @@ from autotune.cli.requests import Compare
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.machine.devices import no_gpu, present_gpus, resolve_device
 from autotune.machine.environment import usable_cpus, visible_gpus
+from autotune.machine.memory import MemoryKind
 from autotune.util import flags
 from autotune.util.words import counted
 
@@ -82,6 +83,11 @@ def _show_all(comparison: Mapping[str, Any], rows: list[Row]) -> None:
 def _measuring(first: File, second: File, request: Compare) -> Source:
     from autotune.kernels.decide.compare import Measured, shape_of  # noqa: PLC0415
     from autotune.kernels.measure.available import cannot_measure  # noqa: PLC0415
+    from autotune.kernels.memory import (  # noqa: PLC0415
+        fitting_workers,
+        memory_of,
+        process_bytes,
+    )
     from autotune.kernels.moe.from_model import load_config, shape_from_config  # noqa: PLC0415
 
     visible, model = visible_gpus(), request.model
@@ -100,7 +106,11 @@ def _measuring(first: File, second: File, request: Compare) -> Source:
         + ("" if model else "; the names do not say these, --model does")
     )
     workers = request.workers or max(1, usable_cpus() - 1 - len(gpus))
-    return Measured(shape, device, gpus, workers, request.seed)
+    memory = memory_of(device, gpus)
+    need = len(gpus) * process_bytes(shape, device, (*first.rows, *second.rows))
+    workers = fitting_workers(workers, need, memory, "comparing two files")
+    unified = memory.kind is MemoryKind.UNIFIED
+    return Measured(shape, device, gpus, workers, request.seed, need if unified else 0)
 
 
 def _show(rows: list[Row], basis: str) -> None:

@@ -7,19 +7,36 @@ import json
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
-from autotune.serving.measure.boots import is_as_large, ran_short
+from autotune.core import (
+    Basis,
+    Candidate,
+    HoldsNothing,
+    Job,
+    Measurement,
+    Outcome,
+    Part,
+    Phase,
+    Trial,
+    Workload,
+)
+from autotune.machine.guard import MemoryGuard
+from autotune.serving.measure.boots import Boots, is_as_large, ran_short
+from autotune.serving.server.failures import FailureKind
+from autotune.serving.server.launchers import LocalLauncher
+from autotune.serving.server.process import ProcessHandle
+from autotune.serving.server.server import ServeSettings, start
 from autotune.store.records import DatedTrial
 from tests.serving.test_spec_cli import BINARY, SMALL, in_processes, serving_in
 from tests.serving.test_spec_job import FAKE
 from tests.serving.tiny_models import TinyModels
 from tests.support.box import Box
+from tests.support.stores import Size
 from tests.test_boots import NOON
 
 SHORT = "GiB of the host's memory were left, below the floor of 6.0 GiB"
@@ -199,3 +216,105 @@ def wait_until(condition: Any, within_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+# ------------------------------------------------------------------------ each part
+
+
+class Scripted(HoldsNothing):
+    """A measurer whose answers are given."""
+
+    basis = Basis.MEASURED
+
+    def __init__(self, *answers: Outcome) -> None:
+        self._answers = list(answers)
+        self.asked: list[Candidate] = []
+
+    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement | Part]:
+        for job in jobs:
+            self.asked.append(job.candidate)
+            outcome = self._answers.pop(0)
+            value = 1.0 if outcome is Outcome.OK else None
+            yield Measurement(outcome, Basis.MEASURED, value, message="why")
+
+
+class Log:
+    """Notes what began and what ended."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    @contextlib.contextmanager
+    def boot(self, workload: Workload, candidate: Candidate) -> Iterator[None]:
+        del workload
+        self.said.append(f"begun {candidate['gamma']}")
+        yield
+        self.said.append(f"ended {candidate['gamma']}")
+
+
+def jobs(*gammas: int) -> list[Job]:
+    return [Job(setting(gamma=gamma), Size(1)) for gamma in gammas]
+
+
+def test_each_boot_is_stored_before_it_begins_and_after_its_result_was_taken() -> None:
+    log, inner = Log(), Scripted(Outcome.OK, Outcome.CRASH)
+    taken = Boots(inner, log).measure(jobs(1, 2))
+    assert next(taken).outcome is Outcome.OK  # type: ignore[union-attr]
+    assert log.said == ["begun 1"], "until the result is stored"
+    assert next(taken).outcome is Outcome.CRASH  # type: ignore[union-attr]
+    assert log.said == ["begun 1", "ended 1", "begun 2"]
+
+
+def test_what_is_as_large_is_kept_from_the_measurer() -> None:
+    inner, log = Scripted(Outcome.OK, Outcome.HOST_MEMORY, Outcome.OK), Log()
+    found = list(Boots(inner, log, lost={setting(gamma=6): "noon"}).measure(jobs(2, 4, 5, 6, 7, 3)))
+    made = [one for one in found if isinstance(one, Measurement)]
+    ok, short, crash = Outcome.OK, Outcome.HOST_MEMORY, Outcome.CRASH
+    assert [m.outcome for m in made] == [ok, short, short, crash, crash, ok]
+    assert [c["gamma"] for c in inner.asked] == [2, 4, 3]
+    assert made[2].message == "not started: it takes as much memory as gamma 4, " + (
+        "kv_cache_dtype fp8, why"
+    )
+    assert "begun at noon never ended" in made[3].message
+    assert "as much memory as that, gamma 6" in made[4].message
+    assert {m.details["boots"] for m in made[2:5]} == {0}
+
+
+def test_a_server_that_eats_under_load_fails_for_that(tmp_path: Path, box: Box) -> None:
+    launcher = LocalLauncher((*FAKE.split(),), grace_s=0.5)
+    with (
+        MemoryGuard() as guard,
+        start(launcher, ServeSettings("m"), tmp_path / "log", 60, guard) as server,
+    ):
+        assert server.failure() is None
+        box.free = 5.5
+        wait_until(lambda: server.fall is not None)
+        failure = server.failure()
+        assert failure is not None
+        assert (failure.kind, failure.outcome) == (FailureKind.HOST_MEMORY, Outcome.HOST_MEMORY)
+        assert "5.5 GiB of the host's memory were left" in failure.line
+    assert not serving_in(tmp_path)
+
+
+def test_a_container_is_killed_by_its_engine(tmp_path: Path, box: Box) -> None:
+    """Its processes are not ours: killing the client alone would leave it alive."""
+    killed = tmp_path / "killed"
+    handle = ProcessHandle(
+        ["sleep", "600"], 1, tmp_path / "log", 0.5, cleanup=["touch", str(killed)], contained=True
+    )
+    with MemoryGuard() as guard, guard.watch("the server", handle.kill) as watched:
+        box.free = 3
+        wait_until(killed.exists)
+        assert watched.fall is not None
+    handle.stop()
+    assert guard.ended is not None
+
+
+def test_a_server_is_taken_before_others_by_the_kernel(tmp_path: Path) -> None:
+    handle = ProcessHandle(["sleep", "600"], 1, tmp_path / "log", 0.5)
+    try:
+        wait_until(lambda: len(handle.processes()) > 1)
+        files = [Path(f"/proc/{pid}/oom_score_adj") for pid in handle.processes()]
+        assert "1000" in {file.read_text().strip() for file in files}
+    finally:
+        handle.stop()

@@ -379,7 +379,9 @@ def test_docker_starts_stops_and_removes(docker: Path, fake: Fake) -> None:
     assert gone([pid], 0.0)
     run, remove = (docker.parent / "calls").read_text().splitlines()
     name = run.split()[run.split().index("--name") + 1]
-    assert run.startswith(f"run --rm --name {name} --label autotune=spec --gpus all ")
+    assert run.startswith(
+        f"run --oom-score-adj 1000 --rm --name {name} --label autotune=spec --gpus all "
+    )
     assert run.endswith(" --entrypoint vllm image serve good --host 0.0.0.0 --port 8000")
     assert remove == f"rm --force {name}"
 

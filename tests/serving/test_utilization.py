@@ -52,6 +52,35 @@ class Machine:
         return find_borders(low, high, 8, self.probe, slope)
 
 
+@given(
+    start=st.integers(0, 60),
+    dies=st.integers(20, 100),
+    low=st.integers(1, 60),
+    size=st.integers(1, 39),
+)
+def test_from_below_the_same_is_found_and_no_step_is_larger_than_what_held(
+    start: int, dies: int, low: int, size: int
+) -> None:
+    high = low + size
+    assume(start < low or start < dies)
+
+    def found(upwards: bool) -> tuple[int | None, list[int]]:
+        machine = Machine(start, 50, dies)
+        try:
+            borders = find_borders(low, high, 8, machine.probe, upwards=upwards)
+        except NoFeasibleCandidateError:
+            return None, machine.boots
+        return borders.most, machine.boots
+
+    most, boots = found(upwards=True)
+    assert most == found(upwards=False)[0]
+    assert boots[0] == low
+    best = low - 1
+    for boot in boots:
+        assert boot <= max(low, 2 * best - low + 3), "twice as far as what held"
+        best = max(best, boot) if boot <= dies else best
+
+
 def test_a_good_model_needs_three_boots() -> None:
     machine = Machine(start=20, slope=50, dies=100)
     found = machine.find(30, 90, 50.0)

@@ -349,8 +349,24 @@ class Measured:
     basis = Basis.MEASURED
 
     def __init__(
-        self, shape: MoeShape, device: Device, gpus: Sequence[GpuInfo], workers: int, seed: int
+        self,
+        shape: MoeShape,
+        device: Device,
+        gpus: Sequence[GpuInfo],
+        workers: int,
+        seed: int,
+        need: int = 0,
     ) -> None:
+        """Take what measuring needs.
+
+        Args:
+            shape: of the layer.
+            device: what the GPUs are.
+            gpus: to measure on.
+            workers: compile processes.
+            seed: of weights, inputs and routings.
+            need: bytes that measuring takes where memory is unified, and guarded; else 0.
+        """
         self._shape, self._workers, self._seed = shape, workers, seed
         self._kernel = kernel = kernel_info()
         self.origin = Origin(
@@ -363,6 +379,8 @@ class Measured:
             l2_bytes=device.l2_bytes,
             routing=Routing(),
             seed=seed,
+            unified=bool(need),
+            need=need,
         )
 
     def pairs(

@@ -268,8 +268,10 @@ class DockerLauncher:
         """
         self.require()
         name, port = f"autotune-{secrets.token_hex(6)}", free_port()
+        program, run, *rest = self.command(settings, port, name)
+        # Where memory runs out, the kernel is to choose the server before anything else.
         return ProcessHandle(
-            resolved(self.command(settings, port, name)),
+            resolved([program, run, "--oom-score-adj", "1000", *rest]),
             port,
             log,
             self.grace_s,

@@ -1,4 +1,4 @@
-"""The measured job end to end, with a fake kernel in the real measuring processes."""
+"""The measured job end to end, with a fake kernel: in memory, and once in measuring processes."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from autotune.space.space import load_space
 from autotune.store.store import Store
 from tests import fake_kernel
 from tests.kernels.test_gpu import SHAPE, NoCompiler
+from tests.support.timer_in_memory import TimerInMemory
 
 # ------------------------------------------------------ this module in place of the kernel
 
@@ -88,7 +89,9 @@ def plan(**changes: Any) -> Plan:
     return Plan(**(known | changes))
 
 
-def tune(tmp_path: Path, *, widens: bool = False, **changes: Any) -> tuple[Result, list[Any]]:
+def tune(
+    tmp_path: Path, *, widens: bool = False, processes: bool = False, **changes: Any
+) -> tuple[Result, list[Any]]:
     steps: list[Any] = []
     options = GpuOptions(
         gpus=(0,),
@@ -98,22 +101,27 @@ def tune(tmp_path: Path, *, widens: bool = False, **changes: Any) -> tuple[Resul
         uuids={0: "GPU-0"},
         locks=(tmp_path / "locks",),
     )
-    measurer = GpuMeasurer(SHAPE, options, NoCompiler(widens=widens))
+    make = GpuMeasurer if processes else TimerInMemory
+    measurer = make(SHAPE, options, NoCompiler(widens=widens))
     with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
         result = run(plan(**changes), store, measurer, steps.append)
     return result, steps
 
 
-def test_a_measured_job_writes_what_it_measured(tmp_path: Path) -> None:
-    result, steps = tune(tmp_path)
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_measured_job_writes_what_it_measured(processes: bool, tmp_path: Path) -> None:
+    result, steps = tune(tmp_path, processes=processes)
     assert {s.trial.measurement.basis for s in steps} == {Basis.MEASURED}
     assert {s.trial.phase for s in steps} == set(Phase)
     files = export.write(result, tmp_path)
     assert {path.parent.name for path in files} == {"measured"}
     rows = parse(files[-1].read_bytes(), "file")
     assert set(rows) >= {1, 8, 64}
-    # The fake is fastest at 128 columns; vLLM's default has 64.
-    assert all(rows[m]["BLOCK_SIZE_N"] == 128 for m in (1, 8, 64))
+    for m in (1, 8, 64):
+        tried = [s.trial for s in steps if s.trial.workload_key == MoeWorkload(SHAPE, m).key]
+        ok = [t.candidate.ints for t in tried if t.measurement.outcome is Outcome.OK]
+        times = [fake_kernel.time_us(m, params) for params in ok]
+        assert fake_kernel.time_us(m, rows[m].ints) == min(times) < max(times)
     assert "MEASURED" in (tmp_path / "fake/measured/report.md").read_text()
     assert result.measured is not None
     assert result.measured.between
@@ -162,11 +170,12 @@ def trials(tmp_path: Path) -> list[Trial]:
         return store.trials(search)
 
 
+@pytest.mark.parametrize("processes", [False, True])
 def test_a_batch_size_that_cannot_be_confirmed_is_left_out_until_it_can(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    processes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FAILS, "compare 8")
-    result, _ = tune(tmp_path)
+    result, _ = tune(tmp_path, processes=processes)
     assert set(result.selections) == {1, 64}
     assert result.failed.keys() == {8}
     (said,) = result.noticed

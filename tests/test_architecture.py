@@ -53,7 +53,7 @@ ROOM_OF: dict[str, set[str]] = {
     "pandas": {"measure.replay", "store.frames"},
     "yaml": {"util.yamlfile"},
     "typer": {"cli"},
-    "rich": {"cli"},
+    "rich": {"cli", "report.terminal"},
     "torch": {"kernels.compile", "kernels.measure"},
     "triton": {"kernels.compile", "kernels.measure"},
     "vllm": {"kernels.compile", "kernels.measure"},

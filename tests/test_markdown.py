@@ -7,7 +7,8 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.serving.report.markdown import table
+from autotune.report.page import Page, Section, Table
+from autotune.report.render import to_markdown
 from autotune.util.markdown import escape, in_comment
 
 
@@ -20,8 +21,10 @@ def test_escaped_text_has_no_line_cell_tag_or_control_character(text: str) -> No
 
 
 def test_a_hostile_cell_stays_in_its_cell() -> None:
-    lines = table(["a", "b"], [["x | y\n| z |\x1b[31m <img src=x>", "`1`"]])
-    assert len(lines) == 3
+    shown = Table(("a", "b"), [["x | y\n| z |\x1b[31m <img src=x>", "`1`"]])
+    page = Page("t", "measured", None, "r", [], sections=[Section("s", [shown])])
+    lines = to_markdown(page).splitlines()[-3:]
+    assert lines[0] == "| a | b |"
     assert lines[2] == "| x \\| y \\| z \\|\\[31m &lt;img src=x&gt; | \\`1\\` |"
 
 

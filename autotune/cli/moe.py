@@ -27,11 +27,14 @@ def moe(request: Moe) -> None:
     from autotune.kernels.job import local_measurer, run  # noqa: PLC0415
     from autotune.kernels.make_plan import make_plan  # noqa: PLC0415
     from autotune.kernels.memory import memory_of, within_memory  # noqa: PLC0415
-    from autotune.kernels.report.page import write_page  # noqa: PLC0415
+    from autotune.kernels.report.document import provenance  # noqa: PLC0415
+    from autotune.kernels.report.page import page_of  # noqa: PLC0415
+    from autotune.kernels.stored import folder_of  # noqa: PLC0415
+    from autotune.report.verdict import keep_verdict  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
     plan = make_plan(request, visible_gpus())
-    place = export.folder_of(request.out, plan.study, plan.basis)
+    place = folder_of(request.out, plan.study, plan.basis)
     plan = within_memory(plan, memory_of(plan.device, plan.gpus))
     check_scratch(plan)
     with Store.open(request.db) as store:
@@ -48,11 +51,13 @@ def moe(request: Moe) -> None:
             return
         with progress(plan.steps) as update, told(request.events, described, update) as tell:
             result = run(plan, store, local_measurer(plan, store.path.parent), tell)
-        files = export.write(result, request.out)
-        files.insert(0, write_page(store, result, request.out))
+        document = provenance(result)
+        keep_verdict(store, "moe", plan, document)
+        page = page_of(store, plan.study, setup=plan.setup(), device=plan.device)
+        files = export.write(result, page, request.out)
     if request.as_json:
-        document = export.provenance(result) | {"files": [str(path) for path in files]}
+        document |= {"files": [str(path) for path in files]}
         counts = {"compiled": result.compiled, "cached": result.cached}
         print_json(document | counts | {"notes": list(plan.notes)})
         return
-    show_result(result, files)
+    show_result(result, page, files)

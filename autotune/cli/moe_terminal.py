@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import typer
-from rich import box
-from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -18,45 +16,18 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 from autotune.cli.consoles import err, out
+from autotune.cli.result import show_files, show_page
 from autotune.cli.try_it import try_it
 from autotune.kernels import estimate
-from autotune.kernels.export.write import cells, summary, table, warnings
 from autotune.kernels.job import Result
 from autotune.kernels.moe.shape import Scheme
 from autotune.kernels.plan import Plan
 from autotune.machine.environment import others_on
+from autotune.report.page import Page
 from autotune.tune import Progress as Step
 from autotune.util.words import counted
-
-COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
-    ("M", "right"),
-    ("BM/BN/BK/G/warps/stages", "left"),
-    ("pred. µs", "right"),
-    ("def. µs", "right"),
-    ("speed-up", "right"),
-    ("limit", "left"),
-    ("registers", "right"),
-    ("spill B", "right"),
-    ("shared B", "right"),
-    ("tensor", "left"),
-)
-MEASURED_COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
-    ("M", "right"),
-    ("BM/BN/BK/G/warps/stages", "left"),
-    ("µs", "right"),
-    ("def. µs", "right"),
-    ("speed-up", "right"),
-    ("95 % interval", "left"),
-    ("bandwidth", "right"),
-    ("tensor", "right"),
-    ("rel. error", "right"),
-)
-NARROW_COLUMNS = 6
-"""What fits 80 columns; the rest is shown from FULL_WIDTH on."""
-FULL_WIDTH = 120
 
 
 @contextmanager
@@ -119,29 +90,13 @@ def show_plan(plan: Plan) -> None:
     )
 
 
-def show_result(result: Result, files: list[Path]) -> None:
-    """The table, the warnings and where the files are."""
-    kind = "measured" if result.measured is not None else "PREDICTED, not measured"
-    columns = MEASURED_COLUMNS if result.measured is not None else COLUMNS
-    shown = Table(title=f"{result.plan.study}: {kind}", title_justify="left")
-    shown.box, shown.pad_edge, shown.show_edge = box.SIMPLE_HEAD, False, False
-    wanted = columns if out.width >= FULL_WIDTH else columns[:NARROW_COLUMNS]
-    for name, justify in wanted:
-        shown.add_column(name, justify=justify, no_wrap=True)
-    for row in table(result):
-        shown.add_row(*cells(row)[: len(wanted)])
-    out.print(shown)
-    if wanted != columns:
-        hidden = ", ".join(name for name, _ in columns[NARROW_COLUMNS:])
-        out.print(f"not shown for want of width, but in report.md: {hidden}")
-    out.print(f"{summary(result)}; a row has to gain more than {result.plan.min_gain:.1%}")
-    for text in warnings(result):
-        err.print(f"[yellow]Warning: {escape(text)}[/yellow]")
+def show_result(result: Result, page: Page, files: list[Path]) -> None:
+    """The page in brief, what this command did, and where the files are."""
+    show_page(page)
     compiled = f"{result.compiled} kernels compiled, {result.cached} taken from the database; "
     out.print(
         f"{counted(result.trials, 'trial')}, {result.fresh} of them new; "
         f"{'' if result.measured is not None else compiled}{result.seconds:.0f} s"
     )
-    for path in files:
-        typer.echo(path)
+    show_files(files)
     typer.echo(try_it(files[-1].parent))

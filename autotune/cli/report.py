@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,7 +13,7 @@ from autotune.cli.common import print_json, reads_studies, tuned_for
 from autotune.cli.consoles import err
 from autotune.cli.requests import Dashboard, Report
 from autotune.core import BadInputError
-from autotune.util import edge, flags
+from autotune.util import flags
 from autotune.util.escape import for_terminal
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 @reads_studies
 def report(request: Report) -> None:
     """Write the study's pages and print where they are."""
-    from autotune.report.files import write_html, write_markdown  # noqa: PLC0415
+    from autotune.export.files import write_files  # noqa: PLC0415
+    from autotune.report.files import PAGE_FILES  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
-    study, min_gain = request.study, request.min_gain
-    gain = None if min_gain is None else flags.fraction(min_gain, "--min-gain")
+    study = request.study
     with Store.open(request.db, create=False) as store:
         if request.bundle is not None:
             from autotune.cli.bundles import write_bundle  # noqa: PLC0415
@@ -37,14 +37,8 @@ def report(request: Report) -> None:
             return
         kind = store.get_study(study).study.kind
         flags.study_name(study)  # of a database made elsewhere: it becomes part of a path
-        if kind == "spec":
-            page, place, current = _spec(store, study, request.out)
-        else:
-            page, place, current = _moe(store, study, request.out, request.device, gain)
-    text = place / "report.md"
-    if not (current and text.is_file()):  # a finished job's own says more
-        write_markdown(page, place)
-    files = [text, write_html(page, place)]
+        page, place = _spec(store, request) if kind == "spec" else _moe(store, request)
+    files = write_files(place, PAGE_FILES, page)
     if request.as_json:
         document = {"study": study, "kind": kind, "banner": page.banner, "result": page.result}
         print_json(document | {"files": [str(path) for path in files]})
@@ -58,50 +52,28 @@ def report(request: Report) -> None:
         typer.echo(f"no browser to open here; open {files[-1]} in one", err=True)
 
 
-def _moe(
-    store: Store, study: str, out: Path, device: str | None, min_gain: float | None
-) -> tuple[Page, Path, bool]:
-    from autotune.kernels.export.write import folder_of  # noqa: PLC0415
-    from autotune.kernels.report.page import moe_page  # noqa: PLC0415
-    from autotune.kernels.stored import load  # noqa: PLC0415
+def _moe(store: Store, request: Report) -> tuple[Page, Path]:
+    from autotune.core import Basis  # noqa: PLC0415
+    from autotune.kernels.report.page import page_of  # noqa: PLC0415
+    from autotune.kernels.stored import folder_of  # noqa: PLC0415
 
-    own_device = None if device is None else tuned_for(store, study, device)
-    tuned = load(store, study, 0.01 if min_gain is None else min_gain, device=own_device)
-    place = folder_of(out, study, tuned.basis)
-    provenance = _provenance(place)
-    facts, current = None, False
-    if provenance.get("setup") == tuned.setup:  # the job's own words are about this search
-        facts = provenance.get("measured_on")
-        current = min_gain is None and sum(provenance.get("counts", {}).values()) == tuned.trials
-        if min_gain is None and provenance.get("min_gain") is not None:
-            min_gain = float(provenance["min_gain"])
-            tuned = load(store, study, min_gain, device=own_device, setup=tuned.setup)
-    page = moe_page(store, tuned, 0.01 if min_gain is None else min_gain, facts)
-    return page, place, current
-
-
-def _spec(store: Store, study: str, out: Path) -> tuple[Page, Path, bool]:
-    from autotune.serving.export.write import folder_of  # noqa: PLC0415
-    from autotune.serving.report.page import (  # noqa: PLC0415
-        known_boots,
-        left_by_job,
-        left_in_folder,
-        spec_page,
+    gain = request.min_gain
+    page = page_of(
+        store,
+        request.study,
+        min_gain=None if gain is None else flags.fraction(gain, "--min-gain"),
+        device=None if request.device is None else tuned_for(store, request.study, request.device),
+        out=request.out,
     )
-    from autotune.serving.stored import load_served  # noqa: PLC0415
-
-    served, place = load_served(store, study), folder_of(out, study)
-    page = spec_page(store, served, left_by_job(store, served, place))
-    return page, place, known_boots(left_in_folder(served, place)) == served.boots
+    return page, folder_of(request.out, request.study, Basis(page.basis))
 
 
-def _provenance(place: Path) -> dict[str, Any]:
-    """Read what a finished job left there; nothing if there is none, or no JSON."""
-    try:
-        document = edge.read_json(place / "provenance.json")
-    except (OSError, edge.EdgeError):
-        return {}
-    return document if isinstance(document, dict) else {}
+def _spec(store: Store, request: Report) -> tuple[Page, Path]:
+    from autotune.serving.report.page import page_of  # noqa: PLC0415
+    from autotune.serving.stored import folder_of  # noqa: PLC0415
+
+    page = page_of(store, request.study, out=request.out)
+    return page, folder_of(request.out, request.study)
 
 
 @reads_studies

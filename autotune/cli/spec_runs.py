@@ -10,16 +10,20 @@ from autotune.cli.common import check_study, print_json, tell_of
 from autotune.cli.consoles import err
 from autotune.cli.events import existing_plan, serving_plan, told
 from autotune.cli.requests import Spec
+from autotune.cli.result import show_files, show_page
 from autotune.export.files import check_writable
 from autotune.machine.environment import secret_headers
+from autotune.report.page import Page
+from autotune.report.verdict import keep_verdict
 from autotune.serving.export import write as export
 from autotune.serving.job import Result, local_measurer, run
 from autotune.serving.make_plan import make_plan
 from autotune.serving.matrix.matrix import Entry, matrix_study, prepare, run_each
-from autotune.serving.matrix.report import matrix_document, write_matrix
+from autotune.serving.matrix.report import matrix_document, matrix_page, write_matrix
 from autotune.serving.plan import Plan
 from autotune.serving.preflight import refusal
-from autotune.serving.report.page import keep_verdict, write_page
+from autotune.serving.report.document import document
+from autotune.serving.report.page import page_of
 from autotune.serving.running.job import (
     ExistingPlan,
     existing_document,
@@ -29,6 +33,7 @@ from autotune.serving.running.job import (
     write_existing,
 )
 from autotune.serving.running.server import is_exposed
+from autotune.serving.stored import folder_of
 from autotune.store.store import Store
 
 
@@ -44,19 +49,18 @@ def tune(request: Spec) -> None:
         if request.dry_run:
             _only_said(request, plan)
             return
-        result = _tuned(request, plan, store)
-        files = export.write(result, out)
-        files.insert(0, write_page(store, plan, out))
+        result, page = _tuned(request, plan, store)
+        files = export.write(result, page, out)
     if request.as_json:
-        print_json(export.document(result) | {"files": [str(path) for path in files]})
+        print_json(document(result) | {"files": [str(path) for path in files]})
     else:
-        terminal.show_result(result, files)
+        terminal.show_result(result, page, files)
 
 
 def compare(request: Spec) -> None:
     """Tune several targets one after the other; write the matrix, and every target's own files."""
     out, entries = request.out, prepare(request)
-    folder = export.folder_of(out, matrix_study(request))
+    folder = folder_of(out, matrix_study(request))
     if not request.dry_run:
         check_writable(folder)
     for entry in entries:
@@ -69,9 +73,8 @@ def compare(request: Spec) -> None:
 
     def tune_one(plan: Plan) -> Result:
         _check(store, plan, _logs(out, plan))
-        result = _tuned(request, plan, store)
-        export.write(result, out)
-        write_page(store, plan, out)
+        result, page = _tuned(request, plan, store)
+        export.write(result, page, out)
         return result
 
     def on_change(changed: Sequence[Entry]) -> None:
@@ -81,16 +84,18 @@ def compare(request: Spec) -> None:
     with Store.open(request.db) as store:
         run_each(entries, tune_one, on_change)
     files = write_matrix(request, entries, folder)
+    compared = matrix_document(request, entries)
     if request.as_json:
-        print_json(matrix_document(request, entries) | {"files": [str(path) for path in files]})
+        print_json(compared | {"files": [str(path) for path in files]})
     else:
-        terminal.show_matrix(entries, files)
+        show_page(matrix_page(compared))
+        show_files(files)
 
 
 def measure(request: Spec) -> None:
     """Measure the one setting of a server that runs already."""
     plan = make_existing_plan(request, [*secret_headers(), *request.header])
-    folder = export.folder_of(request.out, plan.study)
+    folder = folder_of(request.out, plan.study)
     if is_exposed(plan.launcher.root, plan.launcher.headers):
         err.print("[yellow]Warning: headers go unencrypted: http, and another machine[/yellow]")
     with Store.open(request.db) as store:
@@ -102,13 +107,13 @@ def measure(request: Spec) -> None:
             return
         with told(request.events, existing_plan(plan), lambda _: None):
             result = run_existing(plan, store, existing_measurer(plan, folder / "logs"))
-        keep_verdict(store, plan, existing_document(result))
-        files = write_existing(result, folder)
-        files.insert(0, write_page(store, plan, request.out))
+        keep_verdict(store, "spec", plan, existing_document(result))
+        page = page_of(store, plan.study, about=(plan.setup(), plan.scenario))
+        files = write_existing(result, page, folder)
     if request.as_json:
         print_json(existing_document(result) | {"files": [str(path) for path in files]})
     else:
-        terminal.show_existing(result, files)
+        terminal.show_existing(result, page, files)
 
 
 def _only_said(request: Spec, plan: Plan) -> None:
@@ -127,13 +132,13 @@ def _check(store: Store, plan: Plan | ExistingPlan, folder: Path | None) -> None
 
 
 def _logs(out: Path, plan: Plan) -> Path:
-    return export.folder_of(out, plan.study) / "logs"
+    return folder_of(out, plan.study) / "logs"
 
 
-def _tuned(request: Spec, plan: Plan, store: Store) -> Result:
+def _tuned(request: Spec, plan: Plan, store: Store) -> tuple[Result, Page]:
     terminal.show_plan(plan)
     described = serving_plan(plan)
     with terminal.progress(plan) as update, told(request.events, described, update) as tell:
         result = run(plan, store, local_measurer(plan, _logs(request.out, plan)), tell)
-    keep_verdict(store, plan, export.document(result))
-    return result
+    keep_verdict(store, "spec", plan, document(result))
+    return result, page_of(store, plan.study, about=(plan.setup(), plan.scenario))

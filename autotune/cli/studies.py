@@ -137,7 +137,7 @@ def _show_best(rows: list[dict[str, Any]]) -> None:
 
 def _show_settings(served: Served, rows: list[dict[str, Any]]) -> None:
     """Every setting of the load measured last."""
-    from autotune.serving.report.markdown import described, number  # noqa: PLC0415
+    from autotune.serving.report.figures import described, number  # noqa: PLC0415
 
     scenario = served.scenario
     out.print(

@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from autotune.core import AutotuneError, BadInputError, MissingEnvironmentError
 from autotune.util.secret import mask
+
+T = TypeVar("T")
+
+Exporter = Callable[[T], bytes | None]
+"""Makes one file of a result; None where the result has nothing for it."""
+
+
+def write_files(
+    folder: Path, table: Mapping[str, Exporter[T]], result: T, flag: str = "--out"
+) -> list[Path]:
+    """Write the files of a table, by name, each whole; all are made before the first is written.
+
+    Raises:
+        BadInputError: the folder cannot be written.
+        MissingEnvironmentError: no space is left.
+    """
+    made = {name: exporter(result) for name, exporter in table.items()}
+    files = {folder / name: data for name, data in made.items() if data is not None}
+    for path, data in files.items():
+        write_whole(path, data, flag)
+    return list(files)
+
+
+def json_file(document: Mapping[str, object], *, sort: bool = True) -> bytes:
+    """Return a document as result files hold it."""
+    text = json.dumps(document, indent=2, sort_keys=sort, ensure_ascii=False)
+    return (text + "\n").encode()
 
 
 def at_home(path: str) -> str:

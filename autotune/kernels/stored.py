@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from autotune.core import BadInputError, Basis, Candidate, Outcome, Phase, Selection, Trial
@@ -110,6 +111,11 @@ class Tuned:
     def file_name(self) -> str:
         """VLLM's name for the file."""
         return self.shape.config_file_name(self.device.vllm_name)
+
+
+def folder_of(out: Path, study: str, basis: Basis) -> Path:
+    """Return where the files of a study lie."""
+    return out / study / basis.value
 
 
 def overall_speedup(speedups: Iterable[float | None]) -> float:

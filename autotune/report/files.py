@@ -1,28 +1,21 @@
-"""Where the files of a page go."""
+"""The files of a page."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from autotune.export.files import write_whole
+from autotune.export.files import Exporter
 from autotune.report.page import Page
-from autotune.report.render import render_html, render_markdown
+from autotune.report.render import to_html, to_markdown
 
 
-def write_html(page: Page, folder: Path) -> Path:
-    """``report.html``, whole.
-
-    Raises:
-        BadInputError: the folder cannot be written.
-        MissingEnvironmentError: no space is left.
-    """
-    path = folder / "report.html"
-    write_whole(path, render_html(page).encode("utf-8", "replace"))
-    return path
+def html(page: Page) -> bytes:
+    """Return the content of ``report.html``."""
+    return to_html(page).encode("utf-8", "replace")
 
 
-def write_markdown(page: Page, folder: Path) -> Path:
-    """``report.md``, whole; raises as :func:`write_html`."""
-    path = folder / "report.md"
-    write_whole(path, render_markdown(page).encode("utf-8", "replace"))
-    return path
+def markdown(page: Page) -> bytes:
+    """Return the content of ``report.md``."""
+    return to_markdown(page).encode("utf-8", "replace")
+
+
+PAGE_FILES: dict[str, Exporter[Page]] = {"report.md": markdown, "report.html": html}
+"""What ``autotune report`` writes."""

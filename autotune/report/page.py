@@ -1,4 +1,8 @@
-"""What a page is made of. Text here is plain: who renders it escapes it."""
+"""What a page is made of. Text here is plain: who renders it escapes it.
+
+Each kind makes its pages with ``page_of(store, study)``; :mod:`autotune.report.render` and
+:mod:`autotune.report.terminal` write them as HTML, Markdown, JSON and for a terminal.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +28,19 @@ class Code:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; ``words`` counts the columns from the left that hold words, not figures."""
+    """Rows of text.
+
+    Attributes:
+        heads: of the columns.
+        rows: of as many cells.
+        words: columns from the left that hold words, not figures.
+        narrow: columns from the left that a terminal of 80 characters shows; all if None.
+    """
 
     heads: tuple[str, ...]
     rows: Sequence[Sequence[str]]
     words: int = 1
+    narrow: int | None = None
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -59,10 +71,11 @@ Block = Text | Code | Table | Plot | Grid
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and what stands under it; ``brief`` ones make up the terminal's summary."""
 
     title: str
     blocks: Sequence[Block]
+    brief: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,7 @@ class Page:
 
     Attributes:
         title: usually the study's name.
+        basis: measured, predicted or synthetic.
         banner: what a reader must never overlook, such as that the times are predicted.
         result: the outcome in a sentence or two.
         facts: name and value, the shortest description of what was done.
@@ -79,6 +93,7 @@ class Page:
     """
 
     title: str
+    basis: str
     banner: str | None
     result: str
     facts: Sequence[tuple[str, str]]

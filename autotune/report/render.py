@@ -1,4 +1,4 @@
-"""A page as one HTML file that needs no network, and as Markdown."""
+"""Renderers of a page: HTML that needs no network, Markdown, JSON. See also ``terminal.py``."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from autotune.util.escape import for_terminal
 from autotune.util.markdown import code_line, escape
 
 
-def render_html(page: Page) -> str:
-    """One file with plotly.js in it (4.8 MB).
+def to_html(page: Page) -> str:
+    """Render one file with plotly.js in it (4.8 MB).
 
     The policy in its head lets a browser run the two scripts of this file and load nothing: even
     text that got past the escaping could not act.
@@ -63,8 +63,8 @@ def _anchor(title: str) -> str:
     return re.sub(r"\W+", "-", title.lower()).strip("-")
 
 
-def render_markdown(page: Page) -> str:
-    """The page without its plots, of which the tables hold the figures."""
+def to_markdown(page: Page) -> str:
+    """Render the page without its plots, of which the tables hold the figures."""
     lines = [f"# {escape(page.title)}", ""]
     if page.banner:
         lines += [f"> **{escape(page.banner)}**", ""]
@@ -93,6 +93,34 @@ def _block(block: Block) -> list[str]:
     return []
 
 
-def as_json(plot: Plot) -> Any:
-    """The figure of a plot as JSON values."""
-    return json.loads(plotly.io.to_json(plot.figure, validate=False))
+def to_json(page: Page) -> dict[str, Any]:
+    """Render the page as JSON values: every block names its ``kind``, plots hold their figure."""
+    return {
+        "title": page.title,
+        "basis": page.basis,
+        "banner": page.banner,
+        "result": page.result,
+        "facts": [list(fact) for fact in page.facts],
+        "warnings": list(page.warnings),
+        "sections": [
+            {
+                "title": section.title,
+                "brief": section.brief,
+                "blocks": [_block_json(block) for block in section.blocks],
+            }
+            for section in page.sections
+        ],
+    }
+
+
+def _block_json(block: Block) -> dict[str, Any]:
+    kind = {"kind": type(block).__name__.lower()}
+    if isinstance(block, Plot):
+        figure = json.loads(plotly.io.to_json(block.figure, validate=False))
+        return kind | {**vars(block), "figure": figure}
+    if isinstance(block, Grid):
+        return kind | {"says": block.says, "plots": [_block_json(plot) for plot in block.plots]}
+    if isinstance(block, Table):
+        rows = [list(row) for row in block.rows]
+        return kind | {"heads": list(block.heads), "rows": rows, "words": block.words}
+    return kind | vars(block)

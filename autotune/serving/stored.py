@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from autotune.core import BadInputError, Candidate, Outcome, Phase, Trial, digest
@@ -93,8 +94,15 @@ class Served:
         found = next((t for t in self.ok if t.candidate == reference), None)
         return None if found is None else share_of(trial, found)
 
-    def confirmed_ratio(self, candidate: Candidate) -> Ratio | None:
-        """Speed over the baseline's in the rounds in which both were booted again."""
+    def confirmed_ratio(
+        self, candidate: Candidate, samples: Callable[[Trial], Sequence[float]] | None = None
+    ) -> Ratio | None:
+        """Speed over the baseline's in the rounds in which both were booted again.
+
+        Args:
+            candidate: a setting.
+            samples: times of a trial's repeats, in any unit; those by the objective if None.
+        """
         baseline = self.baseline
         if baseline is None or candidate == baseline.candidate:
             return None
@@ -104,11 +112,16 @@ class Served:
         for number in sorted(theirs.keys() & ours.keys()):
             pair = theirs[number].measurement, ours[number].measurement
             if all(m.outcome is Outcome.OK for m in pair):
-                slower += pair[0].samples
-                faster += pair[1].samples
+                slower += samples(theirs[number]) if samples else pair[0].samples
+                faster += samples(ours[number]) if samples else pair[1].samples
         if not slower or len(slower) != len(faster):
             return None
         return paired_ratio(slower, faster)
+
+
+def folder_of(out: Path, study: str) -> Path:
+    """Return where the files of a study lie."""
+    return out / study / "spec"
 
 
 def gamma_of(candidate: Candidate) -> int | None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from autotune.kernels.export.write import SPARSE, few_keys, warnings
+from autotune.kernels.report.document import warnings
+from autotune.kernels.report.notes import SPARSE, few_keys
 from tests.kernels.test_measured_job import plan
 
 

@@ -295,6 +295,7 @@ JOB = """
     from pathlib import Path
     from autotune.kernels.export import write as export
     from autotune.kernels import job
+    from autotune.kernels.report.page import page_of
     from autotune.store.store import Store
     from tests.kernels.test_gpu import NoCompiler, measurer
     from tests.kernels.test_measured_job import plan
@@ -304,7 +305,8 @@ JOB = """
         with Store.open(f"sqlite:///{folder}/a.db") as store:
             timer = measurer(kernel=sys.argv[2], uuids={0: "GPU-0"}, locks=(folder / "locks",))
             result = job.run(plan(ms=(1, 64)), store, timer, lambda progress: None)
-        export.write(result, folder)
+            page = page_of(store, "fake")
+        export.write(result, page, folder)
         print(result.fresh)
 """
 

@@ -28,9 +28,13 @@ from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
 from autotune.kernels.measure.requests import EXIT_DEVICE_ERROR, Comparison, Timing
 from autotune.kernels.moe.shape import MoeWorkload, Scheme
 from autotune.kernels.plan import Plan
-from autotune.kernels.report.page import write_page
+from autotune.kernels.report.document import provenance, warnings
+from autotune.kernels.report.page import page_of
 from autotune.kernels.stored import load
 from autotune.machine.devices import GpuInfo, get_device
+from autotune.report.page import Page
+from autotune.report.render import to_html
+from autotune.report.verdict import keep_verdict
 from autotune.space.space import load_space
 from autotune.store.store import Store
 from tests import fake_kernel
@@ -108,12 +112,20 @@ def tune(
     return result, steps
 
 
+def page(tmp_path: Path, result: Result) -> Page:
+    """The page of a job that has just ended, as the command makes it."""
+    with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
+        keep_verdict(store, "moe", result.plan, provenance(result))
+        made = result.plan
+        return page_of(store, made.study, setup=made.setup(), device=made.device)
+
+
 @pytest.mark.parametrize("processes", [False, True])
 def test_a_measured_job_writes_what_it_measured(processes: bool, tmp_path: Path) -> None:
     result, steps = tune(tmp_path, processes=processes)
     assert {s.trial.measurement.basis for s in steps} == {Basis.MEASURED}
     assert {s.trial.phase for s in steps} == set(Phase)
-    files = export.write(result, tmp_path)
+    files = export.write(result, page(tmp_path, result), tmp_path)
     assert {path.parent.name for path in files} == {"measured"}
     rows = parse(files[-1].read_bytes(), "file")
     assert set(rows) >= {1, 8, 64}
@@ -129,10 +141,7 @@ def test_a_measured_job_writes_what_it_measured(processes: bool, tmp_path: Path)
 
 def test_the_page_of_a_measured_job_has_its_ceilings(tmp_path: Path) -> None:
     result, _ = tune(tmp_path)
-    with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
-        path = write_page(store, result, tmp_path)
-    assert path == tmp_path / "fake" / "measured" / "report.html"
-    text = path.read_text()
+    text = to_html(page(tmp_path, result))
     assert "Ceilings 1000 GB/s and 200 TFLOP/s, measured on a fake" in text
     assert "PREDICTED" not in text
 
@@ -185,7 +194,7 @@ def test_a_batch_size_that_cannot_be_confirmed_is_left_out_until_it_can(
     assert {b.m for b in result.measured.between} == {33, 128}
     with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
         read = load(store, "fake", 0.01)
-        write_page(store, result, tmp_path)
+    page(tmp_path, result)
     assert (set(read.rows), read.unconfirmed) == ({1, 64}, (8,))
     monkeypatch.delenv(FAILS)
     mended, _ = tune(tmp_path)
@@ -286,8 +295,8 @@ def test_every_measurement_names_its_gpu(tmp_path: Path) -> None:
 def test_fp8_multiplied_as_fp16_is_warned_of(tmp_path: Path, widens: bool) -> None:
     result, _ = tune(tmp_path, ms=(8,), widens=widens)
     assert result.fp16_fallback is widens
-    assert any("fp16 tensor-core" in text for text in export.warnings(result)) is widens
-    assert export.provenance(result)["measured_on"]["fp16_fallback"] is widens
+    assert any("fp16 tensor-core" in text for text in warnings(result)) is widens
+    assert provenance(result)["measured_on"]["fp16_fallback"] is widens
 
 
 @pytest.mark.parametrize(("found", "widens"), [("HMMA", True), ("QMMA", False)])
@@ -319,4 +328,4 @@ def test_what_else_used_the_gpu_is_recorded(
     monkeypatch.setattr(job, "others_on", lambda gpus: [f"GPU {gpus[0].index} is 37 % busy"])
     result, _ = tune(tmp_path, ms=(8,))
     assert result.noticed == ["when measuring began, GPU 0 is 37 % busy: times may be too long"]
-    assert export.provenance(result)["measured_on"]["others"] == ["GPU 0 is 37 % busy"]
+    assert provenance(result)["measured_on"]["others"] == ["GPU 0 is 37 % busy"]

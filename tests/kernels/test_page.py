@@ -14,7 +14,7 @@ from autotune.kernels.config_file import FIELDS
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import Scheme
 from autotune.kernels.predict.roofline import Ceilings, share
-from autotune.kernels.report.page import moe_page
+from autotune.kernels.report.page import page_of
 from autotune.kernels.stored import load
 from autotune.machine.devices import get_device
 from autotune.report.page import Page, Section, Table
@@ -33,6 +33,14 @@ from tests.support.kernel_pages import (
 KEPT: dict[str, Any] = json.loads((RESULTS / "provenance.json").read_text())
 
 
+def kept(out: Path) -> Path:
+    """What a job that kept its verdict in a file alone left."""
+    left = out / "h200-gemma4" / "measured"
+    left.mkdir(parents=True)
+    (left / "provenance.json").write_text(json.dumps(KEPT))
+    return out
+
+
 def section(page: Page, title: str) -> Section:
     (found,) = (one for one in page.sections if one.title == title)
     return found
@@ -45,8 +53,7 @@ def table(page: Page, title: str) -> Table:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Page:
     with Store.open(h200(tmp_path_factory.mktemp("h200"))) as store:
-        tuned = load(store, "h200-gemma4", 0.01)
-        return moe_page(store, tuned, 0.01, KEPT["measured_on"])
+        return page_of(store, "h200-gemma4", out=kept(tmp_path_factory.mktemp("out")))
 
 
 def test_the_rows_are_those_of_the_job(measured: Page) -> None:
@@ -92,6 +99,61 @@ def test_the_pinned_key_is_named(measured: Page) -> None:
     assert {m for m, said in pinned.items() if said} == {"12"}
 
 
+def test_the_database_alone_has_what_the_job_said(tmp_path: Path, measured: Page) -> None:
+    with Store.open(h200(tmp_path)) as store:
+        search = store.get_study("h200-gemma4").searches[0]
+        assert page_of(store, "h200-gemma4") != measured
+        run = store.start_run(search, store.environment({}), "autotune moe")
+        store.end_run(run, RunStatus.DONE)
+        store.set_verdict(search, KEPT)
+        page = page_of(store, "h200-gemma4")
+    assert page.result == measured.result
+    assert page.warnings == measured.warnings
+    assert [(name, said) for name, said in page.facts if name != "Trials"] == [
+        (name, said) for name, said in measured.facts if name != "Trials"
+    ]
+    assert table(page, "Speed-up") == table(measured, "Speed-up")
+
+
+def test_facts_that_only_the_job_knew(measured: Page) -> None:
+    facts = dict(measured.facts)
+    assert facts["Model"] == KEPT["model"]
+    assert f"{KEPT['feasible']} of {KEPT['space_size']} feasible" in facts["Search"]
+    seen = KEPT["measured_on"]
+    assert facts["Measured on"].startswith(f"{seen['gpu']}, driver ")
+    assert f"torch {seen['torch']}, Triton {seen['triton']}" in facts["Measured on"]
+    assert f"copy {seen['copy_gbs']:.0f} GB/s" in facts["Ceilings measured there"]
+    assert "compilers" in facts["Time"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"warnings": 3}, {"min_gain": "much"}, {"measured_on": {"gpu": "G"}}, {"spent": {"x_s": "a"}}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_damaged_verdict_counts_as_absent(change: dict[str, Any], tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/p.db") as store:
+        search = stored(store, [trial(1, Phase.SEARCH, 0, 64, 9.0)], (1,))
+        verdict = {"setup": SETUP, "model": "a model"}
+        store.set_verdict(search, verdict | change)
+        assert "Model" not in dict(page_of(store, "p").facts)
+        store.set_verdict(search, verdict)
+        assert dict(page_of(store, "p").facts)["Model"] == "a model"
+
+
+def test_a_gain_that_the_job_asked_for_chooses_the_rows(tmp_path: Path) -> None:
+    trials = [
+        trial(1, Phase.BASELINE, 0, 64, 10.0),
+        trial(1, Phase.SEARCH, 0, 64, 10.0),
+        trial(1, Phase.SEARCH, 1, 128, 9.5),
+    ]
+    with Store.open(f"sqlite:///{tmp_path}/p.db") as store:
+        search = stored(store, trials, (1,))
+        store.set_verdict(search, {"setup": SETUP, "min_gain": 0.1})
+        assert page_of(store, "p").result.startswith("Predicted: 0 of 1 rows")
+        assert page_of(store, "p", min_gain=0.01).result.startswith("Predicted: 1 of 1 rows")
+
+
 def test_the_command_and_the_environment_are_there(measured: Page) -> None:
     blocks = section(measured, "Command").blocks
     assert KEPT["command"] in [getattr(block, "text", "") for block in blocks]
@@ -130,7 +192,7 @@ def test_a_search_that_was_cut_off_claims_nothing(tmp_path: Path) -> None:
     ]
     with Store.open(f"sqlite:///{tmp_path}/p.db") as store:
         stored(store, trials, (1,), SETUP | {"basis": "measured"})
-        page = moe_page(store, load(store, "p", 0.01), 0.01)
+        page = page_of(store, "p")
     assert page.result == "No row has met vLLM's default side by side yet; the same command goes on"
     assert page.warnings[0].startswith("M=1: searched, but not compared")
     titles = [one.title for one in page.sections]
@@ -143,7 +205,7 @@ def test_a_command_that_did_not_reach_its_end_is_told(tmp_path: Path, status: Ru
         stored(store, [trial(1, Phase.SEARCH, 0, 64, 9.0)], (1,))
         (run,) = store.get_study("p").all_runs
         store.end_run(run, status)
-        page = moe_page(store, load(store, "p", 0.01), 0.01)
+        page = page_of(store, "p")
     told = [said for said in page.warnings if "did not reach its end" in said]
     assert bool(told) == (status is not RunStatus.DONE)
     assert all(status.value in said for said in told)
@@ -154,7 +216,7 @@ def test_other_searches_of_the_study_are_mentioned(tmp_path: Path) -> None:
         for seed in (0, 1):
             stored(store, [trial(1, Phase.SEARCH, 0, 64, 9.0 - seed)], (1,), SETUP | {"seed": seed})
         tuned = load(store, "p", 0.01)
-        page = moe_page(store, tuned, 0.01)
+        page = page_of(store, "p")
         first = load(store, "p", 0.01, setup=SETUP | {"seed": 0})
     assert tuned.setup["seed"] == 1
     assert first.rows[1].us == 9.0
@@ -201,5 +263,5 @@ def test_a_routing_is_named_where_it_is_not_uniform(tmp_path: Path) -> None:
     setup = SETUP | {"basis": "predicted", "routing": routing.as_json()}
     with Store.open(f"sqlite:///{tmp_path}/p.db") as store:
         stored(store, [trial(1, Phase.SEARCH, 0, 64, 9.0)], (1,), setup)
-        page = moe_page(store, load(store, "p", 0.01), 0.01)
+        page = page_of(store, "p")
     assert ("Routing", "zipf:1.5") in page.facts

@@ -22,9 +22,9 @@ from autotune.kernels.config_file import parse
 from autotune.kernels.export import sglang
 from autotune.kernels.export.publish import VllmOptions, uuids_of_trials
 from autotune.kernels.export.publish import to_vllm as to_vllm_repo
-from autotune.kernels.export.write import PREDICTED_NOTE
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.report.notes import PREDICTED_NOTE
 from autotune.kernels.stored import Tuned, load
 from autotune.store.store import Store
 from tests.kernels.kept_study import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -12,10 +13,12 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from autotune.report.page import Code, Grid, Page, Plot, Section, Table, Text
 from autotune.report.plots import Axis, Series, chart, heat_map
-from autotune.report.render import render_html, render_markdown
+from autotune.report.render import to_html, to_json, to_markdown
+from autotune.report.terminal import to_terminal
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&\"'`|*\u2028"
 
@@ -54,6 +57,7 @@ def a_page(text: str) -> Page:
     heat = heat_map(Axis(text, ticks=[text]), Axis("x", ticks=[1]), [[1.0]], 1.0)
     return Page(
         title=text,
+        basis=text,
         banner=text,
         result=text,
         facts=[(text, text)],
@@ -68,7 +72,7 @@ def a_page(text: str) -> Page:
 
 
 def test_nothing_from_outside_is_markup() -> None:
-    hostile, tame = Elements(render_html(a_page(HOSTILE))), Elements(render_html(a_page("tame")))
+    hostile, tame = Elements(to_html(a_page(HOSTILE))), Elements(to_html(a_page("tame")))
     assert hostile.tags == tame.tags
     assert [name for name, _ in hostile.attributes] == [name for name, _ in tame.attributes]
     assert " ".join(HOSTILE.split()) in " ".join(hostile.text.split())
@@ -81,8 +85,10 @@ def test_nothing_from_outside_is_markup() -> None:
 
 def test_the_data_of_a_plot_cannot_end_its_element() -> None:
     figure = {"data": [{"name": HOSTILE}], "layout": {}}
-    page = Page("t", None, "r", [], sections=[Section("s", [Plot("p", figure, "says")])])
-    data, *ours = Elements(render_html(page)).scripts
+    page = Page(
+        "t", "measured", None, "r", [], sections=[Section("s", [Plot("p", figure, "says")])]
+    )
+    data, *ours = Elements(to_html(page)).scripts
     assert len(ours) == 2
     assert json.loads(data) == figure
     assert not set("<>&\u2028") & set(data)
@@ -91,12 +97,12 @@ def test_the_data_of_a_plot_cannot_end_its_element() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
 def test_any_text_leaves_the_page_as_it_is(text: str) -> None:
-    page = Elements(render_html(a_page(text)))
-    assert page.tags == Elements(render_html(a_page("tame"))).tags
+    page = Elements(to_html(a_page(text)))
+    assert page.tags == Elements(to_html(a_page("tame"))).tags
 
 
 def test_the_policy_names_the_two_scripts_and_allows_nothing_else() -> None:
-    page = Elements(render_html(a_page("tame")))
+    page = Elements(to_html(a_page("tame")))
     policy = dict(page.attributes)["content"]
     (policy,) = (v for _, v in page.attributes if v and v.startswith("default-src"))
     assert policy.startswith("default-src 'none'; ")
@@ -109,7 +115,7 @@ def test_the_policy_names_the_two_scripts_and_allows_nothing_else() -> None:
 
 
 def test_the_page_loads_nothing() -> None:
-    page = Elements(render_html(a_page("tame")))
+    page = Elements(to_html(a_page("tame")))
     named = [v for n, v in page.attributes if n in {"src", "href", "action", "data"} and v]
     assert all(value.startswith("#") for value in named)
     assert not {"link", "iframe", "object", "base"} & set(page.tags)
@@ -142,6 +148,7 @@ def test_markdown() -> None:
     plot = Plot("p", {}, "says")
     page = Page(
         "name",
+        "predicted",
         "PREDICTED",
         "2 of 3",
         [("Device", "a & b <c>")],
@@ -159,9 +166,71 @@ def test_markdown() -> None:
             Section("Only plots", [plot, Grid([plot], "these")]),
         ],
     )
-    assert render_markdown(page) == MARKDOWN.replace("a & b", "a &amp; b")
+    assert to_markdown(page) == MARKDOWN.replace("a & b", "a &amp; b")
 
 
 def test_a_row_of_another_length_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="1 cells under 2 heads"):
         Table(("a", "b"), [("1",)])
+
+
+def a_small_page() -> Page:
+    table = Table(("M", "config", "µs", "limit"), [("1", "16/64", "2.0", "[red]")], 2, narrow=3)
+    return Page(
+        "name",
+        "predicted",
+        "PREDICTED",
+        "2 of 3",
+        [("Device", "d")],
+        ["few keys"],
+        [
+            Section("Rows", [Text("A rule."), Plot("p", {}, "says"), table], brief=True),
+            Section("Serve", [Code("x " * 60)], brief=True),
+            Section("Only plots", [Plot("p", {}, "says")], brief=True),
+            Section("Failures", [Text("many")]),
+        ],
+    )
+
+
+TERMINAL = f"""\
+name: predicted
+Rows
+A rule.
+M   config    µs
+────────────────
+1   16/64    2.0
+not shown for want of width, but in report.md: limit
+
+Serve
+{"x " * 60}
+
+PREDICTED
+2 of 3
+"""
+
+
+def test_a_terminal_shows_what_is_brief_and_the_result_last() -> None:
+    def shown(width: int) -> str:
+        console = Console(width=width, file=io.StringIO(), highlight=False)
+        console.print(to_terminal(a_small_page(), width), crop=False)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+    assert shown(80) == TERMINAL
+    assert "[red]" in shown(120)
+    assert "not shown" not in shown(120)
+
+
+def test_json_has_every_block_under_its_kind() -> None:
+    document = to_json(a_small_page())
+    assert json.loads(json.dumps(document)) == document
+    rows, serve, plots, _ = document["sections"]
+    assert [block["kind"] for block in rows["blocks"]] == ["text", "plot", "table"]
+    assert rows["blocks"][2]["rows"] == [["1", "16/64", "2.0", "[red]"]]
+    assert serve["blocks"] == [{"kind": "code", "text": "x " * 60}]
+    assert plots["blocks"][0]["figure"] == {}
+    assert (document["basis"], document["warnings"]) == ("predicted", ["few keys"])
+    figure = chart([Series("s", [1], [2])], Axis("x"), Axis("y"))
+    grid = Page("t", "b", None, "r", [], (), [Section("g", [Grid([Plot("q", figure, "")], "")])])
+    (block,) = to_json(grid)["sections"][0]["blocks"]
+    assert block["plots"][0]["figure"]["data"][0]["y"] == [2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from autotune.core import Candidate, Outcome
 from autotune.machine.environment import environment
 from autotune.serving.export import write as export
 from autotune.serving.forecast import forecast
-from autotune.serving.report.markdown_report import report
-from autotune.serving.report.page import left_by_job, spec_page
+from autotune.serving.report.document import document
+from autotune.serving.report.page import page_of
+from autotune.serving.report.verdict import last_verdict
 from autotune.serving.stored import load_served
 from autotune.store import run_log as runlog
 from autotune.store.store import Store
@@ -47,12 +47,12 @@ def test_the_next_best_takes_the_place_of_one_whose_score_falls(
     assert list(confirmed.trials) == [of(0), of(1)]
     assert [len(trials) for trials in confirmed.trials.values()] == [2, 2]
     assert result.selection.winner.candidate == of(1)
-    document = export.document(result)
-    assert len(document["scores"]) == 4
-    rows = {row["setting"]: row["message"] for row in document["confirmed"]}
+    told = document(result)
+    assert len(told["scores"]) == 4
+    rows = {row["setting"]: row["message"] for row in told["confirmed"]}
     assert rows["gamma=1"] == ""
     assert "fell from 0.800 to 0.500" in rows["gamma=3"]
-    assert "- gamma=3: t m,f fell from 0.800 to 0.500" in report(result)
+    assert "\ngamma=3: t m,f fell from 0.800 to 0.500" in bench.report(result)
     boots = bench.boots
     again = bench.tune(ALIKE, gamma="0-3", quality="t", repeats=6, confirm_boots=2)
     assert again.selection == result.selection
@@ -65,7 +65,7 @@ def test_where_all_that_is_faster_falls_the_verdict_names_it(
     scored(monkeypatch, {0: score(0.8), 2: score(0.5)})
     result = bench.tune(ALIKE, gamma="0,2", quality="t")
     assert result.selection.kept_incumbent
-    verdict = export.document(result)["verdict"]
+    verdict = document(result)["verdict"]
     assert verdict.startswith("no setting that may be recommended is clearly faster")
     assert "faster, but barred: gamma=2 (t m,f fell from 0.800 to 0.500" in verdict
 
@@ -77,13 +77,13 @@ def test_a_finalist_whose_fresh_boot_fails_is_replaced_and_told(bench: Bench) ->
     assert set(result.confirmed.trials) == {of(0), of(1), of(2)}
     (failed,) = result.failures
     assert failed.measurement.outcome is Outcome.OUT_OF_MEMORY
-    assert "CUDA out of memory" in report(result).partition("## Failed")[2]
+    assert "CUDA out of memory" in bench.report(result).partition("## Failures")[2]
 
 
 def test_a_failed_fresh_boot_is_in_the_verdict(bench: Bench) -> None:
     result = bench.tune(ALIKE | {"oom_at": {"2": 2}}, gamma="0,2")
     assert result.selection.kept_incumbent
-    verdict = export.document(result)["verdict"]
+    verdict = document(result)["verdict"]
     assert "barred: gamma=2 (a fresh boot failed: " in verdict
     assert "CUDA out of memory" in verdict
 
@@ -94,7 +94,7 @@ def test_a_baseline_that_fails_in_a_fresh_boot_leaves_nothing_to_say(bench: Benc
     result = bench.tune(serving, **load)
     assert result.selection.kept_incumbent
     assert result.selection.winner == result.baseline
-    assert export.document(result)["verdict"].startswith("nothing can be said: without speculation")
+    assert document(result)["verdict"].startswith("nothing can be said: without speculation")
     boots = bench.boots
     assert bench.tune(serving, **load).selection.kept_incumbent, "it stands until it is tried again"
     assert bench.boots == boots
@@ -121,9 +121,9 @@ def test_outputs_of_what_may_win_are_compared_even_if_that_costs_a_boot(bench: B
     assert winner["gamma"] in {1, 2}
     assert [t.candidate for t in result.references] == [of(0, kv_cache_dtype="fp8")]
     assert of(0, kv_cache_dtype="fp8") not in result.left_out
-    document = export.document(result)
-    assert any("0% of the outputs" in text for text in document["warnings"])
-    assert document["trials"][-1]["setting"] == "gamma=0 kv_cache_dtype=fp8"
+    told = document(result)
+    assert any("0% of the outputs" in text for text in told["warnings"])
+    assert told["trials"][-1]["setting"] == "gamma=0 kv_cache_dtype=fp8"
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -138,7 +138,7 @@ def test_boots_of_several_commands_did_not_take_turns_and_that_is_said(
     wider = bench.tune(serving, gamma="0,2,3")
     assert wider.selection.winner.candidate == of(3)
     assert {n: apart.environments for n, apart in wider.apart.items()} == {1: 1 + moved}
-    (said,) = (t for t in export.document(wider)["warnings"] if "did not take turns" in t)
+    (said,) = (t for t in document(wider)["warnings"] if "did not take turns" in t)
     assert ("another GPU" in said) == moved
 
 
@@ -146,13 +146,13 @@ def test_another_load_does_not_make_a_finished_job_look_outdated(bench: Bench) -
     bench.tune(gamma="0,2")
     result = bench.tune(gamma="0,2", concurrency="2")
     assert result.boots > result.boots_of_load
-    export.write(result, bench.root / "out")
+    export.write(result, bench.page(result), bench.root / "out")
     with Store.open(f"sqlite:///{bench.root}/a.db") as store:
         served = load_served(store, "t")
         assert served.boots == result.boots_of_load
-        left = left_by_job(store, served, bench.root / "out" / "t" / "spec")
-        page = spec_page(store, served, left)
-    assert json.loads(json.dumps(left))["boots_of_load"] == served.boots
+        left = last_verdict(store, served, bench.root / "out" / "t" / "spec")
+        page = page_of(store, "t")
+    assert left.boots_of_load == served.boots
     assert not any("the verdict is of a job" in text for text in page.warnings)
 
 

@@ -15,8 +15,9 @@ import pytest
 
 from autotune.cli import spec_runs
 from autotune.core import BadInputError
+from autotune.report.render import to_markdown
 from autotune.serving.matrix.matrix import prepare, study_names
-from autotune.serving.matrix.report import matrix_document, matrix_report, row_cells
+from autotune.serving.matrix.report import matrix_document, matrix_page, row_cells
 from autotune.serving.request import SpecRequest
 from tests.serving.test_spec_job import FAKE, make_request
 from tests.serving.tiny_models import TinyModels
@@ -166,7 +167,8 @@ def test_a_matrix_of_a_space_carries_what_was_published(
     request = of_targets(tiny_models.qwen3, tmp_path / "none", gamma=None, space=str(space))
     entries = prepare(request)
     assert [entry.status.value for entry in entries] == ["waiting", "refused"]
-    assert "| a base model | gamma=2 | 1 | 25.37 |" in matrix_report(request, entries)
     document = matrix_document(request, entries)
+    text = to_markdown(matrix_page(document))
+    assert "| gamma=2 | a base model | – | 1 | 25.37 | – |" in text
     assert document["published"]["basis"] == "published, not ours"
     assert document["rows"][1]["reason"]

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from autotune.machine.memory import MemoryKind, MemoryReading
-from autotune.serving.export import write as export
 from autotune.serving.job import run
-from autotune.serving.report.markdown_report import report
+from autotune.serving.report.document import document
 from autotune.store.store import Store
 from tests.serving.test_spec_job import Bench
 from tests.serving.tiny_models import TinyModels
@@ -39,9 +38,9 @@ def test_both_borders_are_found_and_the_search_goes_on_at_the_upper_one(bench: B
         later = run(less, store, bench.measurer(less), lambda _: None)
     assert (again.fresh_boots, later.fresh_boots, bench.boots) == (0, 0, boots)
     assert later.selection == result.selection
-    assert "0.83 is free now" in report(later)
-    assert "free now" not in report(again)
-    found = export.document(result)["memory_utilization"]
+    assert "0.83 is free now" in bench.report(later)
+    assert "free now" not in bench.report(again)
+    found = document(result)["memory_utilization"]
     assert (found["least"], found["most"], found["tokens_at_once"]) == (0.61, 0.84, 4096)
     rows = {row["utilization"]: row for row in found["evidence"]}
     assert rows[0.9]["failure"] == "out_of_memory_under_load"
@@ -50,6 +49,6 @@ def test_both_borders_are_found_and_the_search_goes_on_at_the_upper_one(bench: B
     assert rows[0.6]["preemptions"] > 0
     assert rows[0.6]["kv_cache_tokens"] == 4000
     assert all(t.candidate["gpu_memory_utilization"] == "0.84" for t in result.trials)
-    text = report(result)
+    text = bench.report(result)
     assert "at least 0.61 holds 4096 tokens at once without preemption; at most 0.84" in text
     assert json.loads(json.dumps(found)) == found

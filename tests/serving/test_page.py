@@ -17,7 +17,8 @@ from autotune.core import (
     Trial,
 )
 from autotune.report.page import Page, Section, Table
-from autotune.serving.report.page import left_by_job, spec_page
+from autotune.serving.report import page as report
+from autotune.serving.report.verdict import Verdict, last_verdict
 from autotune.serving.stored import load_served
 from autotune.store.records import RunStatus
 from autotune.store.store import Store
@@ -55,7 +56,7 @@ def traces(page: Page, name: str) -> list[Any]:
 
 def test_the_verdict_and_how_to_serve_are_those_of_the_job(page: Page) -> None:
     assert page.result == "Best: gamma=2, 1.400× the baseline's tok/s"
-    assert page.warnings == ["a warning of the job"]
+    assert list(page.warnings) == ["a warning of the job"]
     texts = [getattr(block, "text", "") for block in section(page, "Serve it").blocks]
     assert texts[0] == "vllm serve models/target"
     assert texts[-1] == "autotune moe --x"
@@ -112,11 +113,20 @@ def test_the_front_leaves_out_what_says_something_else(page: Page) -> None:
 
 def test_what_was_confirmed_has_the_interval_of_fresh_boots(page: Page) -> None:
     rows = {row[0]: row for row in table(page, "Confirmed").rows}
-    assert rows["gamma=0"][2:] == ["–", "–"]
+    assert rows["gamma=0"][2:] == ["–"] * 5
     value = float(rows["gamma=2"][2])
     low, high = map(float, rows["gamma=2"][3].split(" to "))
     assert 1 < low < value < high
     assert value == pytest.approx((182 / 102 * 442 / 402) ** 0.5, rel=0.01)
+    alone, together = map(float, rows["gamma=2"][5:])
+    assert (alone, together) == pytest.approx((182 / 102, 442 / 402), rel=0.01)
+
+
+def test_what_speaks_against_a_setting_stands_beside_its_boots(tmp_path: Path) -> None:
+    said = [{"setting": "gamma=1"}, {"setting": "gamma=2", "message": "t m,f fell"}]
+    blocks = section(page_of(tmp_path, left=LEFT | {"confirmed": said}), "Confirmed").blocks
+    assert getattr(blocks[-1], "text", "") == "gamma=2: t m,f fell"
+    assert len(blocks) == 3
 
 
 def test_a_forecast_is_never_called_measured(page: Page) -> None:
@@ -138,7 +148,7 @@ def test_a_finished_job_whose_words_are_elsewhere_goes_on_no_more(tmp_path: Path
         put(store, TRIALS[:3])
         (run,) = store.get_study("s").all_runs
         store.end_run(run, RunStatus.DONE)
-        page = spec_page(store, load_served(store, "s"), {})
+        page = report.page_of(store, "s")
     assert page.result.startswith("No verdict here: the job that measured 3 settings ended")
 
 
@@ -182,15 +192,15 @@ def test_the_rest_of_what_a_job_said(tmp_path: Path) -> None:
     first, shown = section(page, "Published, not ours").blocks
     assert "not measured by this study" in getattr(first, "text", "")
     assert isinstance(shown, Table)
-    assert shown.heads[-1] == "published tok/s"
-    assert shown.rows == [["gamma=4", "the space's own", "–", "1", "108.8"]]
+    assert shown.heads[-2] == "published tok/s"
+    assert shown.rows == [["gamma=4", "the space's own", "–", "1", "108.80", "–"]]
 
 
 def test_what_was_stopped_is_no_failure(tmp_path: Path) -> None:
     stopped = trial(4, None, sequence=3, said="at best 2 µs per token")
     stopped = replace(stopped, measurement=replace(stopped.measurement, outcome=Outcome.CANNOT_WIN))
     page = page_of(tmp_path, [TRIALS[0], stopped], {})
-    assert table(page, "Stopped half-way").rows[0][1] == "at best 2 µs per token"
+    assert table(page, "Stopped half-way").rows[0][2] == "at best 2 µs per token"
     assert getattr(section(page, "Failures").blocks[0], "text", "") == "No trial failed."
 
 
@@ -202,7 +212,7 @@ def test_an_older_verdict_says_that_it_is_older(tmp_path: Path) -> None:
 def test_synthetic_acceptance_is_called_so(tmp_path: Path) -> None:
     with Store.open(f"sqlite:///{tmp_path}/s.db") as store:
         put(store, TRIALS[:2], SETUP | {"basis": "synthetic"})
-        page = spec_page(store, load_served(store, "s"), {})
+        page = report.page_of(store, "s")
     assert page.banner is not None
     assert page.banner.startswith("SYNTHETIC")
 
@@ -212,14 +222,14 @@ def test_only_words_about_this_search_are_used(tmp_path: Path) -> None:
         put(store, TRIALS)
         served = load_served(store, "s")
 
-        def left(**changes: Any) -> dict[str, Any]:
+        def left(**changes: Any) -> str:
             (tmp_path / "best.json").write_text(json.dumps(LEFT | changes))
-            return left_by_job(store, served, tmp_path)
+            return last_verdict(store, served, tmp_path).verdict
 
-        assert left() == LEFT
-        assert left(study="t") == {}
-        assert left(setup={}) == {}
-        assert left(scenario=SCENARIO.as_json() | {"max_tokens": 9}) == {}
+        assert left() == LEFT["verdict"]
+        assert left(study="t") == ""
+        assert left(setup={"basis": "measured"}) == ""
+        assert left(scenario=SCENARIO.as_json() | {"max_tokens": 9}) == ""
 
 
 @pytest.mark.parametrize(
@@ -229,6 +239,7 @@ def test_only_words_about_this_search_are_used(tmp_path: Path) -> None:
         {"objectives": [{}]},
         {"objectives": 3},
         {"schedule": {"serve": "x"}},
+        {"setup": "here"},
         {"forecast": {"rows": [{"gamma": 1}]}},
         {"memory_utilization": {"evidence": [{}]}},
         {"scores": [{"setting": "a", "score": "b", "value": "c", "stderr": None}]},
@@ -243,7 +254,7 @@ def test_a_damaged_result_file_counts_as_absent(changes: dict[str, Any], tmp_pat
     (tmp_path / "best.json").write_text(json.dumps(LEFT | changes))
     with Store.open(f"sqlite:///{tmp_path}/s.db") as store:
         put(store, TRIALS)
-        assert left_by_job(store, load_served(store, "s"), tmp_path) == {}
+        assert last_verdict(store, load_served(store, "s"), tmp_path) == Verdict()
 
 
 @pytest.mark.parametrize("text", ["[", "[]", "3", "[" * 100_000, "\0"])
@@ -251,7 +262,7 @@ def test_a_result_file_that_is_no_object_counts_as_absent(text: str, tmp_path: P
     (tmp_path / "best.json").write_text(text)
     with Store.open(f"sqlite:///{tmp_path}/s.db") as store:
         put(store, TRIALS)
-        assert left_by_job(store, load_served(store, "s"), tmp_path) == {}
+        assert last_verdict(store, load_served(store, "s"), tmp_path) == Verdict()
 
 
 def test_the_database_alone_has_the_verdict(tmp_path: Path) -> None:
@@ -260,9 +271,9 @@ def test_the_database_alone_has_the_verdict(tmp_path: Path) -> None:
         served = load_served(store, "s")
         (tmp_path / "best.json").write_text(json.dumps(LEFT | {"verdict": "of the file"}))
         store.set_verdict(served.search, LEFT)
-        assert left_by_job(store, served, tmp_path) == LEFT
-        store.set_verdict(served.search, LEFT | {"scenario": "another load"})
-        assert left_by_job(store, served, tmp_path)["verdict"] == "of the file"
+        assert last_verdict(store, served, tmp_path).verdict == LEFT["verdict"]
+        store.set_verdict(served.search, LEFT | {"scenario": {"of": "another load"}})
+        assert last_verdict(store, served, tmp_path).verdict == "of the file"
 
 
 def test_the_last_load_is_shown_and_others_are_mentioned(tmp_path: Path) -> None:
@@ -271,7 +282,7 @@ def test_the_last_load_is_shown_and_others_are_mentioned(tmp_path: Path) -> None
         put(store, TRIALS[:1])
         last = load_served(store, "s")
         first = load_served(store, "s", (SETUP | {"cpus": 1}, SCENARIO))
-        page = spec_page(store, last, {})
+        page = report.page_of(store, "s")
     assert (len(last.searched), len(first.searched)) == (1, 5)
     assert (last.boots, first.boots) == (1, 7)
     assert any("1 more loads or set-ups" in said for said in page.warnings)
@@ -293,7 +304,8 @@ def test_a_server_whose_gamma_nobody_knows(tmp_path: Path) -> None:
     unknown = Trial(
         Candidate.of({"gamma": "unknown"}), one.workload_key, one.phase, 0, one.measurement
     )
-    page = page_of(tmp_path, [unknown], {"note": "one setting, as it runs"})
+    one_load = {name: LEFT[name] for name in ("study", "setup", "scenario")}
+    page = page_of(tmp_path, [unknown], one_load | {"note": "one setting, as it runs"})
     assert page.result == "One setting, as it runs"
     assert [row[0] for row in table(page, "Speed").rows] == ["gamma=unknown"]
     assert page.plots == []

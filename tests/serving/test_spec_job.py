@@ -17,13 +17,17 @@ import yaml
 
 from autotune.core import Candidate, Measurer, NoFeasibleCandidateError, Outcome, Phase
 from autotune.machine.memory import MemoryKind, MemoryReading
+from autotune.report.page import Page
+from autotune.report.render import to_markdown
+from autotune.report.verdict import keep_verdict
 from autotune.serving.export import write as export
 from autotune.serving.job import Result, local_measurer, run
 from autotune.serving.make_plan import make_plan
 from autotune.serving.plan import Plan
 from autotune.serving.preflight import preflight
 from autotune.serving.recipe import GAMMA
-from autotune.serving.report.markdown_report import report
+from autotune.serving.report.document import document
+from autotune.serving.report.page import page_of
 from autotune.serving.request import SpecRequest
 from autotune.store.store import Store
 from tests.serving.tiny_models import TinyModels
@@ -83,6 +87,17 @@ class Bench:
     def measurer(self, plan: Plan) -> Measurer:
         make = local_measurer if self.processes else in_memory
         return make(plan, self.root / "logs")
+
+    def page(self, result: Result) -> Page:
+        """The page of a job that has just ended, as the command makes it."""
+        plan = result.plan
+        with Store.open(f"sqlite:///{self.root}/a.db") as store:
+            keep_verdict(store, "spec", plan, document(result))
+            return page_of(store, plan.study, about=(plan.setup(), plan.scenario))
+
+    def report(self, result: Result) -> str:
+        """The same in Markdown."""
+        return to_markdown(self.page(result))
 
     @property
     def boots(self) -> int:
@@ -221,7 +236,7 @@ def test_nothing_wins_where_drafting_does_not_pay(bench: Bench) -> None:
     assert result.selection.kept_incumbent
     assert gammas(result)[:2] == [0, 4]
     assert result.selection.winner.candidate == result.plan.baseline
-    assert "no setting is clearly faster" in export.document(result)["verdict"]
+    assert "no setting is clearly faster" in document(result)["verdict"]
 
 
 def test_a_baseline_that_does_not_work_ends_the_job(bench: Bench) -> None:
@@ -232,8 +247,8 @@ def test_a_baseline_that_does_not_work_ends_the_job(bench: Bench) -> None:
 def test_too_few_pairs_are_a_tie_and_said(bench: Bench) -> None:
     result = bench.tune(gamma="0,2", repeats=2, confirm_boots=1)
     assert result.selection.kept_incumbent
-    assert "95 % interval" in export.document(result)["warnings"][0]
-    assert "one fresh boot each" in export.document(result)["warnings"][1]
+    assert "95 % interval" in document(result)["warnings"][0]
+    assert "one fresh boot each" in document(result)["warnings"][1]
 
 
 def test_the_budget_ends_the_search_but_not_the_result(bench: Bench) -> None:
@@ -255,8 +270,10 @@ def test_confirmation_takes_turns_in_fresh_boots(bench: Bench) -> None:
 
 def test_the_files_say_what_was_found(bench: Bench, tmp_path: Path) -> None:
     result = bench.tune({"draft_ms": 0.6}, gamma="0,1,2,4", concurrency="1,2", image="img:1")
-    files = {path.name: path for path in export.write(result, tmp_path / "out")}
-    assert {*files} == {"best.json", "schedule.json", "serve.sh", "compose.yaml", "report.md"}
+    files = {path.name: path for path in export.write(result, bench.page(result), tmp_path / "out")}
+    pages = {"report.md", "report.html"}
+    assert {*files} == {"best.json", "schedule.json", "serve.sh", "compose.yaml"} | pages
+    assert list(files)[-1] == "best.json"
     best = json.loads(files["best.json"].read_text())
     assert best["basis"] == "measured"
     assert best["forecast"]["basis"] == "predicted"
@@ -273,9 +290,9 @@ def test_the_files_say_what_was_found(bench: Bench, tmp_path: Path) -> None:
     assert service["image"] == "img:1"
     text = files["report.md"].read_text()
     for words_of_it in (
-        "## Measured",
+        "## Speed",
         "## Acceptance",
-        "## Predicted against measured",
+        "## Forecast against measured",
         "## Confirmed",
         "made from it",
         "gamma=0",
@@ -285,7 +302,7 @@ def test_the_files_say_what_was_found(bench: Bench, tmp_path: Path) -> None:
 
 def test_the_prediction_is_near_what_is_measured(bench: Bench) -> None:
     result = bench.tune({"base_ms": 5.0, "draft_ms": 1.2}, gamma="0,1,2,4")
-    rows = export.document(result)["forecast"]["rows"]
+    rows = document(result)["forecast"]["rows"]
     checked = [row for row in rows if row["measured_tok_s"] and not row["is_input"]]
     assert checked
     assert all(abs(row["error"]) < 0.2 for row in checked)
@@ -321,12 +338,12 @@ def test_whether_the_moe_files_were_taken_is_read_off_the_log(
     (folder / "E=8,N=32,x.json").write_text("{}")
     line = f"(Worker pid=7) INFO 11-23 10:00:00 [fused_moe.py:1151] {says.format(folder=folder)}"
     result = bench.tune({"says": [line]}, gamma="0,2", repeats=2, moe_config=str(folder))
-    document = export.document(result)
-    about = [text for text in document["warnings"] if "configuration" in text]
+    told = document(result)
+    about = [text for text in told["warnings"] if "configuration" in text]
     assert bool(about) == (words is not None)
     assert words is None or words in about[0]
     if words is None:
-        assert document["trials"][0]["moe_used"] == [str(folder / "E=8,N=32,x.json")]
+        assert told["trials"][0]["moe_used"] == [str(folder / "E=8,N=32,x.json")]
 
 
 def test_what_a_crowd_pays_is_told_beside_the_one_number(bench: Bench) -> None:
@@ -334,13 +351,13 @@ def test_what_a_crowd_pays_is_told_beside_the_one_number(bench: Bench) -> None:
     result = bench.tune(
         {"crowd_ms": 1.0}, gamma="0,2", concurrency="1,4", repeats=6, schedule=False
     )
-    document = export.document(result)
-    assert document["best"]["candidate"] == {"gamma": 2}
-    (row,) = [row for row in document["confirmed"] if row["setting"] == "gamma=2"]
+    told = document(result)
+    assert told["best"]["candidate"] == {"gamma": 2}
+    (row,) = [row for row in told["confirmed"] if row["setting"] == "gamma=2"]
     assert row["at"]["1"] > 1.5
     assert row["at"]["4"] < 1.0
-    assert f"({row['at']['1']:.3f}× at 1, {row['at']['4']:.3f}× at 4)" in document["verdict"]
-    lines = report(result).splitlines()
+    assert f"({row['at']['1']:.3f}× at 1, {row['at']['4']:.3f}× at 4)" in told["verdict"]
+    lines = bench.report(result).splitlines()
     assert any(line.endswith("| × at 1 | × at 4 |") for line in lines)
     assert any(line.endswith(f" {row['at']['1']:.3f} | {row['at']['4']:.3f} |") for line in lines)
 
@@ -356,11 +373,11 @@ def test_tuned_moe_files_are_served_in_turns_with_the_default(
         {"tuned": factor}, gamma="0,2", repeats=6, moe_config=f"default,{folder}", schedule=False
     )
     assert result.baseline.candidate.params == {"gamma": 0, "moe_config": "default"}
-    document = export.document(result)
+    told = document(result)
     wanted = str(folder) if factor < 1 else "default"
-    assert document["best"]["candidate"] == {"gamma": 2, "moe_config": wanted}
-    assert (f"VLLM_TUNED_CONFIG_FOLDER={folder}" in document["best"]["serve"]) == (factor < 1)
-    assert not [text for text in document["warnings"] if "configuration" in text]
+    assert told["best"]["candidate"] == {"gamma": 2, "moe_config": wanted}
+    assert (f"VLLM_TUNED_CONFIG_FOLDER={folder}" in told["best"]["serve"]) == (factor < 1)
+    assert not [text for text in told["warnings"] if "configuration" in text]
     found = {t.candidate.params["moe_config"]: t.measurement for t in result.trials}
     assert found["default"].details["moe_used"] == []
     if factor < 1:
@@ -374,10 +391,10 @@ def test_synthetic_acceptance_is_named_so(bench: Bench) -> None:
     result = bench.tune(gamma="0,2", synthetic_acceptance="0.8,0.6,0.1")
     lines = bench.boots_file.read_text().splitlines()
     assert '"synthetic_acceptance_rates": [0.8, 0.6]' in lines[1]
-    document = export.document(result)
-    assert document["basis"] == "synthetic"
-    assert "SYNTHETIC" in document["warnings"][0]
-    assert not document["best"]["is_baseline"]
+    told = document(result)
+    assert told["basis"] == "synthetic"
+    assert "SYNTHETIC" in told["warnings"][0]
+    assert not told["best"]["is_baseline"]
     assert {t.measurement.basis.value for t in result.trials} == {"synthetic"}
 
 
@@ -393,8 +410,8 @@ CROWDED: dict[str, Any] = {
 def test_pareto_confirms_the_ends_of_the_front_and_its_knee(bench: Bench) -> None:
     load = {"gamma": "0,1,4", "concurrency": "1,6", "schedule": False}
     result = bench.tune(CROWDED, objective="pareto", **load)
-    document = export.document(result)
-    front = document["pareto_front"]
+    told = document(result)
+    front = told["pareto_front"]
     assert front[0]["candidate"]["gamma"] == 4
     assert front[-1]["candidate"]["gamma"] < 3
     assert "single end" in front[0]["place"]
@@ -402,18 +419,18 @@ def test_pareto_confirms_the_ends_of_the_front_and_its_knee(bench: Bench) -> Non
     assert sum("knee" in row["place"] for row in front) == (len(front) > 2)
     named = [row for row in front if row["place"] and row["candidate"] != {"gamma": 0}]
     assert all(row["booted_again"] for row in named)
-    assert len(document["confirmed"]) == 1 + len(named)
-    by = {row["objective"]: row for row in document["objectives"]}
+    assert len(told["confirmed"]) == 1 + len(named)
+    by = {row["objective"]: row for row in told["objectives"]}
     assert by["single"]["candidate"] == front[0]["candidate"]
     assert by["aggregate"]["candidate"] == front[-1]["candidate"]
     assert by["single"]["speedup"] == pytest.approx(by["single"]["times_baseline"], rel=0.02)
     assert by["single"]["interval"][0] > 1
-    assert {"## By objective", "## Pareto front"} <= set(report(result).splitlines())
+    assert {"## Best by objective", "## Pareto front"} <= set(bench.report(result).splitlines())
 
 
 def test_every_objective_has_its_best_whichever_one_leads(bench: Bench) -> None:
     result = bench.tune(CROWDED, gamma="0,1,4", concurrency="1,6", objective="single")
-    by = {row["objective"]: row for row in export.document(result)["objectives"]}
+    by = {row["objective"]: row for row in document(result)["objectives"]}
     assert {*by} == {"geomean", "single", "aggregate"}
     assert by["single"]["candidate"] == result.selection.winner.candidate.params == {"gamma": 4}
     assert by["aggregate"]["candidate"]["gamma"] < 4
@@ -423,7 +440,8 @@ def test_a_schedule_that_wins_in_the_same_boots_is_recommended(bench: Bench) -> 
     # Nine pairs: their interval leaves the worst one out, which another process may have disturbed.
     wanted = {"gamma": "0,1,4", "concurrency": "1,6", "objective": "pareto", "repeats": 9}
     result = bench.tune(CROWDED, **wanted)
-    files = {path.name: path for path in export.write(result, bench.root / "out")}
+    written = export.write(result, bench.page(result), bench.root / "out")
+    files = {path.name: path for path in written}
     found = json.loads(files["schedule.json"].read_text())
     assert found == json.loads(files["best.json"].read_text())["schedule"]
     assert found["num_speculative_tokens_per_batch_size"][0] == [1, 2, 4]
@@ -461,15 +479,15 @@ def test_published_figures_stand_beside_ours_and_are_named_so(bench: Bench, tmp_
         "    - {target: another, setting: {gamma: 2}, concurrency: 1, tok_s: 9.5}\n"
     )
     result = bench.tune(gamma=None, space=str(space))
-    document = export.document(result)
-    assert document["published"]["basis"] == "published, not ours"
-    assert document["basis"] == "measured"
-    lines = report(result).splitlines()
+    told = document(result)
+    assert told["published"]["basis"] == "published, not ours"
+    assert told["basis"] == "measured"
+    lines = bench.report(result).splitlines()
     (head,) = [line for line in lines if "published tok/s, not ours: one X" in line]
     row = lines[lines.index(head) + 3]
     assert row.startswith("| gamma=2 |")
     assert row.endswith("| 74.5 at 1 |")
-    assert any(line.startswith("| another | gamma=2 | 1 | 9.50 | – |") for line in lines)
+    assert any(line.startswith("| gamma=2 | another | – | 1 | 9.50 | – |") for line in lines)
 
 
 def test_what_misses_its_slo_is_stopped_and_never_recommended(bench: Bench) -> None:
@@ -481,12 +499,12 @@ def test_what_misses_its_slo_is_stopped_and_never_recommended(bench: Bench) -> N
     assert stopped.measurement.outcome is Outcome.SLO_MISSED
     assert "tpot p99" in stopped.measurement.message
     assert "is above 19 ms at concurrency 6" in stopped.measurement.message
-    document = export.document(result)
-    (row,) = document["stopped"]
+    told = document(result)
+    (row,) = told["stopped"]
     assert (row["repeats"]["1"], row["repeats"]["6"]) == (6, 1)
     assert result.selection.winner.candidate[GAMMA] == 0
-    assert all(row["candidate"] == {"gamma": 0} for row in document["objectives"])
-    assert "## Stopped" in report(result)
+    assert all(row["candidate"] == {"gamma": 0} for row in told["objectives"])
+    assert "## Stopped" in bench.report(result)
 
 
 def test_where_no_setting_keeps_the_slo_nothing_is_recommended(bench: Bench) -> None:
@@ -501,7 +519,7 @@ def test_a_baseline_that_misses_the_slo_is_measured_and_beaten_by_what_keeps_it(
     result = bench.tune(serving, gamma="0,4", slo="tpot=14ms", repeats=3, confirm_boots=1)
     assert result.baseline.measurement.details["slo_missed"]
     assert result.selection.winner.candidate[GAMMA] == 4
-    assert export.document(result)["confirmed"][1]["speedup"] > 2
+    assert document(result)["confirmed"][1]["speedup"] > 2
 
 
 def test_what_cannot_win_any_more_is_stopped(bench: Bench) -> None:
@@ -511,7 +529,7 @@ def test_what_cannot_win_any_more_is_stopped(bench: Bench) -> None:
     stopped = [t for t in result.failures if t.measurement.outcome is Outcome.CANNOT_WIN]
     assert stopped
     assert {t.candidate["max_num_seqs"] for t in stopped} == {"16"}
-    for row in export.document(result)["stopped"]:
+    for row in document(result)["stopped"]:
         assert row["repeats"] == {"1": 2}
         assert "another setting has" in row["message"]
     assert result.selection.winner.candidate.params == {"gamma": 4, "max_num_seqs": "8"}

@@ -20,10 +20,9 @@ from autotune.core import (
     Phase,
     Trial,
 )
-from autotune.serving.export import write as export
 from autotune.serving.measure import measurer, tasks
 from autotune.serving.measure.tasks import Tasks, check_tasks, evaluate, fallen, read_scores
-from autotune.serving.report.markdown_report import report
+from autotune.serving.report.document import document
 from autotune.serving.server.server import Server
 from tests.serving.test_spec_job import Bench
 from tests.serving.tiny_models import TinyModels
@@ -142,11 +141,11 @@ def test_a_setting_whose_score_falls_is_not_recommended(
     serving = {"base_ms": 10.0, "draft_ms": 1.0, "reached": [0.8, 0.2, 0, 0]}
     # Nine pairs, so that one that a busy machine spoils does not decide.
     result = bench.tune(serving, gamma="0,1,2", quality="t", repeats=9)
-    document = export.document(result)
-    assert result.selection.winner.candidate["gamma"] == 1, document["verdict"]
-    assert any("t m,f fell from 0.800 to 0.500" in text for text in document["warnings"])
-    assert sorted(row["value"] for row in document["scores"]) == [0.5, 0.79, 0.8]
-    assert "## Scores" in report(result)
+    told = document(result)
+    assert result.selection.winner.candidate["gamma"] == 1, told["verdict"]
+    assert any("t m,f fell from 0.800 to 0.500" in text for text in told["warnings"])
+    assert sorted(row["value"] for row in told["scores"]) == [0.5, 0.79, 0.8]
+    assert "## Scores" in bench.report(result)
 
 
 def test_without_the_baseline_s_scores_nothing_can_be_said(

@@ -8,9 +8,9 @@ from typing import Any
 
 from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload, Scheme
-from autotune.kernels.report.page import moe_page
-from autotune.kernels.stored import load
+from autotune.kernels.report.page import page_of
 from autotune.report.page import Page
+from autotune.store.records import SearchRecord
 from autotune.store.store import Store
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "h200-gemma4"
@@ -58,7 +58,7 @@ def trial(m: int, phase: Phase, sequence: int, columns: int, us: float | None) -
 
 def stored(
     store: Store, trials: list[Trial], ms: tuple[int, ...], setup: dict[str, Any] = SETUP
-) -> None:
+) -> SearchRecord:
     study = store.study("p", "moe", {"device": "gb10", "shape": SHAPE.as_json()})
     search = store.search(study, setup)
     run = store.start_run(search, store.environment({"driver": "1"}), "autotune moe --x")
@@ -66,6 +66,7 @@ def stored(
         workload = MoeWorkload(SHAPE, m)
         own = [t for t in trials if t.workload_key == workload.key]
         store.add_trials(run, store.workload(search, workload).id, own)
+    return search
 
 
 def predicted(path: Path) -> Page:
@@ -79,4 +80,4 @@ def predicted(path: Path) -> Page:
     ]
     with Store.open(f"sqlite:///{path}/p.db") as store:
         stored(store, trials, (1, 64))
-        return moe_page(store, load(store, "p", 0.01), 0.01)
+        return page_of(store, "p")

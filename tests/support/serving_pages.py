@@ -15,9 +15,9 @@ from autotune.core import (
     Trial,
 )
 from autotune.report.page import Page
-from autotune.serving.report.page import spec_page
+from autotune.serving.report import page as report
 from autotune.serving.scenario import SpecScenario
-from autotune.serving.stored import load_served
+from autotune.store.records import SearchRecord
 from autotune.store.store import Store
 
 SCENARIO = SpecScenario(
@@ -121,7 +121,7 @@ LEFT: dict[str, Any] = {
 }
 
 
-def put(store: Store, trials: list[Trial], setup: dict[str, Any] = SETUP) -> None:
+def put(store: Store, trials: list[Trial], setup: dict[str, Any] = SETUP) -> SearchRecord:
     study = store.study("s", "spec", {"target": "t", "drafter": "ngram"})
     search = store.search(study, setup)
     run = store.start_run(search, store.environment({"cpus": 2}), "autotune spec --x")
@@ -129,9 +129,11 @@ def put(store: Store, trials: list[Trial], setup: dict[str, Any] = SETUP) -> Non
         number = next(n for n in range(9) if SCENARIO.in_round(n).key == one.workload_key)
         workload = store.workload(search, SCENARIO.in_round(number))
         store.add_trials(run, workload.id, [one])
+    return search
 
 
 def page_of(folder: Path, trials: list[Trial] = TRIALS, left: dict[str, Any] | None = None) -> Page:
     with Store.open(f"sqlite:///{folder}/s.db") as store:
-        put(store, trials)
-        return spec_page(store, load_served(store, "s"), LEFT if left is None else left)
+        search = put(store, trials)
+        store.set_verdict(search, LEFT if left is None else left)
+        return report.page_of(store, "s")

@@ -14,10 +14,10 @@ from autotune.kernels.compile.job import (
     kernel_info,
     specialise,
 )
-from autotune.kernels.export.write import FP16_WARNING
 from autotune.kernels.measure.available import cannot_measure
 from autotune.kernels.memory import COMPILER, memory_of, process_bytes
 from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.kernels.report.notes import FP16_WARNING
 from autotune.kernels.request import STANDARD_LADDER
 from autotune.machine.devices import Device, GpuInfo, present_gpus
 from autotune.machine.environment import environment

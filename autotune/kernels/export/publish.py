@@ -16,8 +16,8 @@ from autotune.kernels.config_file import render
 from autotune.kernels.export import existing, sglang, upstream
 from autotune.kernels.export.existing import Comparison, New
 from autotune.kernels.export.upstream import CONFIGS, KERNEL_FILE, TEMPLATE_FILE, Change, Neighbour
-from autotune.kernels.export.write import PREDICTED_NOTE, few_keys
 from autotune.kernels.moe.shape import Scheme
+from autotune.kernels.report.notes import PREDICTED_NOTE, few_keys
 from autotune.kernels.stored import Tuned
 from autotune.store.store import Store
 from autotune.util import edge

@@ -17,9 +17,9 @@ from autotune.core import Basis
 from autotune.decide.stats import Ratio
 from autotune.kernels.config_file import FIELDS
 from autotune.kernels.export.existing import Comparison
-from autotune.kernels.export.write import PREDICTED_NOTE
 from autotune.kernels.moe.from_model import load_config, model_names, shape_from_config
 from autotune.kernels.moe.routing import Routing
+from autotune.kernels.report.notes import PREDICTED_NOTE
 from autotune.kernels.stored import Gap, Row, Tuned
 from autotune.util.markdown import code_line, escape, in_code, in_code_of_a_cell, in_comment
 from autotune.util.words import counted

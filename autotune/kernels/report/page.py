@@ -8,19 +8,18 @@ from typing import Any
 
 from autotune.core import Basis, Phase, Trial
 from autotune.kernels.config_file import FIELDS
-from autotune.kernels.export.write import PREDICTED_NOTE, few_keys, folder_of
 from autotune.kernels.first import grouped
-from autotune.kernels.job import Result
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.predict.choose import least_gain
 from autotune.kernels.predict.roofline import Ceilings, Share, share
 from autotune.kernels.report import plots
-from autotune.kernels.report.measured import NOTE
-from autotune.kernels.stored import Row, Tuned, load
+from autotune.kernels.report.notes import few_keys, note
+from autotune.kernels.report.verdict import Verdict, last_verdict
+from autotune.kernels.stored import Row, Tuned, folder_of, load
+from autotune.machine.devices import Device
 from autotune.report import parts
-from autotune.report.files import write_html
 from autotune.report.history import best_so_far
-from autotune.report.page import Block, Grid, Page, Section, Table, Text
+from autotune.report.page import Block, Code, Grid, Page, Section, Table, Text
 from autotune.store.records import DatedTrial, RunStatus, SearchRecord, StudyDetail
 from autotune.store.store import Store
 
@@ -28,41 +27,57 @@ CONFIG = "BM/BN/BK/G/warps/stages"
 BANNER = "PREDICTED, not measured: every time on this page comes from a cost model"
 
 
-def moe_page(
-    store: Store, tuned: Tuned, min_gain: float, facts: Mapping[str, Any] | None = None
+NARROW = 6
+"""Columns of the table that 80 characters hold."""
+MIN_GAIN = 0.01
+"""Where neither the caller nor a job says how much a row must gain."""
+SERVE = "VLLM_TUNED_CONFIG_FOLDER=<this folder> vllm serve …"
+EXPLAINED = (
+    "Medians over rounds, each with fresh routings; the default and the finalists take turns. Of "
+    "bandwidth counts the least bytes the call must move (each expert in use once), of tensor rate "
+    "its operations."
+)
+PREDICTED_EXPLAINED = (
+    "Two figures in a cell are GEMM 1 (gate and up) and GEMM 2 (down). Limited by names what takes "
+    "longest in the longer GEMM: bytes from memory, l2, tensor cores, shared memory, latency, or "
+    "the last partial waves. The model hardly tells candidates apart where the memory limits, and "
+    "is not good enough to pick winners at large M."
+)
+
+
+def page_of(
+    store: Store,
+    study: str,
+    *,
+    min_gain: float | None = None,
+    setup: Mapping[str, Any] | None = None,
+    device: Device | None = None,
+    out: Path | None = None,
 ) -> Page:
-    """The page of a study as of now.
+    """Make the page of a study as of now.
 
     Args:
         store: with the study.
-        tuned: the study read back.
-        min_gain: a row that gains less is vLLM's default; as for ``tuned``.
-        facts: ceilings that the measuring process read (``measured_on`` of the provenance); without
-            them shares count against the figures of the device's file.
-    """
-    detail = store.get_study(tuned.study)
-    (search,) = (record for record in detail.searches if record.setup == tuned.setup)
-    dated = store.dated_trials(search)
-    source = (
-        Ceilings.measured(facts, tuned.shape)
-        if facts
-        else Ceilings.published(tuned.device, tuned.shape)
-    )
-    return _Sheet(tuned, detail, search, dated, source, min_gain).page()
-
-
-def write_page(store: Store, result: Result, out: Path) -> Path:
-    """The page of a finished job, beside its other files.
+        study: its name.
+        min_gain: a row that gains less is vLLM's default; as the finished job had it if None.
+        setup: of the search to show; the last one, measured before predicted, if None.
+        device: tuned for, where it is none of those that come with the project.
+        out: where commands write their files, for the words of a job that left them there alone.
 
     Raises:
-        BadInputError: the folder cannot be written.
-        MissingEnvironmentError: no space is left.
+        BadInputError: no such study, of another kind, or nothing tuned in it yet.
     """
-    plan = result.plan
-    tuned = load(store, plan.study, plan.min_gain, setup=result.setup, device=plan.device)
-    facts = result.measured.facts if result.measured else None
-    page = moe_page(store, tuned, plan.min_gain, facts)
-    return write_html(page, folder_of(out, plan.study, plan.basis))
+    tuned = load(
+        store, study, MIN_GAIN if min_gain is None else min_gain, setup=setup, device=device
+    )
+    detail = store.get_study(study)
+    (search,) = (record for record in detail.searches if record.setup == tuned.setup)
+    folder = None if out is None else folder_of(out, study, tuned.basis)
+    verdict = last_verdict(store, search, folder)
+    if min_gain is None:
+        min_gain = MIN_GAIN if verdict.min_gain is None else verdict.min_gain
+        tuned = load(store, study, min_gain, setup=tuned.setup, device=device)
+    return _Sheet(tuned, detail, search, store.dated_trials(search), verdict, min_gain).page()
 
 
 class _Sheet:
@@ -74,18 +89,23 @@ class _Sheet:
         detail: StudyDetail,
         search: SearchRecord,
         dated: Sequence[DatedTrial],
-        ceilings: Ceilings,
+        verdict: Verdict,
         min_gain: float,
     ) -> None:
         self.tuned, self.detail, self.dated = tuned, detail, dated
-        self.ceilings, self.min_gain = ceilings, min_gain
-        self.search = search
+        self.search, self.verdict, self.min_gain = search, verdict, min_gain
+        seen = verdict.measured_on
+        self.ceilings = (
+            Ceilings.measured(seen.model_dump(), tuned.shape)
+            if seen
+            else Ceilings.published(tuned.device, tuned.shape)
+        )
         self.runs = [run for run in detail.all_runs if run.search_id == search.id]
         self.ms = {w.key: int(w.spec["m"]) for w in detail.workloads if w.search_id == search.id}
         self.predicted = tuned.basis is not Basis.MEASURED
         self.routing = Routing.from_setup(tuned.setup)
         self.shares: dict[int, Share] = {
-            m: share(tuned.shape, m, row.us, ceilings, self.routing)
+            m: share(tuned.shape, m, row.us, self.ceilings, self.routing)
             for m, row in tuned.rows.items()
         }
 
@@ -93,7 +113,9 @@ class _Sheet:
         """All of it."""
         sections = [
             self.rows(),
+            self.columns(),
             *self.between(),
+            self.use(),
             self.roofline(),
             self.landscape(),
             self.history(),
@@ -103,6 +125,7 @@ class _Sheet:
         ]
         return Page(
             title=self.tuned.study,
+            basis=self.tuned.basis.value,
             banner=BANNER if self.predicted else None,
             result=self.result(),
             facts=self.facts(),
@@ -125,14 +148,20 @@ class _Sheet:
         alone = [str(m) for m, row in rows.items() if row.default_us is None]
         if alone:
             said += f", where M={', '.join(alone)} count as 1 because the default has no time there"
+        if self.predicted and not changed:
+            said += (
+                "; by the prediction there is nothing to gain, the file only ends vLLM's warning"
+            )
         return f"Predicted: {said}" if self.predicted else said
 
     def facts(self) -> list[tuple[str, str]]:
         """The shortest description."""
         tuned, shape, setup = self.tuned, self.tuned.shape, self.tuned.setup
         routed = [] if self.routing.uniform else [("Routing", self.routing.label)]
+        model = self.verdict.model
         return [
-            ("Times", PREDICTED_NOTE if self.predicted else NOTE),
+            ("Times", note(tuned.basis)),
+            *([("Model", model)] if model else []),
             ("Device", f"{tuned.device.title} (sm_{tuned.device.arch})"),
             (
                 "Layer",
@@ -147,10 +176,59 @@ class _Sheet:
             ),
             (
                 "Search",
-                f"space {setup['space']['name']}, sampler {setup['sampler']}, seed "
-                f"{setup['seed']}, {tuned.trials} trials",
+                f"space {setup['space']['name']}{self.searched()}, sampler {setup['sampler']}, "
+                f"seed {setup['seed']}",
             ),
+            ("Trials", self.outcomes()),
             *routed,
+            *self.measured_facts(),
+        ]
+
+    def searched(self) -> str:
+        """How much of the space, as the job said it."""
+        words = self.verdict
+        if words.feasible is None or words.space_size is None:
+            return ""
+        effort = f", effort {words.effort}" if words.effort else ""
+        return f", {words.feasible} of {words.space_size} feasible{effort}"
+
+    def outcomes(self) -> str:
+        """Such as ``39 ok, 2 compile_error``."""
+        counts: dict[str, int] = {}
+        for dated in self.dated:
+            name = dated.trial.measurement.outcome.value
+            counts[name] = counts.get(name, 0) + 1
+        said = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        last = max(run.id for run in self.runs)
+        kept = sum(dated.run_id != last for dated in self.dated)
+        return f"{said}; {kept} of them by earlier commands" if kept else said
+
+    def measured_facts(self) -> list[tuple[str, str]]:
+        """What the measuring process said of itself; nothing of a prediction."""
+        seen = self.verdict.measured_on
+        spent = {name: s for name, s in self.verdict.spent.items() if s is not None}
+        if seen is None:
+            return []
+        versions = {"driver": self.tuned.setup.get("driver"), "torch": seen.torch,
+                    "Triton": seen.triton, "vLLM": seen.vllm, "CUDA": seen.cuda}  # fmt: skip
+        known = [f"{name} {version}" for name, version in versions.items() if version]
+        took = [
+            f"{name.removesuffix('_s')} {s:.1f} s"
+            for name, s in spent.items()
+            if name.endswith("_s")
+        ]
+        for name, words in (("measuring", "loading, capturing and replaying candidates"),
+                            ("compile_cpu", "compilers")):  # fmt: skip
+            if name in spent:
+                took.append(f"{words} {spent[name]:.0f} s")
+        return [
+            ("Measured on", ", ".join([seen.gpu, *known])),
+            (
+                "Ceilings measured there",
+                f"copy {seen.copy_gbs:.0f} GB/s (read plus write), bf16 product "
+                f"{seen.bf16_tflops:.0f} TFLOP/s",
+            ),
+            *([("Time", ", ".join(took))] if took else []),
         ]
 
     def warnings(self) -> list[str]:
@@ -162,7 +240,9 @@ class _Sheet:
                 f"{late}: searched, but not compared side by side with the default yet, so not in "
                 "the table; the same command goes on"
             )
-        if self.tuned.rows and (few := few_keys(len(self.tuned.rows))):
+        said += self.verdict.warnings
+        few = few_keys(len(self.tuned.rows))
+        if self.tuned.rows and few and not any(one.startswith(few) for one in said):
             said.append(few)
         last = max(self.runs, key=lambda run: run.id, default=None)
         if last is not None and last.status not in {RunStatus.DONE, RunStatus.RUNNING}:
@@ -193,13 +273,20 @@ class _Sheet:
         )
         came = grouped({m: row.origin for m, row in self.tuned.rows.items() if row.origin})
         said = [Text(f"Where rows came from: {'; '.join(came)}.")] if came else []
-        return Section("Speed-up", [Text(rule), plots.speedups(self.tuned), table, *said])
+        blocks = [Text(rule), plots.speedups(self.tuned), table, *said]
+        return Section("Speed-up", blocks, brief=True)
+
+    def columns(self) -> Section:
+        """What the table's figures count."""
+        words = PREDICTED_EXPLAINED if self.predicted else EXPLAINED
+        return Section("Columns of the table", [Text(words)] if self.tuned.rows else [])
 
     def measured_table(self) -> Table:
         """One line per key."""
         heads = ("M", CONFIG, "µs", "default µs", "speed-up", "95 % interval", "of bandwidth",
                  "of tensor rate", "relative error")  # fmt: skip
-        return Table(heads, [self.measured_row(row) for row in self.tuned.rows.values()], words=2)
+        rows = [self.measured_row(row) for row in self.tuned.rows.values()]
+        return Table(heads, rows, words=2, narrow=NARROW)
 
     def measured_row(self, row: Row) -> list[str]:
         """As text."""
@@ -218,7 +305,8 @@ class _Sheet:
         """One line per key."""
         heads = ("M", CONFIG, "predicted µs", "default µs (predicted)", "predicted speed-up",
                  "limited by", "registers", "spilled B", "shared B", "tensor cores")  # fmt: skip
-        return Table(heads, [self.predicted_row(row) for row in self.tuned.rows.values()], words=2)
+        rows = [self.predicted_row(row) for row in self.tuned.rows.values()]
+        return Table(heads, rows, words=2, narrow=NARROW)
 
     def predicted_row(self, row: Row) -> list[str]:
         """As text; two figures are those of the two GEMMs."""
@@ -256,6 +344,14 @@ class _Sheet:
         )
         heads = ("M", "uses key", "ratio", "95 % interval", "")
         return [Section("Between the keys", [Text(said), Table(heads, rows)])]
+
+    def use(self) -> Section:
+        """How to serve with the file."""
+        if not self.tuned.rows:
+            return Section("Use it", [])
+        return Section(
+            "Use it", [Code(SERVE), Text("vLLM then logs «Using configuration from …».")]
+        )
 
     def roofline(self) -> Section:
         """Times and shares against the ceilings."""

@@ -10,7 +10,6 @@ from autotune.serving.decide.pareto import Point, front, knee, point_of
 from autotune.serving.decide.quality import BAR
 from autotune.serving.forecast.forecast import level_rates
 from autotune.serving.job import Result
-from autotune.serving.report.markdown import number
 from autotune.serving.report.tables import confirmed_ratio, setting
 from autotune.serving.scenario import STATIC_OBJECTIVES
 
@@ -78,33 +77,3 @@ def _place(point: Point, ordered: list[Point], best: Point | None) -> str:
     """Its ends, and between them the knee: two points have none."""
     names = ["single end"] * (point is ordered[0]) + ["aggregate end"] * (point is ordered[-1])
     return ", ".join(names + ["knee"] * (point is best and len(ordered) > 2))
-
-
-def objective_table(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells of :func:`objective_rows`, for people."""
-    rows = []
-    for row in objective_rows(result):
-        interval = row["interval"]
-        again = number(row["speedup"], 3)
-        if interval:
-            again += f" ({interval[0]:.3f} to {interval[1]:.3f})"
-        cells = [row["objective"], row["setting"], number(row["times_baseline"], 3), again]
-        rows.append(cells)
-    return ["objective", "best measured", "× baseline", "in fresh boots (95 %)"], rows
-
-
-def front_table(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells of :func:`front_rows`, for people."""
-    levels = result.plan.scenario.concurrency
-    heads = ["setting", f"tok/s of one stream at {levels[0]}", f"tok/s together at {levels[-1]}"]
-    rows = [
-        [
-            row["setting"],
-            number(row["single_tok_s"]),
-            number(row["aggregate_tok_s"]),
-            row["place"] or "–",
-            "yes" if row["booted_again"] else "no",
-        ]
-        for row in front_rows(result)
-    ]
-    return [*heads, "place", "booted again"], rows

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from autotune.core import Outcome, Trial
-from autotune.serving.job import Result
 from autotune.serving.measure.levels import rate_of
-from autotune.serving.report.markdown import number, table
 from autotune.serving.report.tables import setting
 
 _WHY = {
@@ -24,10 +23,10 @@ def is_stopped(trial: Trial) -> bool:
     return never_accepted or outcome in {Outcome.SLO_MISSED, Outcome.CANNOT_WIN}
 
 
-def stopped_rows(result: Result) -> list[dict[str, Any]]:
+def stopped_rows(trials: Iterable[Trial]) -> list[dict[str, Any]]:
     """One row for each; ``tok_s`` is measured, by concurrency, of ``repeats`` repeats."""
     rows = []
-    for trial in filter(is_stopped, result.trials):
+    for trial in filter(is_stopped, trials):
         levels = trial.measurement.details.get("partial", {})
         rows.append(
             {
@@ -40,22 +39,3 @@ def stopped_rows(result: Result) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def stopped_section(result: Result) -> list[str]:
-    """The lines of the report; none where nothing was stopped."""
-    rows = [
-        [
-            row["setting"],
-            f"{row['why']}: {row['message']}",
-            ", ".join(
-                f"{number(rate)} at {c} ({row['repeats'][c]})" for c, rate in row["tok_s"].items()
-            ),
-        ]
-        for row in stopped_rows(result)
-    ]
-    if not rows:
-        return []
-    said = "Not measured to the end, and never recommended; the repeats until then are measured."
-    heads = ["setting", "why", "tok/s at concurrency (repeats)"]
-    return ["## Stopped", "", said, "", *table(heads, rows), ""]

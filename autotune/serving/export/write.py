@@ -4,128 +4,74 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from autotune.export.files import write_whole
-from autotune.serving.decide.conclusion import verdict, warnings
-from autotune.serving.decide.objectives import front_rows, objective_rows
-from autotune.serving.decide.stopped import stopped_rows
+from autotune.export.files import Exporter, json_file, write_files
+from autotune.report import files
+from autotune.report.page import Page
+from autotune.serving.decide.conclusion import verdict
 from autotune.serving.job import Result
-from autotune.serving.memory.search import memory_document
-from autotune.serving.plan import Plan
-from autotune.serving.report.markdown_report import report
-from autotune.serving.report.schedule_report import schedule_document
-from autotune.serving.report.tables import (
-    confirm_rows,
-    forecast_rows,
-    moe_line,
-    score_table,
-    setting,
-    trial_rows,
-)
+from autotune.serving.report.document import document, schedule_document
 from autotune.serving.server.launchers import CONTAINER_PORT, DockerLauncher
 from autotune.serving.server.mounts import Mount, mounts_of, with_full_paths
 from autotune.serving.server.server import ServeSettings, serve_args
+from autotune.serving.stored import folder_of
 from autotune.util import secret
 
 
-def folder_of(out: Path, study: str) -> Path:
-    """Where the files of a study go."""
-    return out / study / "spec"
+@dataclass(frozen=True)
+class Finished:
+    """A job's result, and the page made of what it stored."""
+
+    result: Result
+    page: Page
+
+    @property
+    def settings(self) -> ServeSettings:
+        """Of the best setting."""
+        winner = self.result.selection.winner.candidate
+        return self.result.plan.recipe.settings(winner)
 
 
-def document(result: Result) -> dict[str, Any]:
-    """Everything needed to know what the result is worth and to make it again.
-
-    Times are µs per output token by the objective, rates tokens per second.
-    """
-    plan, selection = result.plan, result.selection
-    winner = plan.recipe.settings(selection.winner.candidate)
-    return {
-        "basis": plan.basis.value,
-        "verdict": verdict(result),
-        "warnings": warnings(result),
-        "checks": [asdict(finding) for finding in plan.findings],
-        "best": {
-            "candidate": selection.winner.candidate.params,
-            "setting": setting(selection.winner.candidate),
-            "is_baseline": selection.kept_incumbent,
-            "speedup": selection.speedup,
-            "interval": list(selection.interval) if selection.interval else None,
-            "identical_share": result.identical.get(selection.winner.candidate),
-            "speculative_config": winner.speculative,
-            "serve": plan.launcher.shell_line(winner),
-            "moe": moe_line(result),
-        },
-        "study": plan.study,
-        "command": plan.command,
-        "scenario": plan.scenario.as_json(),
-        "setup": plan.setup(),
-        "environment": result.environment,
-        "boots": result.boots,
-        "boots_of_load": result.boots_of_load,
-        "fresh_boots": result.fresh_boots,
-        "confirm_boots": plan.confirm_rounds,
-        "trials": trial_rows(result),
-        "objectives": objective_rows(result),
-        "pareto_front": front_rows(result),
-        "schedule": schedule_document(result),
-        "stopped": stopped_rows(result),
-        "scores": score_table(result),
-        "memory_utilization": memory_document(result.borders),
-        "forecast": {"basis": "predicted", "rows": forecast_rows(result)},
-        "not_tried": [
-            {"setting": setting(candidate), "why": why}
-            for candidate, why in result.left_out.items()
-        ],
-        "confirmed": confirm_rows(result),
-        "published": published.as_json() if (published := plan.space.published) else None,
-    }
+def script(done: Finished) -> bytes:
+    """Return ``serve.sh``, which serves the best setting."""
+    plan = done.result.plan
+    line = plan.launcher.shell_line(done.settings)
+    said = verdict(done.result).replace("\n", " ")
+    found = plan.command.splitlines()[0]
+    return f"#!/bin/sh\n# {said}\n# Found by: {found}\n{line}\n".encode()
 
 
-def write(result: Result, out: Path) -> list[Path]:
+def compose_file(done: Finished) -> bytes | None:
+    """Return ``compose.yaml``, which does the same; None without ``--image``."""
+    plan = done.result.plan
+    if plan.image is None:
+        return None
+    docker = plan.launcher if isinstance(plan.launcher, DockerLauncher) else None
+    gpus, options = (docker.gpus, docker.options) if docker else ("all", ())
+    return compose(done.settings, plan.image, plan.mounts, gpus, options).encode()
+
+
+FILES: dict[str, Exporter[Finished]] = {
+    "report.html": lambda done: files.html(done.page),
+    "serve.sh": script,
+    "report.md": lambda done: files.markdown(done.page),
+    "compose.yaml": compose_file,
+    "schedule.json": lambda done: json_file(schedule_document(done.result)),
+    "best.json": lambda done: json_file(document(done.result)),
+}
+"""Each file and what makes it, in the order in which they are written."""
+
+
+def write(result: Result, page: Page, out: Path) -> list[Path]:
     """Write the files, each whole; ``best.json`` last.
 
     Raises:
         BadInputError: the folder cannot be written.
         MissingEnvironmentError: no space is left.
     """
-    plan = result.plan
-    folder = folder_of(out, plan.study)
-    settings = plan.recipe.settings(result.selection.winner.candidate)
-    files = {
-        folder / "serve.sh": _script(result, settings),
-        folder / "report.md": report(result),
-    }
-    if plan.image is not None:
-        files[folder / "compose.yaml"] = compose(
-            settings, plan.image, plan.mounts, _gpus(plan), _options(plan)
-        )
-    files[folder / "schedule.json"] = _json(schedule_document(result))
-    files[folder / "best.json"] = _json(document(result))
-    for path, content in files.items():
-        write_whole(path, content.encode())
-    return list(files)
-
-
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def _script(result: Result, settings: ServeSettings) -> str:
-    line = result.plan.launcher.shell_line(settings)
-    said = verdict(result).replace("\n", " ")
-    return f"#!/bin/sh\n# {said}\n# Found by: {result.plan.command.splitlines()[0]}\n{line}\n"
-
-
-def _gpus(plan: Plan) -> str:
-    return plan.launcher.gpus if isinstance(plan.launcher, DockerLauncher) else "all"
-
-
-def _options(plan: Plan) -> tuple[str, ...]:
-    return plan.launcher.options if isinstance(plan.launcher, DockerLauncher) else ()
+    return write_files(folder_of(out, result.plan.study), FILES, Finished(result, page))
 
 
 def compose(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotune.export.files import write_whole
+from autotune.core import Basis
+from autotune.export.files import Exporter, json_file, write_files
+from autotune.report import files
+from autotune.report.page import Code, Page, Section, Table, Text
 from autotune.serving.matrix.matrix import Entry, Status, matrix_rows, matrix_study
-from autotune.serving.report.markdown import number, table
-from autotune.serving.report.markdown_report import published_table
+from autotune.serving.report import job_words as said
+from autotune.serving.report.figures import number
+from autotune.serving.report.page import BANNER
 from autotune.serving.request import SpecRequest
-from autotune.util.markdown import escape, in_code
+from autotune.space.published import Published
+from autotune.util.words import counted
 
-HEADS = ["target", "baseline", "best with", "tok/s", "× baseline", "tokens/draft", "verdict"]
+HEADS = ("target", "baseline", "best with", "tok/s", "× baseline", "tokens/draft", "verdict")
 
 
 def matrix_document(request: SpecRequest, entries: Sequence[Entry]) -> dict[str, Any]:
@@ -64,49 +68,61 @@ def reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{row['target']} {row['status']}: {row['reason']}" for row in rows if row["reason"]]
 
 
-def matrix_report(request: SpecRequest, entries: Sequence[Entry]) -> str:
-    """The table in Markdown, and where each target's own report is."""
-    document = matrix_document(request, entries)
-    plan = next(entry.plan for entry in entries if entry.plan is not None)
+def matrix_page(document: Mapping[str, Any]) -> Page:
+    """Make the page of a comparison; each target has a page of its own beside.
+
+    Args:
+        document: as from :func:`matrix_document`.
+    """
     rows, scenario = document["rows"], document["scenario"]
-    levels = ", ".join(map(str, scenario["concurrency"]))
-    lines = [
-        f"# {escape(document['study'])}: {len(rows)} targets, {document['basis']}",
-        "",
-        f"- Drafter: {escape(document['drafter'])}",
-        f"- tok/s of all streams together at concurrency {levels}; mean over the fresh boots, "
-        "where a setting had none over the search's one",
-        "- × baseline: speed over the same target without speculation and with the first value of "
-        f"everything else, by {scenario['objective']}; with its 95 % interval where fresh boots "
-        "gave one",
-        f"- Command: `{in_code(document['command'])}`",
-        "",
-        *table(HEADS, [row_cells(row) for row in rows]),
-        "",
-        *(f"- {escape(text)}" for text in reasons(rows)),
-        *(
-            f"- {escape(row['target'])}: {escape(row['verdict'])} (study {row['study']})"
-            for row in rows
-            if row["status"] == Status.DONE.value
-        ),
-        "",
-        *published_table(plan.space.published),
+    told = [
+        Text(f"{row['target']}: {row['verdict']} (study {row['study']})")
+        for row in rows
+        if row["status"] == Status.DONE.value
     ]
-    return "\n".join(lines) + "\n"
+    words = (
+        "tok/s of all streams together, by concurrency; mean over the fresh boots, where a setting "
+        "had none over the search's one. × baseline: speed over the same target without "
+        "speculation and with the first value of everything else, by "
+        f"{scenario['objective']}; with its 95 % interval where fresh boots gave one."
+    )
+    wins = sum(bool(row.get("wins")) for row in rows)
+    published = document["published"]
+    figures = {k: v for k, v in published.items() if k != "basis"} if published else None
+    sections = [
+        Section("Targets", [Table(HEADS, [row_cells(row) for row in rows])], brief=True),
+        Section("Without a result", [Text(text) for text in reasons(rows)], brief=True),
+        Section("Columns of the table", [Text(words)]),
+        Section("Verdicts", told),
+        said.published(None if figures is None else Published.model_validate(figures)),
+        Section("Command", [Code(document["command"])]),
+    ]
+    return Page(
+        title=document["study"],
+        basis=document["basis"],
+        banner=BANNER if document["basis"] == Basis.SYNTHETIC.value else None,
+        result=f"{counted(len(rows), 'target')}; a drafter wins for {wins} of them",
+        facts=[
+            ("Drafter", document["drafter"] or "no drafter"),
+            ("Concurrency", ", ".join(map(str, scenario["concurrency"]))),
+        ],
+        sections=[section for section in sections if section.blocks],
+    )
+
+
+FILES: dict[str, Exporter[tuple[Mapping[str, Any], Page]]] = {
+    "report.md": lambda done: files.markdown(done[1]),
+    "matrix.json": lambda done: json_file(done[0], sort=False),
+}
+"""Each file and what makes it, in the order in which they are written."""
 
 
 def write_matrix(request: SpecRequest, entries: Sequence[Entry], folder: Path) -> list[Path]:
-    """Write ``report.md`` and ``matrix.json`` (last), each whole.
+    """Write the files, each whole; ``matrix.json`` last.
 
     Raises:
         BadInputError: the folder cannot be written.
         MissingEnvironmentError: no space is left.
     """
-    text = json.dumps(matrix_document(request, entries), indent=2, ensure_ascii=False)
-    files = {
-        folder / "report.md": matrix_report(request, entries),
-        folder / "matrix.json": text + "\n",
-    }
-    for path, content in files.items():
-        write_whole(path, content.encode())
-    return list(files)
+    document = matrix_document(request, entries)
+    return write_files(folder, FILES, (document, matrix_page(document)))

@@ -16,7 +16,6 @@ from autotune.serving.memory.utilization import Borders, Evidence, find_borders
 from autotune.serving.pair.methods import GEMMA4_ASSISTANTS
 from autotune.serving.plan import Plan
 from autotune.serving.recipe import GAMMA, UTILIZATION
-from autotune.serving.report.markdown import number, table
 from autotune.tune import TrialLog, measure_all
 
 _DRIFT = 2
@@ -120,6 +119,7 @@ def memory_document(found: Borders | None) -> dict[str, Any] | None:
         "range": [found.low / 100, found.high / 100],
         "free_now": None if found.free is None else found.free / 100,
         "tokens_at_once": found.tokens,
+        "said": memory_said(found),
         "evidence": [
             {
                 "utilization": percent / 100,
@@ -154,27 +154,3 @@ def memory_said(found: Borders) -> str:
             "fails"
         )
     return said
-
-
-def memory_section(found: Borders | None) -> list[str]:
-    """The lines of the report; none where no range was given."""
-    document = memory_document(found)
-    if found is None or document is None:
-        return []
-    rows = []
-    for row in document["evidence"]:
-        usage = row["peak_kv_usage"]
-        rows.append(
-            [
-                f"{row['utilization']:.2f}",
-                "yes" if row["sustained"] else "no",
-                row["failure"] or row["outcome"],
-                number(row["kv_cache_tokens"], 0),
-                number(row["preemptions"], 0),
-                number(None if usage is None else 100 * usage, 0, " %"),
-                row["message"] or "–",
-            ]
-        )
-    heads = ["utilization", "holds it", "outcome", "KV tokens", "preemptions", "KV cache used"]
-    lines = ["## Memory utilization", "", f"{memory_said(found)}. Every row is a boot.", ""]
-    return [*lines, *table([*heads, "telling line"], rows), ""]

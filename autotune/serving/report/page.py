@@ -6,118 +6,54 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotune.core import Basis, Outcome, Phase, Trial
+from autotune.core import Basis, Candidate, Outcome, Phase, Trial
 from autotune.report import parts
-from autotune.report.files import write_html
 from autotune.report.page import Block, Page, Section, Table, Text
-from autotune.serving.decide.stopped import is_stopped
-from autotune.serving.export.write import folder_of
-from autotune.serving.plan import Plan
+from autotune.serving.decide.stopped import is_stopped, stopped_rows
 from autotune.serving.report import job_words as said
 from autotune.serving.report import plots
-from autotune.serving.report.markdown import described, number, rate
+from autotune.serving.report.figures import described, interval, number, percent, rate
 from autotune.serving.report.tables import setting
+from autotune.serving.report.verdict import Verdict, last_verdict
 from autotune.serving.retry import OF_THE_MOMENT
-from autotune.serving.running.job import ExistingPlan
-from autotune.serving.stored import Served, load_served
+from autotune.serving.scenario import SpecScenario
+from autotune.serving.stored import Served, folder_of, level_repeats, load_served
+from autotune.space.published import cell
 from autotune.store.records import RunStatus, StudyDetail
 from autotune.store.store import Store
-from autotune.util import edge
 from autotune.util.words import counted
 
 BANNER = "SYNTHETIC acceptance: the speed is real, the text is not; outputs were not compared"
-LEFT = ("best.json", "served.json")
-"""What a finished job leaves in its folder, by launcher."""
 
 
-def spec_page(store: Store, served: Served, left: Mapping[str, Any]) -> Page:
-    """The page of a study as of now.
+def page_of(
+    store: Store,
+    study: str,
+    *,
+    about: tuple[Mapping[str, Any], SpecScenario] | None = None,
+    out: Path | None = None,
+) -> Page:
+    """Make the page of a study as of now.
 
     Args:
         store: with the study.
-        served: the study read back.
-        left: what the finished job concluded (its stored verdict), empty where there was none: the
-            verdict, the forecast and how to serve are its words, all else is read from the trials.
-    """
-    return _Sheet(served, store.get_study(served.study), left).page()
-
-
-def left_by_job(store: Store, served: Served, folder: Path) -> dict[str, Any]:
-    """Return the words of the job that measured this load: of the database, or else of ``folder``.
-
-    A run made before verdicts were stored left them in its result file alone. What is about another
-    search or load, and a damaged file, counts as absent.
-    """
-    kept = (found for found in store.verdicts(served.search) if is_about(found, served))
-    return next(kept, None) or left_in_folder(served, folder)
-
-
-def left_in_folder(served: Served, folder: Path) -> dict[str, Any]:
-    """Return the words of the job in ``folder``, if they are about this search and this load."""
-    for name in LEFT:
-        try:
-            found = edge.read_json(folder / name, edge.LARGE)
-        except (OSError, edge.EdgeError):
-            continue
-        if is_about(found, served):
-            return dict(found)
-    return {}
-
-
-def is_about(found: Any, served: Served) -> bool:
-    """Tell whether ``found`` is an undamaged verdict about this search and this load."""
-    if not isinstance(found, dict) or found.get("study") != served.study:
-        return False
-    about = found.get("scenario"), found.get("setup", served.search.setup)
-    if about != (served.scenario.as_json(), served.search.setup):
-        return False
-    try:
-        for words in (said.serve, said.objectives, said.schedule, said.memory, said.scores,
-                      said.not_tried, said.published):  # fmt: skip
-            words(found)
-        said.forecast(found, "")
-        list(found.get("warnings", ()))
-        boots = known_boots(found, 0)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return False
-    return isinstance(boots, int)
-
-
-def known_boots(left: Mapping[str, Any], default: int | None = None) -> int | None:
-    """How many servers of this load the finished job knew of; an older one counted all loads."""
-    found: int | None = left.get("boots_of_load", left.get("boots", default))
-    return found
-
-
-def write_page(store: Store, plan: Plan | ExistingPlan, out: Path) -> Path:
-    """Write the page of a finished job beside its other files; its verdict must be stored.
+        study: its name.
+        about: the set-up of the search and the load to show; those of the last trial if None.
+        out: where commands write their files, for the words of a job that left them there alone.
 
     Raises:
-        BadInputError: the folder cannot be written.
-        MissingEnvironmentError: no space is left.
+        BadInputError: no such study, of another kind, or nothing measured in it yet.
     """
-    folder = folder_of(out, plan.study)
-    served = load_served(store, plan.study, (plan.setup(), plan.scenario))
-    return write_html(spec_page(store, served, left_by_job(store, served, folder)), folder)
-
-
-def keep_verdict(store: Store, plan: Plan | ExistingPlan, verdict: Mapping[str, Any]) -> None:
-    """Store what the job that this process just finished concluded, for pages made later.
-
-    Args:
-        store: with the run.
-        plan: of the job.
-        verdict: the document of its result.
-    """
-    study = store.study(plan.study, "spec", plan.identity())
-    store.set_verdict(store.search(study, plan.setup()), verdict)
+    served = load_served(store, study, about)
+    verdict = last_verdict(store, served, None if out is None else folder_of(out, study))
+    return _Sheet(served, store.get_study(study), verdict).page()
 
 
 class _Sheet:
     """One load of one study, on its way to a page."""
 
-    def __init__(self, served: Served, detail: StudyDetail, left: Mapping[str, Any]) -> None:
-        self.served, self.detail, self.left = served, detail, left
+    def __init__(self, served: Served, detail: StudyDetail, verdict: Verdict) -> None:
+        self.served, self.detail, self.verdict = served, detail, verdict
         self.runs = [run for run in detail.all_runs if run.search_id == served.search.id]
         self.basis = str(served.search.setup.get("basis", Basis.MEASURED.value))
 
@@ -125,25 +61,27 @@ class _Sheet:
         """All of it."""
         served = self.served
         sections = [
-            said.serve(self.left),
-            Section("Speed", [*plots.rates(served, self.basis), *self.tables()]),
+            said.serve(self.verdict),
+            self.speed(),
             Section("Against the baseline", plots.speedups(served, self.basis)),
-            said.objectives(self.left),
+            self.latency(),
+            said.objectives(self.verdict),
             self.confirmed(),
             self.pareto(),
             self.acceptance(),
-            said.schedule(self.left),
-            said.forecast(self.left, self.basis),
-            said.memory(self.left),
-            said.scores(self.left),
-            said.not_tried(self.left),
+            said.schedule(self.verdict),
+            said.forecast(self.verdict, self.basis),
+            said.memory(self.verdict),
+            said.scores(self.verdict),
+            said.not_tried(self.verdict),
             *self.failures(),
-            said.published(self.left),
+            said.published(self.verdict.published),
             parts.environment(parts.used(self.runs, self.detail.environments), served.search.setup),
             parts.commands(self.runs),
         ]
         return Page(
             title=served.study,
+            basis=self.basis,
             banner=BANNER if self.basis == Basis.SYNTHETIC.value else None,
             result=self.result(),
             facts=self.facts(),
@@ -153,7 +91,7 @@ class _Sheet:
 
     def result(self) -> str:
         """The verdict of the job, or that there is none."""
-        words = str(self.left.get("verdict") or self.left.get("note") or "")
+        words = self.verdict.verdict or self.verdict.note
         if words:
             return f"{words[0].upper()}{words[1:]}"
         first = next((t for t in self.served.searched if t.phase is Phase.BASELINE), None)
@@ -177,19 +115,31 @@ class _Sheet:
         scenario = self.served.scenario
         return [
             ("Rates", f"{self.basis}: real vLLM servers under load, greedy"),
+            *self.running_server(),
             ("Target", scenario.target),
-            ("Drafter", scenario.drafter),
+            ("Drafter", scenario.drafter or "no drafter"),
             ("Load", described(scenario)),
             ("Concurrency", ", ".join(map(str, scenario.concurrency))),
             ("Objective", scenario.objective),
             ("Servers started", str(self.served.boots)),
         ]
 
+    def running_server(self) -> list[tuple[str, str]]:
+        """A server that autotune did not start, as it described itself."""
+        setup = self.served.search.setup
+        server = setup.get("server")
+        if not isinstance(server, Mapping):
+            return []
+        gamma = server.get("gamma")
+        speculation = "speculation unknown" if gamma is None else f"gamma {gamma}"
+        context = number(server.get("context"), 0)
+        about = f"{server.get('name')}, {speculation}, context {context} tokens"
+        return [("Server", f"{setup.get('url')}, which was running: {about}")]
+
     def warnings(self) -> list[str]:
         """What must be known beside the numbers."""
-        found = [str(text) for text in self.left.get("warnings", ())]
-        boots = known_boots(self.left, self.served.boots)
-        if boots != self.served.boots:
+        found, boots = list(self.verdict.warnings), self.verdict.known_boots
+        if boots not in {None, self.served.boots}:
             found.append(
                 f"the verdict is of a job that knew {boots} boots; by now there are "
                 f"{self.served.boots}: the same command goes on from there"
@@ -203,88 +153,131 @@ class _Sheet:
 
     def failures(self) -> list[Section]:
         """What did not work; what was stopped because it could not win is no failure."""
-        trials = [d.trial for d in self.served.dated]
-        stopped = [t for t in trials if is_stopped(t)]
-        failed = [t for t in trials if not is_stopped(t)]
-        found = [Section("Failures", parts.failures(failed, _where))]
-        if stopped:
-            found.insert(0, Section("Stopped half-way", parts.failures(stopped, _where)))
+        failed = [d.trial for d in self.served.dated if not is_stopped(d.trial)]
+        some = any(t.measurement.outcome is not Outcome.OK for t in failed)
+        found = [Section("Failures", parts.failures(failed, _where), brief=some)]
+        rows = [
+            [
+                row["setting"],
+                row["why"],
+                row["message"],
+                ", ".join(f"{r:.1f} at {c} ({row['repeats'][c]})" for c, r in row["tok_s"].items())
+                or "–",
+            ]
+            for row in stopped_rows(self.served.searched)
+        ]
+        if rows:
+            text = Text(
+                "Not measured to the end, and never recommended; the repeats until then are "
+                f"{self.basis}."
+            )
+            heads = ("setting", "why", "telling line", "tok/s at concurrency (repeats)")
+            table = Table(heads, rows, words=4, narrow=3)
+            found.insert(0, Section("Stopped half-way", [text, table], brief=True))
         return found
+
+    def speed(self) -> Section:
+        """Rates of every setting."""
+        text = "One boot each; median ± standard deviation over the repeats, the baseline first."
+        blocks: list[Block] = [*plots.rates(self.served, self.basis), Text(text), self.settings()]
+        return Section("Speed", blocks, brief=True)
 
     def settings(self) -> Table:
         """One line per setting."""
         levels = [str(c) for c in self.served.scenario.concurrency]
+        published = self.verdict.published
         heads = ("setting", *(f"tok/s at {c}" for c in levels), "× baseline", "identical outputs",
+                 f"tokens per draft at {levels[0]}",
                  "KV tokens", "host memory GiB", "start s")  # fmt: skip
-        return Table(heads, [self.setting_row(t, levels) for t in self.served.searched])
+        rows = [self.setting_row(t, levels) for t in self.served.searched]
+        if published is not None:
+            heads = (*heads, f"published tok/s, not ours: {published.hardware}")
+            figures = [cell(published.of(t.candidate.params)) for t in self.served.searched]
+            rows = [[*row, figure] for row, figure in zip(rows, figures, strict=True)]
+        return Table(heads, rows, narrow=4 + len(levels))
 
     def setting_row(self, trial: Trial, levels: Sequence[str]) -> list[str]:
-        """As text."""
+        """As text; of a failure its outcome stands in place of the first rate."""
         details, value = trial.measurement.details, trial.measurement.value
         baseline = self.served.baseline
         before = None if baseline is None else baseline.measurement.value
-        share, memory = self.served.identical(trial), details.get("memory_bytes")
+        loads, memory = details.get("levels", {}), details.get("memory_bytes")
+        rates = [rate(loads.get(c)) for c in levels]
+        if trial.measurement.outcome is not Outcome.OK:
+            rates[0] = trial.measurement.outcome.value
         return [
             setting(trial.candidate),
-            *(rate(details.get("levels", {}).get(c)) for c in levels),
+            *rates,
             number(before / value if before and value else None, 3),
-            number(None if share is None else 100 * share, 0, " %"),
+            percent(self.served.identical(trial)),
+            number(loads.get(levels[0], {}).get("acceptance_length"), 2),
             number(details.get("kv_cache_tokens"), 0),
             number(memory / 2**30 if memory else None, 2),
             number(details.get("start_s")),
         ]
 
-    def tables(self) -> list[Block]:
-        """Rates and latency."""
-        return [
-            Text(
-                "One boot each; median ± standard deviation over the repeats, the baseline first."
-            ),
-            self.settings(),
-            Text("Latency of the same boots: median, 99th percentile."),
-            self.latency(),
-        ]
-
-    def latency(self) -> Table:
+    def latency(self) -> Section:
         """Median and 99th percentile, in ms."""
-        heads = ("setting", "concurrency", "TTFT ms", "TPOT ms", "ITL ms", "preemptions")
+        heads = ("setting", "concurrency", "tok/s per request", "TTFT ms", "TPOT ms", "ITL ms",
+                 "preemptions")  # fmt: skip
         rows = []
         for trial in self.served.ok:
             for concurrency, level in trial.measurement.details.get("levels", {}).items():
                 spreads = [level.get(name) for name in ("ttft_ms", "tpot_ms", "itl_ms")]
+                request = level.get("request_tok_s")
                 rows.append(
                     [
                         setting(trial.candidate),
                         concurrency,
+                        number(request and request["mean"]),
                         *(f"{s['p50']:.1f}, {s['p99']:.1f}" if s else "–" for s in spreads),
                         number(level.get("preemptions"), 0),
                     ]
                 )
-        return Table(heads, rows)
+        text = Text("Of the same boots: median, 99th percentile.")
+        return Section("Latency", [text, Table(heads, rows)] if rows else [])
 
     def confirmed(self) -> Section:
         """Fresh boots that took turns."""
-        rows = []
-        for candidate, rounds in self.served.confirmed.items():
-            ratio = self.served.confirmed_ratio(candidate)
-            values = [rounds[n].measurement.value for n in sorted(rounds)]
-            bounded = ratio is not None and ratio.low > 0
-            rows.append(
-                [
-                    setting(candidate),
-                    ", ".join(number(value) for value in values),
-                    number(ratio.value if ratio else None, 3),
-                    f"{ratio.low:.3f} to {ratio.high:.3f}" if ratio and bounded else "–",
-                ]
-            )
-        if not rows:
+        if not self.served.confirmed:
             return Section("Confirmed", [])
+        scenario = self.served.scenario
         text = (
             f"Fresh boots that took turns; µs per output token by the objective "
-            f"({self.served.scenario.measure}). Pairs of repeats have the same prompts."
+            f"({scenario.measure}). Pairs of repeats have the same prompts."
         )
-        heads = ("setting", "µs per token, each boot", "× baseline", "95 % interval")
-        return Section("Confirmed", [Text(text), Table(heads, rows)])
+        heads = ("setting", "µs per token, each boot", "× baseline", "95 % interval",
+                 "between boots", *(f"× at {c}" for c in scenario.concurrency))  # fmt: skip
+        rows = [
+            self.confirmed_row(candidate, rounds)
+            for candidate, rounds in self.served.confirmed.items()
+        ]
+        against = [
+            Text(f"{row.setting}: {row.message}") for row in self.verdict.confirmed if row.message
+        ]
+        blocks: list[Block] = [Text(text), Table(heads, rows, narrow=4), *against]
+        return Section("Confirmed", blocks, brief=True)
+
+    def confirmed_row(self, candidate: Candidate, rounds: Mapping[int, Trial]) -> list[str]:
+        """As text."""
+        ratio = self.served.confirmed_ratio(candidate)
+        values = [rounds[n].measurement.value for n in sorted(rounds)]
+        known = [value for value in values if value is not None]
+
+        def at(concurrency: int) -> str:
+            alone = self.served.confirmed_ratio(
+                candidate, lambda trial: [1 / rate for rate in level_repeats(trial, concurrency)]
+            )
+            return number(alone.value if alone else None, 3)
+
+        return [
+            setting(candidate),
+            ", ".join(number(value) for value in values),
+            number(ratio.value if ratio else None, 3),
+            interval((ratio.low, ratio.high) if ratio and ratio.low > 0 else None),
+            percent(max(known) / min(known) - 1 if len(known) > 1 else None, 1),
+            *map(at, self.served.scenario.concurrency),
+        ]
 
     def pareto(self) -> Section:
         """A single stream against all together."""
@@ -298,13 +291,14 @@ class _Sheet:
                 one.place,
                 number(one.point.single),
                 number(one.point.aggregate),
+                "yes" if one.point.candidate in self.served.confirmed else "no",
             ]
             for one in points
         ]
         heads = ("", "setting", "", f"tok/s of one stream at {levels[0]}",
-                 f"tok/s together at {levels[-1]}")  # fmt: skip
+                 f"tok/s together at {levels[-1]}", "booted again")  # fmt: skip
         drawn = plots.pareto(points, self.served, self.basis)
-        return Section("Pareto front", [*drawn, Table(heads, rows, words=3)])
+        return Section("Pareto front", [*drawn, Table(heads, rows, words=3)], brief=True)
 
     def acceptance(self) -> Section:
         """By position."""
@@ -322,7 +316,9 @@ class _Sheet:
         if not rows:
             return Section("Acceptance", [])
         heads = ("setting", "concurrency", "tokens per draft", "by position")
-        return Section("Acceptance", [*plots.acceptance(self.served), Table(heads, rows)])
+        text = "Share of drafts of which all tokens up to the position were accepted."
+        blocks: list[Block] = [*plots.acceptance(self.served), Text(text), Table(heads, rows)]
+        return Section("Acceptance", blocks)
 
 
 def _where(trial: Trial) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,16 @@ from autotune.core import (
     Phase,
     Trial,
 )
-from autotune.export.files import write_whole
+from autotune.export.files import Exporter, json_file, write_files
 from autotune.machine.environment import environment
+from autotune.report import files
+from autotune.report.page import Page
 from autotune.serving.make_plan import scenario_of
 from autotune.serving.measure.load import LoadOptions
 from autotune.serving.measure.measurer import ServingMeasurer
 from autotune.serving.measure.prompts import Prompt, load_prompts, prompts_key
 from autotune.serving.plan import default_study
 from autotune.serving.recipe import GAMMA
-from autotune.serving.report.markdown import acceptance, described, latency, number, rate, table
 from autotune.serving.request import SpecRequest
 from autotune.serving.running.server import Existing, look, parse_headers, parse_url
 from autotune.serving.scenario import SpecScenario
@@ -37,7 +37,6 @@ from autotune.store.run_log import StoredLog, recorded
 from autotune.store.store import Store
 from autotune.tune import measured
 from autotune.util import flags
-from autotune.util.markdown import escape, in_code
 
 AS_SERVED = "as served"
 """What stands for the drafter of a server that does not name it."""
@@ -96,12 +95,6 @@ class ExistingResult:
     plan: ExistingPlan
     trial: Trial
     reused: bool
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """As :mod:`autotune.serving.report.markdown` takes it."""
-        details = self.trial.measurement.details
-        return {"setting": self.plan.server.speculation, "levels": details["levels"]}
 
 
 def make_existing_plan(request: SpecRequest, headers: Sequence[str]) -> ExistingPlan:
@@ -234,50 +227,19 @@ def existing_warnings(plan: ExistingPlan) -> list[str]:
     return said
 
 
-def existing_report(result: ExistingResult) -> str:
-    """All tables in Markdown."""
-    plan, row = result.plan, result.row
-    scenario, server = plan.scenario, plan.server
-    levels = [[c, rate(level)] for c, level in row["levels"].items()]
-    context = number(server.context, 0)
-    kv_tokens = number(result.trial.measurement.details.get("kv_cache_tokens"), 0)
-    lines = [
-        f"# {escape(plan.study)}: {result.trial.measurement.basis.value}, "
-        "a server that was running",
-        "",
-        f"> {NOTE}.",
-        "",
-        *(f"> **Warning:** {escape(text)}\n" for text in existing_warnings(plan)),
-        f"- Server: {escape(plan.launcher.root)}, {escape(server.as_json()['name'])}, "
-        f"{escape(str(server.speculation))}",
-        f"- Model: {escape(server.model)}, context {context} tokens, KV cache {kv_tokens} tokens",
-        f"- Load: {escape(described(scenario))}",
-        f"- Command: `{in_code(plan.command)}`",
-        "",
-        "## Measured",
-        "",
-        "All streams together; median ± standard deviation over the repeats.",
-        "",
-        *table(["concurrency", "tok/s"], levels),
-        "",
-        "Latency, in ms (median, 99th percentile):",
-        "",
-        *latency([row]),
-        "",
-        *acceptance([row]),
-    ]
-    return "\n".join(lines) + "\n"
+FILES: dict[str, Exporter[tuple[ExistingResult, Page]]] = {
+    "report.html": lambda done: files.html(done[1]),
+    "report.md": lambda done: files.markdown(done[1]),
+    "served.json": lambda done: json_file(existing_document(done[0])),
+}
+"""Each file and what makes it, in the order in which they are written."""
 
 
-def write_existing(result: ExistingResult, folder: Path) -> list[Path]:
-    """Write ``report.md`` and ``served.json`` (last), each whole.
+def write_existing(result: ExistingResult, page: Page, folder: Path) -> list[Path]:
+    """Write the files, each whole; ``served.json`` last.
 
     Raises:
         BadInputError: the folder cannot be written.
         MissingEnvironmentError: no space is left.
     """
-    text = json.dumps(existing_document(result), indent=2, sort_keys=True, ensure_ascii=False)
-    files = {folder / "report.md": existing_report(result), folder / "served.json": text + "\n"}
-    for path, content in files.items():
-        write_whole(path, content.encode())
-    return list(files)
+    return write_files(folder, FILES, (result, page))

@@ -1,0 +1,62 @@
+"""What a finished ``moe`` job concluded, as its page needs it; provenance.json holds the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from autotune.report.verdict import Words, verdicts
+from autotune.store.records import SearchRecord
+from autotune.store.store import Store
+
+
+class MeasuredOn(Words):
+    """The GPU as the measuring process saw it; rates are ceilings, measured there."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    gpu: str
+    copy_gbs: float
+    bf16_tflops: float
+    torch: str | None = None
+    triton: str | None = None
+    vllm: str | None = None
+    cuda: str | None = None
+
+
+class Verdict(Words):
+    """The words of a job; all of them are absent where no job came to its end.
+
+    Attributes:
+        setup: of the search.
+        model: as it was named.
+        effort: of the search.
+        min_gain: a row that gains less stayed vLLM's default.
+        feasible: candidates of ``space_size`` that the device can run.
+        warnings: what must be known beside the numbers.
+        spent: seconds by what they went into, names end in ``_s``; other numbers beside.
+    """
+
+    setup: dict[str, Any] | None = None
+    model: str | None = None
+    effort: str | None = None
+    min_gain: float | None = None
+    feasible: int | None = None
+    space_size: int | None = None
+    warnings: tuple[str, ...] = ()
+    measured_on: MeasuredOn | None = None
+    spent: dict[str, float | None] = Field(default_factory=dict)
+
+
+def last_verdict(store: Store, search: SearchRecord, folder: Path | None) -> Verdict:
+    """Return what the last finished job on ``search`` concluded; empty where none did.
+
+    Args:
+        store: with the study.
+        search: that the page is about.
+        folder: where an older job left it in provenance.json alone.
+    """
+    files = [] if folder is None else [folder / "provenance.json"]
+    found = verdicts(Verdict, store, search, files)
+    return next((one for one in found if one.setup == search.setup), Verdict())

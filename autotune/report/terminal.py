@@ -1,0 +1,76 @@
+"""Renderer of a page: the summary that a command shows when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text as RichText
+
+from autotune.report.page import Block, Code, Page, Section, Table, Text
+
+FULL_WIDTH = 120
+"""Columns of a terminal from which on tables are shown whole."""
+LEAST_WIDTH = 24
+"""Characters of a cell that a narrow terminal shows in one line: a row of a configuration."""
+
+
+def to_terminal(page: Page, width: int) -> RenderableType:
+    """Render the brief sections and then the result, which stands next to the prompt.
+
+    Warnings are left to the caller, who has a place of their own for them.
+
+    Args:
+        page: the whole of it.
+        width: of the terminal, in characters.
+    """
+    brief = [section for section in page.sections if section.brief]
+    parts: list[RenderableType] = [RichText(f"{page.title}: {page.basis}", style="bold")]
+    for section in brief:
+        parts += _section(section, width)
+    if page.banner:
+        parts.append(_line(page.banner, "bold yellow"))
+    return Group(*parts, _line(page.result))
+
+
+def _section(section: Section, width: int) -> Iterator[RenderableType]:
+    shown = [part for block in section.blocks for part in _block(block, width)]
+    if shown:
+        yield RichText(section.title, style="bold")
+        yield from shown
+        yield RichText()
+
+
+def _block(block: Block, width: int) -> Iterator[RenderableType]:
+    if isinstance(block, Text):
+        yield _line(block.text, "yellow" if block.warning else "")
+    elif isinstance(block, Code):
+        yield _line(block.text)
+    elif isinstance(block, Table):
+        yield from _table(block, width)
+
+
+def _table(table: Table, width: int) -> Iterator[RenderableType]:
+    fits = len(table.heads) if width >= FULL_WIDTH or not table.narrow else table.narrow
+    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for number, head in enumerate(table.heads[:fits]):
+        words = number < table.words
+        longest = max((len(row[number]) for row in table.rows), default=0)
+        shown.add_column(
+            RichText(head),
+            justify="left" if words else "right",
+            overflow="fold",
+            min_width=min(longest, LEAST_WIDTH),
+        )
+    for row in table.rows:
+        shown.add_row(*(RichText(cell) for cell in row[:fits]))
+    yield shown
+    if hidden := ", ".join(table.heads[fits:]):
+        yield _line(f"not shown for want of width, but in report.md: {hidden}")
+
+
+def _line(text: str, style: str = "") -> RichText:
+    """Text that the terminal wraps by itself, and a pipe not at all: it is there to be copied."""
+    return RichText(text, style, no_wrap=True, overflow="ignore")

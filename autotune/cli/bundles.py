@@ -77,10 +77,8 @@ def _check_shown(url: str, name: str, bundle: Bundle, file: Path) -> None:
     Raises:
         BadInputError: it cannot, in one line.
     """
-    from autotune.kernels.report.page import moe_page  # noqa: PLC0415
-    from autotune.kernels.stored import load  # noqa: PLC0415
-    from autotune.serving.report.page import left_by_job, spec_page  # noqa: PLC0415
-    from autotune.serving.stored import load_served  # noqa: PLC0415
+    from autotune.kernels.report import page as kernels  # noqa: PLC0415
+    from autotune.serving.report import page as serving  # noqa: PLC0415
     from autotune.store.foreign import reading_back  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
@@ -88,10 +86,9 @@ def _check_shown(url: str, name: str, bundle: Bundle, file: Path) -> None:
         with reading_back(str(file), name), Store.open(url, create=False) as store:
             if bundle.study.kind == "moe":
                 _check_keys(bundle)
-                moe_page(store, load(store, name, 0.01), 0.01, None)
+                kernels.page_of(store, name)
             else:
-                served = load_served(store, name)
-                spec_page(store, served, left_by_job(store, served, Path(url).parent))
+                serving.page_of(store, name)
     except BadInputError as error:
         raise BadInputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
 

@@ -11,12 +11,15 @@ import pytest
 
 from autotune.core import BadInputError, Candidate, Job, Measurement, Outcome
 from autotune.kernels.config_file import FIELDS, render
-from autotune.kernels.export.write import provenance, report, write
+from autotune.kernels.export.write import write
 from autotune.kernels.first import DEFAULT, MODEL, SEARCH, first_rows, grouped
 from autotune.kernels.job import Result, rank, run
 from autotune.kernels.published import candidate_of, given_files, published_for
+from autotune.kernels.report.document import provenance
+from autotune.kernels.report.page import page_of
 from autotune.kernels.stored import load
 from autotune.machine.devices import get_device
+from autotune.report.render import to_markdown
 from autotune.store.store import Store
 from tests.kernels.test_gpu import candidate
 from tests.kernels.test_measured_job import plan
@@ -123,10 +126,11 @@ def test_a_chosen_row_says_where_it_came_from_here_and_in_the_database(tmp_path:
     assert result.origins == {8: said}
     (row,) = provenance(result)["rows"]
     assert row["origin"] == said
-    assert f"M=8: {said}" in report(result).replace("\\", "")
     with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
         assert load(store, "fake", 0.01).rows[8].origin == said
-    document = next(p for p in write(result, tmp_path) if p.name == "provenance.json")
+        page = page_of(store, "fake")
+    assert f"M=8: {said}" in to_markdown(page).replace("\\", "")
+    document = next(p for p in write(result, page, tmp_path) if p.name == "provenance.json")
     assert json.loads(document.read_text())["rows"][0]["origin"] == said
 
 

@@ -273,7 +273,7 @@ class _Sheet:
         )
         came = grouped({m: row.origin for m, row in self.tuned.rows.items() if row.origin})
         said = [Text(f"Where rows came from: {'; '.join(came)}.")] if came else []
-        blocks = [Text(rule), plots.speedups(self.tuned), table, *said]
+        blocks: list[Block] = [Text(rule), plots.speedups(self.tuned), table, *said]
         return Section("Speed-up", blocks, brief=True)
 
     def columns(self) -> Section:

@@ -25,7 +25,8 @@ _ERROR = re.compile(
     r"|Timeout|TimedOut|Abort|Died|Enabled|Warning)(\([\w.]+\))?(: |:?$)"
     r"|[\w./-]+( \w+)?: error: "  # argparse
     r"|(docker|podman): |unknown (shorthand )?flag: |Error: (unknown|unable|creating|initializing)"
-    r"|Error response from daemon: |supervisor: "
+    r"|Error response from daemon: |supervisor: |nvidia-container-cli: "
+    r"|Error: OCI runtime error"
 )
 _ANY_CLASS = re.compile(r"([A-Za-z_]\w*\.)*[A-Z]\w*(\([\w.]+\))?(: |:?$)")
 _NOT_CLASS = re.compile(r"(INFO|WARNING|ERROR|DEBUG|Traceback|File|During|The|NOTE|Note): ?")
@@ -38,7 +39,8 @@ _NOISE = re.compile(
     r"initialization failed.*(root cause|stack trace|background process)"
     r"|EngineDeadError|EngineGenerateError|KeyboardInterrupt|SystemExit|CancelledError"
     r"|^RuntimeError: cancelled|^RuntimeError: Executor failed|^\S*Warning\b"
-    r"|^Exception: WorkerProc initialization failed|BrokenPipeError|^docker: $",
+    r"|Ptx assembly aborted due to errors|BrokenPipeError|^docker: $"
+    r"|^Exception: WorkerProc initialization failed",
     re.IGNORECASE,
 )
 _BUILD = re.compile(
@@ -46,7 +48,8 @@ _BUILD = re.compile(
     r"|CppCompileError|InductorError|NVCC compilation failed|ninja: build stopped|non-zero exit"
 )
 _COMPILER_SAID = re.compile(
-    r"nvcc fatal|ptxas (fatal|error)|\S+[:(]\d+[^ ]*: (fatal )?error|fatal error: "
+    r"\S+, line \d+; (fatal|error)|nvcc fatal|ptxas (fatal|error)"
+    r"|\S+[:(]\d+[^ ]*: (fatal )?error|fatal error: "
     r"|(\S*ld|collect2|cc1plus|\S*g?cc|\S*[cg]\+\+|clang): .*(error|cannot find)|ninja: error"
     r"|(/bin/)?sh: .*not found|.*: error: .*"
 )
@@ -63,9 +66,16 @@ _SYSTEM = re.compile(
     r"|.*Watchdog caught collective operation timeout"
     r"|Worker proc \S+ died unexpectedly|.*: command not found$"
     r"|(vllm|python3?|\S+): error while loading shared libraries: |exec .*: exec format error"
-    r"|.*\[Errno 98\].*address already in use"
+    r"|.*\[Errno 98\].*address already in use|ERROR: Unexpected bus error"
+    r"|\S+ exited with code 1(37|39|43)\b"  # Docker Compose
+    r"|\S+\.service: (A process of this unit has been killed by the OOM killer"
+    r"|Main process exited, code=killed|Failed with result 'oom-kill')"
 )
-_STOP = re.compile(r"\[shutdown\] .*received signal=(?P<signal>SIG\w+)")
+_STOP = re.compile(
+    r"\[shutdown\] .*received signal=(?P<signal>SIG\w+)|^Stopping \S+\.(service|scope)\b"
+)
+_NCCL = re.compile(r"nccl\w+(Error|Warning): ")
+"""Explains the exception before it, and says less than NCCL's own «Last error:» behind it."""
 _FRAME = re.compile(r'  File "(?P<file>[^"]{1,300})", line (?P<line>\d+)')
 _ASSERTION = re.compile(r"Assertion `(.+)` failed")
 """Written by a kernel, for each of its threads; torch's error then says only that there was one."""
@@ -197,7 +207,7 @@ def _walk(lines: Sequence[Line]) -> Iterator[Error]:
 
 def _is_error(line: Line, *, in_traceback: bool) -> bool:
     text = line.text
-    if line.level in {"INFO", "DEBUG"}:
+    if line.level in {"INFO", "DEBUG"} or _NCCL.match(text):
         return False
     if _ERROR.match(text) or (_SYSTEM.match(text) and line.level != "WARNING"):
         return True
@@ -269,5 +279,6 @@ def _unwrapped(error: Error, every: Sequence[Error]) -> Error:
 def _stop(lines: Sequence[Line]) -> Error | None:
     for index, line in enumerate(lines):
         if found := _STOP.search(line.text):
-            return Error(f"{found['signal']} from outside: {line.text.strip()}", index, line.source)
+            signal = found["signal"] or "SIGTERM"
+            return Error(f"{signal} from outside: {line.text.strip()}", index, line.source)
     return None

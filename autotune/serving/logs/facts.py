@@ -56,7 +56,7 @@ _UP = re.compile(
 )
 _DEAD = re.compile(
     r"EngineDeadError|EngineCore encountered a fatal error|died unexpectedly|exited unexpectedly"
-    r"|EngineCore failed to start|initialization failed"
+    r"|EngineCore failed to start|initialization failed|exited with code \d+$|Main process exited"
 )
 _MARK = re.compile(
     r"vllm|EngineCore|APIServer|docker: |podman|Traceback|\[shutdown\]|Uvicorn", re.I

@@ -95,7 +95,8 @@ _OUT_OF_MEMORY = (
     r"|is less than requested memory for kv|Out of memory: Killed|[Oo]ut of memory: Kill process"
     r"|[Cc]an't allocate memory|Cannot allocate memory|bad_alloc|CUBLAS_STATUS_ALLOC_FAILED"
     r"|low memory! at or below|due to memory pressure|oom-kill:|OOMKilled"
-    r"|node running low on memory|hipErrorOutOfMemory"
+    r"|node running low on memory|hipErrorOutOfMemory|memory limit exceeded"
+    r"|killed by the OOM killer|result 'oom-kill'|status=9/KILL|exited with code 137"
 )
 _SIGNS = tuple(
     (kind, re.compile(pattern))
@@ -145,6 +146,7 @@ _SIGNS = tuple(
             r"|RevisionNotFoundError|EntryNotFoundError|is not a valid model identifier"
             r"|is not a local folder and|Cannot find any model weights|HfHubHTTPError"
             r"|gated repo|(401|403|404) Client Error|SafetensorError|HeaderTooLarge"
+            r"|Max retries exceeded with url: /api/|(huggingface|hf-mirror|modelscope).*resolve"
             r"|We couldn't connect to|couldn't find them in the cached files"
             r"|does not appear to have a file named|Unrecognized model in"
             r"|InvalidHeaderDeserialization"
@@ -161,6 +163,10 @@ _SIGNS = tuple(
             r"|CUDA driver version is insufficient|cudaGetDeviceCount|Found no NVIDIA driver"
             r"|No CUDA GPUs are available|Failed to infer device type"
             r"|Device string must not be empty"
+            r"|NVMLError|NVML: |[Dd]river/library version mismatch|unsatisfied condition: cuda"
+            r"|unsupported toolchain|device kernel image is invalid|CUDA driver error"
+            r"|insufficient shared memory|shared memory segment|OCI runtime (error|create failed)"
+            r"|DeepGEMM backend is not available"
             r"|no kernel image is available|cannot open shared object file|undefined symbol"
             r"|could not select device driver|unresolvable CDI|nvidia-container-cli"
             r"|exec format error|no matching manifest|pull access denied|manifest unknown"
@@ -174,11 +180,13 @@ _SIGNS = tuple(
             r"NCCL error|nccl\w+Error|DistBackendError|DistStoreError|Connection reset by peer"
             r"|Connection closed by (remote )?peer|DistNetworkError|The client socket has"
             r"|Broken pipe|ray\.exceptions\.(ActorDied|NodeDied|RayActor|ActorUnavailable)"
-            r"|Gloo connectFullMesh|Every node should have a unique IP|RayActorError",
+            r"|waiting for clients|Gloo connectFullMesh|Every node should have a unique IP"
+            r"|RayActorError",
         ),
         (
             FailureKind.STOPPED,
-            r"received signal=SIG|^(signal|killed) SIGTERM|exit code: -(15|2)\)",
+            r"received signal=SIG|^(signal|killed) SIGTERM|exit code: -(15|2)\)"
+            r"|status=15/TERM|exited with code 143",
         ),
     )
 )

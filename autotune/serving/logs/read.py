@@ -43,6 +43,7 @@ _PREFIXES = tuple(
         r"(?:stdout|stderr) [FP] ",  # Kubernetes
         r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d{1,9})? [\w.-]{1,64} [\w./@:-]{1,64}"
         r"(?:\[\d+\])?: ",  # syslog, journald
+        r"[\w.-]{1,64} [\w./@:-]{1,64}\[\d{1,9}\]: ",  # journald -o short-iso, behind its date
         r"[A-Za-z][\w.-]{0,63} {0,32}\| ",  # Docker Compose
         r"\[[\w.-]{1,40}(?:-\d+)?\] \| ",  # Podman Compose
         r"\[rank\d+\]:? ?",

@@ -15,7 +15,7 @@ from autotune.serving import parse
 from autotune.serving.measure.prompts import load_prompts, prompts_key
 from autotune.serving.measure.stopping import parse_slo
 from autotune.serving.measure.tasks import Tasks, check_tasks
-from autotune.serving.memory.model import UNIFIED_SHARE
+from autotune.serving.memory.model import FIXED_SHARE, UNIFIED_SHARE
 from autotune.serving.memory.search import at_utilization, within_free
 from autotune.serving.memory.utilization import parse_range
 from autotune.serving.pair.methods import NO_DRAFTER
@@ -211,12 +211,16 @@ def _with_range(plan: Plan, request: SpecRequest) -> Plan:
 
 
 def _with_share(plan: Plan) -> Plan:
-    """Give servers on unified memory a share where none is asked for: vLLM's starves the host."""
+    """Give servers on unified memory a share where none is asked for: vLLM's starves the host.
+
+    With ``--kv-cache-memory-bytes`` vLLM only looks whether so much is free when it starts.
+    """
     asked = UTILIZATION in dict(plan.space.parameters)
     asked |= is_given(plan.recipe.server_args, flag_of(UTILIZATION))
     if asked or plan.memory.kind is not MemoryKind.UNIFIED:
         return plan
-    return at_utilization(plan, round(100 * UNIFIED_SHARE))
+    fixed = is_given(plan.recipe.server_args, "--kv-cache-memory-bytes")
+    return at_utilization(plan, round(100 * (FIXED_SHARE if fixed else UNIFIED_SHARE)))
 
 
 def _environment(request: SpecRequest, tuned: Sequence[str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from autotune.machine.resident import Resident
 from tests.support.commands import Command
 
 KERNEL = KernelInfo(Path("/site/fused_moe.py"), "0" * 64, "0.33.0", "3.8.0")
-ORDER = ["gpu", "memory", "held", "clocks", "toolchain", "container", "software", "fp8", "next"]
+ORDER = ["gpu", "memory", "held", "clocks", "container", "toolchain", "software", "fp8", "next"]
 
 
 @dataclass
@@ -67,6 +67,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_probe", lambda *_: Health("fp8", "ok", "fp8 uses QMMA"))
     monkeypatch.setattr(health, "residents", list)
     monkeypatch.setattr(health, "container", lambda: None)
+    monkeypatch.setattr(doctor, "_engine", lambda: None)
 
 
 @pytest.fixture
@@ -140,15 +141,38 @@ def test_packages_that_use_no_gpu(said: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert "the environment, or the image, that serves" in found["next"].text
 
 
-def test_without_vllm(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> KernelInfo:
         raise MissingEnvironmentError("vLLM is not installed")
 
     monkeypatch.setattr(doctor, "kernel_info", missing)
+
+
+@pytest.mark.usefixtures("no_vllm")
+def test_without_vllm(said: Any) -> None:
     found = said(Spark())
     assert (found["software"].level, found["software"].text) == ("error", "vLLM is not installed")
     assert "fp8" not in found
     assert "mend what fails" in found["next"].text
+
+
+@pytest.mark.usefixtures("no_vllm")
+def test_without_vllm_where_containers_start(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_engine", lambda: "docker")
+    found = said(Spark())
+    assert found["software"].level == "warning"
+    assert "toolchain" not in found, "the image has its own"
+    assert found["next"].text == (
+        "`autotune moe --launcher docker --image vllm/vllm-openai:v0.33.0 --device auto "
+        "--model gemma-4-26b-a4b`"
+    )
+
+
+@pytest.mark.usefixtures("no_vllm")
+def test_without_vllm_and_without_a_gpu(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_engine", lambda: "docker")
+    assert said()["software"].level == "error", "nothing can be predicted"
 
 
 def test_without_a_compiler(said: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -211,6 +211,28 @@ def test_without_room_nothing_is_started_and_who_holds_it_is_named(
     assert not (tmp_path / "boots").exists()
 
 
+@pytest.mark.usefixtures("box")
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ((), ["0.8"]),
+        ((SMALL,), ["0.5"]),
+        (("--gpu-memory-utilization", "0.7"), ["0.7"]),
+        (("--server-arg=--gpu-memory-utilization 0.6",), None),
+        (("--gpu-memory-utilization", "0.4:0.98"), ["0.83"]),
+    ],
+)
+def test_no_default_takes_the_hosts_reserve(
+    more: tuple[str, ...],
+    expected: list[str] | None,
+    tiny_models: TinyModels,
+    tmp_path: Path,
+) -> None:
+    ran = autotune(tmp_path, *command(tiny_models.qwen3, tmp_path, "--dry-run", "--json", *more))
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["parameters"].get("gpu_memory_utilization") == expected
+
+
 def wait_until(condition: Any, within_s: float = 60.0) -> None:
     end = time.monotonic() + within_s
     while not condition():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 
 from autotune.core import MissingEnvironmentError, Outcome
@@ -19,6 +20,7 @@ from autotune.kernels.memory import COMPILER, memory_of, process_bytes
 from autotune.kernels.moe.shape import MoeShape, Scheme
 from autotune.kernels.report.notes import FP16_WARNING
 from autotune.kernels.request import STANDARD_LADDER
+from autotune.machine.containers import DOCKER, PODMAN
 from autotune.machine.devices import Device, GpuInfo, present_gpus
 from autotune.machine.environment import environment
 from autotune.machine.health import (
@@ -30,6 +32,7 @@ from autotune.machine.health import (
     place_here,
     toolchain_here,
 )
+from autotune.machine.image_facts import TAKE
 from autotune.machine.resident import Resident
 
 PROBE = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
@@ -52,15 +55,29 @@ def diagnose(device: Device, visible: str | None = None) -> list[Health]:
     held, large = held_here(gpus)
     found = [gpus_here(), _memory(device, gpus, need), held]
     if gpus:
-        found += [clocks_here(gpus[0]), toolchain_here()]
+        found.append(clocks_here(gpus[0]))
     found.append(place_here())
     try:
         kernel = kernel_info()
     except MissingEnvironmentError as error:
-        found.append(Health("software", "error", str(error)))
+        found.append(_without_vllm(error, gpus))
     else:
+        found += [toolchain_here()] if gpus else []
         found += [_software(kernel, device, here=bool(gpus)), _probe(device, kernel)]
     return [*found, _next(device, gpus, found, large)]
+
+
+def _engine() -> str | None:
+    """The program that starts containers here; None without one."""
+    return next((name for name in (DOCKER, PODMAN) if shutil.which(name)), None)
+
+
+def _without_vllm(error: MissingEnvironmentError, gpus: Sequence[GpuInfo]) -> Health:
+    """Say that vLLM is not here, which is no fault where an image can have it."""
+    if gpus and (engine := _engine()):
+        text = f"no vLLM here; an image that {engine} starts can have it, and measure"
+        return Health("software", "warning", text)
+    return Health("software", "error", str(error))
 
 
 def _memory(device: Device, gpus: Sequence[GpuInfo], need: int) -> Health:
@@ -111,7 +128,10 @@ def _next(
     if "error" in levels.values():
         return Health("next", "next", "mend what fails above, then `autotune doctor` again")
     if gpus and levels["software"] != "ok":
-        return Health("next", "next", "run this in the environment, or the image, that serves")
+        engine = _engine()
+        if engine is None:
+            return Health("next", "next", "run this in the environment, or the image, that serves")
+        tune = tune.replace(" moe ", f" moe --launcher {engine} --image {TAKE} ")
     if levels["memory"] == "warning":
         first = f"stop {large[0].name} (process {large[0].pid})" if large else "free some memory"
         return Health("next", "next", f"{first}, then `{tune}`")

@@ -37,6 +37,8 @@ USUAL_SHARE = 0.92
 UNIFIED_SHARE = 0.8
 """Of unified memory, where none is asked for, and the most that raises no warning: above it a GB10
 was seen to not start (0.87), to die under load (0.98), and to need a power cycle (vLLM #46307)."""
+FIXED_SHARE = 0.5
+"""Of unified memory, where none is asked for and the KV cache has a size of its own."""
 ENGINE = int(5.6 * 2**30)
 """Bytes that an engine was seen to take on a GB10 beside weights and KV cache."""
 

@@ -24,6 +24,7 @@ from autotune.store.store import Store
 from autotune.util import flags, lockfile
 from autotune.util.secret import Secret, mask
 from autotune.web.app import make_app
+from autotune.web.connection import Connection
 from autotune.web.gate import Gate, Names
 from autotune.web.kinds import KINDS
 from autotune.web.policy import Policy, parse_allow
@@ -93,11 +94,11 @@ def run(request: Serve, said: Callable[[Place], None]) -> None:
             runner.drain(flags.seconds(request.patience, "--patience"))
 
 
-def _serve(
-    gate: Gate, service: Service, listening: socket.socket, ready: Callable[[], None]
-) -> None:
-    config = uvicorn.Config(
+def config_of(gate: Gate) -> uvicorn.Config:
+    """Tell uvicorn how to serve strangers."""
+    return uvicorn.Config(
         gate,
+        http=Connection,
         log_level="warning",
         access_log=False,
         proxy_headers=False,
@@ -109,6 +110,10 @@ def _serve(
         timeout_graceful_shutdown=_LAST_WORDS_S,
     )
 
+
+def _serve(
+    gate: Gate, service: Service, listening: socket.socket, ready: Callable[[], None]
+) -> None:
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -128,7 +133,7 @@ def _serve(
             await super().startup(sockets)
             ready()
 
-    Server(config).run(sockets=[listening])
+    Server(config_of(gate)).run(sockets=[listening])
 
 
 def _say(text: str) -> None:

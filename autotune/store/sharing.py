@@ -186,9 +186,12 @@ def _add(
     there = {(t.workload_key, t.phase, t.sequence) for t in store.trials(search)}
     keys = [workload.key for workload in bundled.workloads]
     added = 0
+    of_run: dict[int, list[BundledTrial]] = {}
+    for trial in bundled.trials:  # once: a bundle may have as many runs as it likes
+        if (keys[trial.workload], trial.phase, trial.sequence) not in there:
+            of_run.setdefault(trial.run, []).append(trial)
     for number, run in enumerate(bundled.runs):
-        own = [t for t in bundled.trials if t.run == number]
-        own = [t for t in own if (keys[t.workload], t.phase, t.sequence) not in there]
+        own = of_run.get(number, [])
         is_last = number == len(bundled.runs) - 1
         if not own and not (is_last and bundled.verdict and not store.verdicts(search)):
             continue

@@ -139,6 +139,18 @@ def test_a_run_says_what_it_does_and_leaves_files(place: Place) -> None:
     assert (place.folder / "outputs" / "autotune.db").is_file()
 
 
+def test_the_page_is_the_same_when_the_files_are_gone(place: Place, inside: Inside) -> None:
+    results = place.folder / "outputs" / STUDY / "predicted"
+    before = {path.name: path.read_bytes() for path in results.iterdir()}
+    for path in results.iterdir():
+        path.unlink()
+    assert inside(place.folder, "report", STUDY).code == 0
+    for name in ("report.md", "report.html"):
+        assert (results / name).read_bytes() == before[name]
+    for name, data in before.items():
+        (results / name).write_bytes(data)
+
+
 def test_a_second_run_compiles_nothing_and_repeats_itself(place: Place) -> None:
     results = place.folder / "outputs" / STUDY / "predicted"
     before = (results / FILE).read_bytes()

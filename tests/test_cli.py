@@ -45,6 +45,7 @@ PROVENANCE = {
     *("setup", "environment", "counts", "rows"),
 }
 ROW = {
+    "origin",
     *("m", "config", "is_default", "predicted_us", "default_predicted_us", "predicted_speedup"),
     *("limit", "registers", "spill_bytes", "shared_bytes", "tensor_cores"),
 }

@@ -632,7 +632,7 @@ def show_gpus(place: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "visible", ["GPU-0", "0,GPU-1", "MIG-GPU-0/1/0", "all", "-1", "0;1", "0.5", "void\n1"]
+    "visible", ["MIG-GPU-0/1/0", "0,MIG-1", "all", "-1", "0;1", "0.5", "void\n1"]
 )
 def test_gpus_named_in_a_way_that_is_not_understood(
     visible: str, place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
@@ -641,13 +641,13 @@ def test_gpus_named_in_a_way_that_is_not_understood(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     said = f"CUDA_VISIBLE_DEVICES={visible}".replace("\n", " ")
     for device_flag in ("h200", "auto"):
-        check(command("moe", "--device", device_flag), BAD, said, "indices", "nvidia-smi")
+        check(command("moe", "--device", device_flag), BAD, said, "ind", "UUID", "nvidia-smi")
 
 
 def test_the_installed_program_with_gpus(place: Path) -> None:
     show_gpus(place, "NVIDIA H200")
-    got = real("moe", "--device", "auto", CUDA_VISIBLE_DEVICES="GPU-0")
-    check(got, BAD, "CUDA_VISIBLE_DEVICES=GPU-0", "such as 0")
+    got = real("moe", "--device", "auto", CUDA_VISIBLE_DEVICES="all")
+    check(got, BAD, "CUDA_VISIBLE_DEVICES=all", "such as 0")
 
 
 @pytest.mark.parametrize("visible", ["", "1"])

@@ -132,7 +132,17 @@ def test_auto_takes_a_gpu_that_may_be_used(smi: Any) -> None:
             resolve_device("auto", visible)
         assert resolve_device("gb10", visible) == DEVICES["gb10"]
     with pytest.raises(BadInputError, match="expected indices"):
-        resolve_device("auto", "GPU-1")
+        resolve_device("auto", "all")
+
+
+def test_gpus_are_named_by_uuid_too(smi: Any) -> None:
+    smi("NVIDIA H200, GPU-1a, 580.1, 143771, 9.0\nNVIDIA GB10, GPU-2b, 580.1, [N/A], 12.1\n")
+    assert resolve_device("auto", "GPU-2b") == DEVICES["gb10"]
+    assert resolve_device("auto", "GPU-1,1") == DEVICES["h200"], "as far as it is written out"
+    assert [gpu.index for gpu in present_gpus(DEVICES["gb10"], "GPU-2b,1,GPU-9")] == [1]
+    assert not present_gpus(DEVICES["gb10"], "GPU-1a")
+    with pytest.raises(BadInputError, match=r"a slice \(MIG\).*name the whole GPU"):
+        resolve_device("auto", "MIG-GPU-1a/1/0")
 
 
 def test_auto_reads_unified_memory(smi: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autotune.machine.devices import GpuInfo
-from autotune.machine.environment import others_on
+from autotune.machine.environment import others_on, usable_cpus
 
 GPUS = (
     GpuInfo(0, "NVIDIA GB10", "GPU-a", "580.1", "[N/A]", "12.1"),
@@ -49,6 +49,30 @@ def test_a_gpu_at_rest(
 ) -> None:
     smi(tmp_path, monkeypatch, processes, used)
     assert others_on(GPUS) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "100000 100000\n"}, 1),
+        ({"cpu.max": "150000 100000\n"}, 1),
+        ({"cpu.max": "20000 100000\n"}, 1),
+        ({"cpu.max": "9900000 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu.max": "100000 0\n"}, None),
+        ({"cpu.max": "?"}, None),
+        ({}, None),
+    ],
+)
+def test_a_containers_quota_of_cpus_counts(
+    files: dict[str, str], most: int | None, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert usable_cpus(tmp_path) == (most or len(os.sched_getaffinity(0)))
 
 
 def test_no_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,7 +205,7 @@ def no_gpu(visible: str | None) -> str | None:
         visible: ``CUDA_VISIBLE_DEVICES``, if set.
 
     Raises:
-        BadInputError: it names GPUs in another way than by index.
+        BadInputError: it names GPUs in another way than by index or UUID.
     """
     here = detect_gpus()
     if _visible(here, visible):
@@ -220,7 +220,7 @@ def present_gpus(device: Device, visible: str | None = None) -> tuple[GpuInfo, .
 
     Args:
         device: which.
-        visible: ``CUDA_VISIBLE_DEVICES``; where it lists indices, only these GPUs count.
+        visible: ``CUDA_VISIBLE_DEVICES``; only the GPUs that it lists count.
 
     Raises:
         BadInputError: it names GPUs in another way.
@@ -234,9 +234,20 @@ def _visible(gpus: Sequence[GpuInfo], visible: str | None) -> list[GpuInfo]:
     if not gpus or visible is None:
         return list(gpus)
     listed = [part.strip() for part in visible.split(",") if part.strip()]
-    if not all(part.isdecimal() for part in listed):
+    if any(part.startswith("MIG-") for part in listed):
         raise BadInputError(
-            f"CUDA_VISIBLE_DEVICES={visible}: expected indices as nvidia-smi counts them, such as 0"
+            f"CUDA_VISIBLE_DEVICES={visible}: a slice (MIG) has fewer SMs and less memory than the "
+            "GPU that a file is for; name the whole GPU, by its index or UUID as nvidia-smi has it"
         )
-    by_index = {str(gpu.index): gpu for gpu in gpus}
-    return [by_index[index] for index in dict.fromkeys(listed) if index in by_index]
+    if not all(part.isdecimal() or part.startswith("GPU-") for part in listed):
+        raise BadInputError(
+            f"CUDA_VISIBLE_DEVICES={visible}: expected indices as nvidia-smi counts them, such as "
+            "0, or UUIDs, such as GPU-…"
+        )
+    found = [gpu for part in listed for gpu in gpus if _is_named(gpu, part)]
+    return list(dict.fromkeys(found))
+
+
+def _is_named(gpu: GpuInfo, part: str) -> bool:
+    """Whether a part of ``CUDA_VISIBLE_DEVICES`` means a GPU: its index, or how its UUID begins."""
+    return part == str(gpu.index) if part.isdecimal() else gpu.uuid.startswith(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -60,9 +61,26 @@ def _cuda_of_torch() -> str | None:
     return found[1] if found else None
 
 
-def usable_cpus() -> int:
-    """CPUs that this process may use (affinity counts; a container's quota does not)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cpus(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs that this process may use: by its affinity, and by a container's quota.
+
+    Args:
+        groups: where the control groups are; a container sees its own.
+    """
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(1, min(allowed, int(_cpu_quota(groups))))
+
+
+def _cpu_quota(groups: Path) -> float:
+    """CPUs' worth of time, of version 2, else version 1; infinite (or rather large) without one."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = " ".join((groups / name).read_text() for name in files).split()
+            if quota.isdecimal():
+                return int(quota) / int(period)
+    return sys.maxsize
 
 
 def meminfo_file() -> Path:

@@ -228,7 +228,9 @@ def test_no_default_takes_the_hosts_reserve(
     tiny_models: TinyModels,
     tmp_path: Path,
 ) -> None:
-    ran = in_processes(tmp_path, *command(tiny_models.qwen3, tmp_path, "--dry-run", "--json", *more))
+    ran = in_processes(
+        tmp_path, *command(tiny_models.qwen3, tmp_path, "--dry-run", "--json", *more)
+    )
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["parameters"].get("gpu_memory_utilization") == expected
 

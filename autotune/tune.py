@@ -69,6 +69,10 @@ class Progress:
     """Read back from the store rather than measured now."""
 
 
+OnProgress = Callable[[Progress], None]
+"""Told of every trial."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """When to stop a workload: ``trials`` searched, or the clock at ``deadline`` (seconds)."""

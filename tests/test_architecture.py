@@ -14,7 +14,7 @@ import pytest
 import autotune
 
 PACKAGE = Path(autotune.__file__).parent
-BASE = {"core", "util", "engine", "tune", "stopwatch"}
+BASE = {"core", "util", "engine", "tune", "stopwatch", "kind"}
 SHARED = {"space", "propose", "measure", "store", "decide", "report", "export", "machine"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"core", "util"},
     "tune": {"core"},
     "stopwatch": {"core", "tune"},
+    "kind": {"core", "tune", "store"},
     "space": {"core", "util"},
     "propose": {"core", "util", "space"},
     "measure": {"core", "util", "machine"},
@@ -30,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"core", "util"},
     "machine": {"core", "util", "engine"},
     "store": {"core", "util", "machine"},
-    "report": {"core", "util", "store", "decide", "export"},
+    "report": {"core", "util", "store", "decide", "export", "kind"},
     "kernels": BASE | SHARED,
     "serving": BASE | SHARED,
     "cli": BASE | SHARED | {"kernels", "serving", "web"},

@@ -25,7 +25,7 @@ def kernel_plan(plan: KernelPlan) -> dict[str, Any]:
     from autotune.kernels import estimate  # noqa: PLC0415 - slow import
 
     return {
-        "kind": "moe",
+        "kind": plan.kind,
         "study": plan.study,
         "basis": plan.basis.value,
         "device": plan.device.name,
@@ -46,7 +46,7 @@ def kernel_plan(plan: KernelPlan) -> dict[str, Any]:
 def serving_plan(plan: ServingPlan) -> dict[str, Any]:
     """Describe the plan of ``autotune spec`` as JSON values; ``minutes`` are of starting alone."""
     return {
-        "kind": "spec",
+        "kind": plan.kind,
         "study": plan.study,
         "basis": plan.basis.value,
         "target": plan.scenario.target,
@@ -66,7 +66,7 @@ def serving_plan(plan: ServingPlan) -> dict[str, Any]:
 def existing_plan(plan: ExistingPlan) -> dict[str, Any]:
     """Describe the plan of measuring a server that runs already."""
     return {
-        "kind": "spec",
+        "kind": plan.kind,
         "study": plan.study,
         "basis": "measured",
         "target": plan.server.model,

@@ -38,7 +38,7 @@ def moe(request: Moe) -> None:
     plan = within_memory(plan, memory_of(plan.device, plan.gpus))
     check_scratch(plan)
     with Store.open(request.db) as store:
-        otherwise = check_study(store, plan.study, "moe", plan.identity(), plan.setup())
+        otherwise = check_study(store, plan.study, plan.kind, plan.identity(), plan.setup())
         if not request.dry_run:
             check_writable(place)
         check_keys_stay(plan, {*stored_keys(store, plan), *plan.ms}, place)
@@ -52,7 +52,7 @@ def moe(request: Moe) -> None:
         with progress(plan.steps) as update, told(request.events, described, update) as tell:
             result = run(plan, store, local_measurer(plan, store.path.parent), tell)
         document = provenance(result)
-        keep_verdict(store, "moe", plan, document)
+        keep_verdict(store, plan, document)
         page = page_of(store, plan.study, setup=plan.setup(), device=plan.device)
         files = export.write(result, page, request.out)
     if request.as_json:

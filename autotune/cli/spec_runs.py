@@ -107,7 +107,7 @@ def measure(request: Spec) -> None:
             return
         with told(request.events, existing_plan(plan), lambda _: None):
             result = run_existing(plan, store, existing_measurer(plan, folder / "logs"))
-        keep_verdict(store, "spec", plan, existing_document(result))
+        keep_verdict(store, plan, existing_document(result))
         page = page_of(store, plan.study, about=(plan.setup(), plan.scenario))
         files = write_existing(result, page, folder)
     if request.as_json:
@@ -125,7 +125,7 @@ def _only_said(request: Spec, plan: Plan) -> None:
 
 def _check(store: Store, plan: Plan | ExistingPlan, folder: Path | None) -> None:
     """Check that the study may be tuned and its results written, before anything is shown."""
-    otherwise = check_study(store, plan.study, "spec", plan.identity(), plan.setup())
+    otherwise = check_study(store, plan.study, plan.kind, plan.identity(), plan.setup())
     if folder is not None:
         check_writable(folder)
     tell_of(plan.study, otherwise)
@@ -140,5 +140,5 @@ def _tuned(request: Spec, plan: Plan, store: Store) -> tuple[Result, Page]:
     described = serving_plan(plan)
     with terminal.progress(plan) as update, told(request.events, described, update) as tell:
         result = run(plan, store, local_measurer(plan, _logs(request.out, plan)), tell)
-    keep_verdict(store, "spec", plan, document(result))
+    keep_verdict(store, plan, document(result))
     return result, page_of(store, plan.study, about=(plan.setup(), plan.scenario))

@@ -26,7 +26,6 @@ from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.decide.confirm import (
     Between,
     Checked,
-    OnProgress,
     check_between,
     confirm,
     held_out,
@@ -42,13 +41,13 @@ from autotune.kernels.predict.choose import select_predicted
 from autotune.kernels.predict.cost_model import predict
 from autotune.kernels.predict.measurer import PredictingMeasurer, estimated_resources, tile_of
 from autotune.kernels.stored import latest_baseline
+from autotune.kind import Run, tune
 from autotune.machine.environment import environment, others_on
 from autotune.propose.proposers import OptunaProposer, OrderedProposer
 from autotune.stopwatch import Stopwatch, TimedLog, TimedProposer
 from autotune.store.retry import OF_THE_MOMENT, LatestLog
-from autotune.store.run_log import recorded
 from autotune.store.store import Store
-from autotune.tune import Limits, Search, TrialLog, measure_all, search_all
+from autotune.tune import Limits, OnProgress, Search, TrialLog, measure_all, search_all
 
 
 @dataclass(frozen=True)
@@ -171,32 +170,30 @@ def run(plan: Plan, store: Store, measurer: KernelMeasurer, on_progress: OnProgr
         BadInputError: if another process tunes this study, or it was made for something else.
         MissingEnvironmentError: if what the work needs is not there.
     """
-    began = time.monotonic()
-    study = store.study(plan.study, "moe", plan.identity())
-    with store.lock_study(plan.study):
-        record = store.search(study, plan.setup())
-        with recorded(store, record, plan.command) as stored:
-            # Without the default nothing can be confirmed, and measuring it costs little.
-            always = frozenset({Phase.BASELINE} if plan.measured else ())
-            log = LatestLog(stored, retry_failed=plan.retry_failed, always=always)
-            # Keys tuned by earlier commands stay in the file: fewer keys are a worse file.
-            ms = [w.spec["m"] for w in store.workloads(record)]
-            earlier = _earlier(plan, store.trials(record), ms)
-            cache = _CountingCache(store)
-            with measurer:
-                measurer.use(cache)
-                if plan.measured:
-                    timer = cast("KernelTimer", measurer)
-                    _spare_the_host(plan, timer, log)
-                    found = _measured(plan, earlier, timer, log, on_progress)
-                else:
-                    found = _predicted(plan, earlier, measurer, log, on_progress)
-            if not found.selections:
-                raise NoFeasibleCandidateError("; ".join(found.failed.values()))
-            trials = store.trials(record)
-    origins = origins_of(plan.shape, found.selections, trials)
+    return tune(plan, store, measurer, on_progress, _tuned)
+
+
+def _tuned(run: Run[Plan, KernelMeasurer]) -> Result:
+    """From the defaults to the selections; see :func:`run`."""
+    plan, store, measurer = run.plan, run.store, run.measurer
+    # Without the default nothing can be confirmed, and measuring it costs little.
+    always = frozenset({Phase.BASELINE} if plan.measured else ())
+    log = LatestLog(run.log, retry_failed=plan.retry_failed, always=always)
+    # Keys tuned by earlier commands stay in the file: fewer keys are a worse file.
+    ms = [w.spec["m"] for w in store.workloads(run.record)]
+    earlier = _earlier(plan, store.trials(run.record), ms)
+    cache = _CountingCache(store)
+    measurer.use(cache)
+    if plan.measured:
+        timer = cast("KernelTimer", measurer)
+        _spare_the_host(plan, timer, log)
+        found = _measured(plan, earlier, timer, log, run.on_progress)
+    else:
+        found = _predicted(plan, earlier, measurer, log, run.on_progress)
+    if not found.selections:
+        raise NoFeasibleCandidateError("; ".join(found.failed.values()))
+    trials = store.trials(run.record)
     counts = {o.value: sum(t.measurement.outcome is o for t in trials) for o in Outcome}
-    seconds = time.monotonic() - began
     return Result(
         plan=plan,
         setup=plan.setup(),
@@ -204,13 +201,13 @@ def run(plan: Plan, store: Store, measurer: KernelMeasurer, on_progress: OnProgr
         selections=found.selections,
         counts={name: n for name, n in counts.items() if n},
         trials=len(trials),
-        fresh=stored.appended,
+        fresh=run.log.appended,
         compiled=len(cache.stored),
         cached=len(cache.found),
-        seconds=seconds,
+        seconds=run.seconds,
         out_of_budget=found.out_of_budget,
         failed=found.failed,
-        origins=origins,
+        origins=origins_of(plan.shape, found.selections, trials),
         measured=found.measured,
     )
 

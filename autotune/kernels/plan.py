@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from autotune.core import Basis, Candidate, digest
 from autotune.kernels.compile.job import KernelInfo
@@ -14,6 +14,7 @@ from autotune.kernels.moe.shape import MoeShape
 from autotune.kernels.predict.cost_model import MODEL_VERSION
 from autotune.kernels.published import GivenFile
 from autotune.kernels.request import EFFORTS, PREDICTED_EFFORTS
+from autotune.kind import MOE
 from autotune.machine.devices import Device, GpuInfo
 from autotune.machine.environment import environment
 from autotune.propose.proposers import OPTUNA_VERSION
@@ -27,6 +28,7 @@ FINALISTS = 4
 class Plan:
     """The plan holds everything that ``autotune moe`` has decided before it starts."""
 
+    kind: ClassVar[str] = MOE
     study: str
     device: Device
     model: str

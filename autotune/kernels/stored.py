@@ -15,6 +15,7 @@ from autotune.kernels.decide.confirm import comparisons, deciding, held_out, los
 from autotune.kernels.first import origin_of
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.predict.choose import select_predicted
+from autotune.kind import MOE
 from autotune.machine.devices import Device, get_device
 from autotune.store.records import EnvironmentRecord, RunRecord, SearchRecord, StudyDetail
 from autotune.store.store import Store
@@ -147,7 +148,7 @@ def load(
         BadInputError: no such study, of another kind, or nothing tuned in it yet.
     """
     detail = store.get_study(study)
-    if detail.study.kind != "moe":
+    if detail.study.kind != MOE:
         raise BadInputError(
             f"study {study!r} is of kind {detail.study.kind}; only `autotune moe` makes what is "
             "exported"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from autotune.kind import Plan
 from autotune.store.records import SearchRecord
 from autotune.store.store import Store
 from autotune.util import edge
@@ -44,28 +45,13 @@ def _readable(files: Iterable[Path]) -> Iterator[Any]:
             continue
 
 
-class Planned(Protocol):
-    """A plan, as far as it says which search it is of."""
-
-    @property
-    def study(self) -> str:
-        """The study's name."""
-
-    def identity(self) -> dict[str, Any]:
-        """What the study is about."""
-
-    def setup(self) -> dict[str, Any]:
-        """Under what its trials can be compared."""
-
-
-def keep_verdict(store: Store, kind: str, plan: Planned, verdict: Mapping[str, Any]) -> None:
+def keep_verdict(store: Store, plan: Plan, verdict: Mapping[str, Any]) -> None:
     """Store what the job that this process just finished concluded, for pages made later.
 
     Args:
         store: with the run.
-        kind: of the study.
         plan: of the job.
         verdict: the document of its result.
     """
-    study = store.study(plan.study, kind, plan.identity())
+    study = store.study(plan.study, plan.kind, plan.identity())
     store.set_verdict(store.search(study, plan.setup()), verdict)

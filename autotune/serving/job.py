@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +20,10 @@ from autotune.core import (
     Selection,
     Trial,
 )
+from autotune.kind import Run, tune
 from autotune.machine.environment import environment
 from autotune.machine.memory import MemoryKind
-from autotune.serving.decide.confirm import Confirmed, OnProgress, confirm
+from autotune.serving.decide.confirm import Confirmed, confirm
 from autotune.serving.decide.contenders import Contenders
 from autotune.serving.decide.schedule import Schedule, judge, offer
 from autotune.serving.forecast.forecast import Forecast, ForecastProposer
@@ -38,10 +38,8 @@ from autotune.serving.plan import Plan
 from autotune.serving.recipe import GAMMA, without_schedule
 from autotune.serving.retry import OF_THE_MOMENT, LatestLog
 from autotune.serving.stored import Apart, load_served
-from autotune.store.records import SearchRecord
-from autotune.store.run_log import recorded
 from autotune.store.store import Store
-from autotune.tune import Limits, Progress, Search, TrialLog, measure_all, search_all
+from autotune.tune import Limits, OnProgress, Progress, Search, TrialLog, measure_all, search_all
 
 _UNLIMITED = 1_000_000
 
@@ -134,23 +132,24 @@ def run(plan: Plan, store: Store, measurer: Measurer, on_progress: OnProgress) -
         BadInputError: another process tunes this study, or it was made for something else.
         MissingEnvironmentError: vLLM is not there.
     """
-    began, fresh = time.monotonic(), list[Trial]()
+    return tune(plan, store, measurer, on_progress, _steps)
+
+
+def _steps(run: Run[Plan, Measurer]) -> Result:
+    """From the utilization to the selection; see :func:`run`."""
+    fresh: list[Trial] = []
 
     def told(progress: Progress) -> None:
         fresh.extend([] if progress.reused else [progress.trial])
-        on_progress(progress)
+        run.on_progress(progress)
 
-    study = store.study(plan.study, "spec", plan.identity())
-    with store.lock_study(plan.study):
-        record = store.search(study, plan.setup())
-        with recorded(store, record, plan.command) as stored, measurer:
-            log = LatestLog(stored, retry_failed=plan.retry_failed)
-            measurer = _boots_of(plan, store, record, measurer, log)
-            plan, borders = search_utilization(plan, measurer, log, told)
-            deadline = float("inf") if plan.budget_s is None else began + plan.budget_s
-            found = _tuned(plan, measurer, log, told, deadline)
-            boots = _boots(store.trials(record))
-            served = load_served(store, plan.study, (plan.setup(), plan.scenario))
+    log = LatestLog(run.log, retry_failed=run.plan.retry_failed)
+    measurer = _boots_of(run, log)
+    plan, borders = search_utilization(run.plan, measurer, log, told)
+    deadline = float("inf") if plan.budget_s is None else run.began + plan.budget_s
+    found = _tuned(plan, measurer, log, told, deadline)
+    boots = _boots(run.store.trials(run.record))
+    served = load_served(run.store, plan.study, (plan.setup(), plan.scenario))
     left_out = {**plan.refused, **found.proposer.left_out()}
     for trial in found.contenders.references:
         left_out.pop(trial.candidate, None)
@@ -172,18 +171,17 @@ def run(plan: Plan, store: Store, measurer: Measurer, on_progress: OnProgress) -
         apart=served.apart(found.confirmed.trials if found.confirmed else ()),
         fresh_boots=_boots(fresh),
         out_of_time=found.search.out_of_time,
-        seconds=time.monotonic() - began,
+        seconds=run.seconds,
     )
 
 
-def _boots_of(
-    plan: Plan, store: Store, record: SearchRecord, measurer: Measurer, log: LatestLog
-) -> Measurer:
+def _boots_of(run: Run[Plan, Measurer], log: LatestLog) -> Measurer:
     """Keep from the measurer what hung this machine before, or ran it short of memory."""
-    if plan.retry_failed or plan.memory.kind is not MemoryKind.UNIFIED:
-        return Boots(measurer, log)
-    lost = {c: f"{at:%Y-%m-%d %H:%M} UTC" for c, at in store.boots().lost(record).items()}
-    return Boots(measurer, log, lost, ran_short(store.dated_trials(record)))
+    if run.plan.retry_failed or run.plan.memory.kind is not MemoryKind.UNIFIED:
+        return Boots(run.measurer, log)
+    lost = run.store.boots().lost(run.record)
+    began = {c: f"{at:%Y-%m-%d %H:%M} UTC" for c, at in lost.items()}
+    return Boots(run.measurer, log, began, ran_short(run.store.dated_trials(run.record)))
 
 
 def _boots(trials: Sequence[Trial]) -> int:

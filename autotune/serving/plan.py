@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from autotune.core import Basis, Candidate, Scalar
+from autotune.kind import SPEC
 from autotune.machine.environment import environment
 from autotune.machine.memory import MemoryKind, MemoryReading
 from autotune.serving.forecast.acceptance import distinct_experts
@@ -63,6 +64,7 @@ class Plan:
         findings: what these checks said when the plan was made.
     """
 
+    kind: ClassVar[str] = SPEC
     study: str
     pair: Pair
     recipe: Recipe

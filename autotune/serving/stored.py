@@ -9,6 +9,7 @@ from typing import Any
 
 from autotune.core import BadInputError, Candidate, Outcome, Phase, Trial, digest
 from autotune.decide.stats import Ratio, paired_ratio
+from autotune.kind import SPEC
 from autotune.serving.decide.quality import share_of, without_speculation
 from autotune.serving.recipe import GAMMA
 from autotune.serving.scenario import SpecScenario
@@ -144,7 +145,7 @@ def load_served(
         BadInputError: no such study, of another kind, or nothing measured in it yet.
     """
     detail = store.get_study(study)
-    if detail.study.kind != "spec":
+    if detail.study.kind != SPEC:
         raise BadInputError(f"study {study!r} is of kind {detail.study.kind}, not spec")
     loads = {
         (w.search_id, w.key): _scenario(w.spec) for w in detail.workloads if _is_scenario(w.spec)

@@ -115,7 +115,7 @@ def tune(
 def page(tmp_path: Path, result: Result) -> Page:
     """The page of a job that has just ended, as the command makes it."""
     with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
-        keep_verdict(store, "moe", result.plan, provenance(result))
+        keep_verdict(store, result.plan, provenance(result))
         made = result.plan
         return page_of(store, made.study, setup=made.setup(), device=made.device)
 

@@ -92,7 +92,7 @@ class Bench:
         """The page of a job that has just ended, as the command makes it."""
         plan = result.plan
         with Store.open(f"sqlite:///{self.root}/a.db") as store:
-            keep_verdict(store, "spec", plan, document(result))
+            keep_verdict(store, plan, document(result))
             return page_of(store, plan.study, about=(plan.setup(), plan.scenario))
 
     def report(self, result: Result) -> str:

@@ -26,6 +26,7 @@ from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
 from autotune.kernels.moe.file_name import assumed_sizes, parse_name
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
+from autotune.kind import MOE
 from autotune.machine.devices import Device, GpuInfo, get_device
 from autotune.measure.replay import Landscape
 from autotune.store.store import Store
@@ -312,7 +313,7 @@ def of_study(store: Store, study: str, files: Sequence[File] = ()) -> Stored:
             name says.
     """
     detail = store.get_study(study)
-    if detail.study.kind != "moe":
+    if detail.study.kind != MOE:
         raise BadInputError(f"study {study!r} is of kind {detail.study.kind}, not moe")
     for run in reversed(detail.all_runs):
         record = next(r for r in detail.searches if r.id == run.search_id)

@@ -6,7 +6,7 @@ Everything here is measured side by side, in fresh processes, with fresh routing
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autotune.core import (
@@ -25,9 +25,8 @@ from autotune.kernels.config_file import look_up
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.plan import FINALISTS
 from autotune.store.retry import OF_THE_MOMENT
-from autotune.tune import Progress, TrialLog
+from autotune.tune import OnProgress, Progress, TrialLog
 
-OnProgress = Callable[[Progress], None]
 LEAST_LOSS = 0.01
 """A look-up between keys that costs less is not worth a key of its own."""
 _CONFIRM_SEED, _BETWEEN_SEED = 1_000_000, 2_000_000

@@ -16,6 +16,7 @@ from autotune.core import BadInputError, Basis, Outcome, Phase, Trial
 from autotune.engine.arguments import argument_value
 from autotune.engine.variables import FOLDER, ROUTING
 from autotune.kernels.config_file import LIMIT
+from autotune.kind import SPEC
 from autotune.store.records import SearchRecord
 from autotune.store.store import Store
 from autotune.util import edge
@@ -42,7 +43,7 @@ def with_and_without(store: Store, study: str, file_name: str, data: bytes) -> d
         BadInputError: no such study, no such pair of searches, or another file was served.
     """
     detail = store.get_study(study)
-    if detail.study.kind != "spec":
+    if detail.study.kind != SPEC:
         raise BadInputError(f"--serve-study {study}: of kind {detail.study.kind}, not spec")
     for after in reversed(detail.searches):
         trials = store.trials(after)

@@ -23,9 +23,7 @@ from autotune.decide.stats import Ratio, paired_ratio
 from autotune.serving.measure.race import rules_of
 from autotune.serving.measure.tasks import fallen, scores_of
 from autotune.serving.scenario import SpecScenario
-from autotune.tune import Progress, TrialLog, measure_all
-
-OnProgress = Callable[[Progress], None]
+from autotune.tune import OnProgress, TrialLog, measure_all
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@ from typing import Any
 from autotune.core import BadInputError, Candidate, Job, Measurer, Phase
 from autotune.machine.guard import RESERVE
 from autotune.machine.memory import MemoryKind, MemoryReading
-from autotune.serving.decide.confirm import OnProgress
 from autotune.serving.memory.model import kv_bytes_per_token
 from autotune.serving.memory.sustain import FullLoad
 from autotune.serving.memory.utilization import Borders, Evidence, find_borders
 from autotune.serving.pair.methods import GEMMA4_ASSISTANTS
 from autotune.serving.plan import Plan
 from autotune.serving.recipe import GAMMA, UTILIZATION
-from autotune.tune import TrialLog, measure_all
+from autotune.tune import OnProgress, TrialLog, measure_all
 
 _DRIFT = 2
 """Hundredths by which free memory moves from one command to the next though nothing changed."""

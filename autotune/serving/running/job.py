@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from autotune.core import (
     Basis,
@@ -19,6 +19,7 @@ from autotune.core import (
     Trial,
 )
 from autotune.export.files import Exporter, json_file, write_files
+from autotune.kind import SPEC, Run, tune
 from autotune.machine.environment import environment
 from autotune.report import files
 from autotune.report.page import Page
@@ -33,7 +34,7 @@ from autotune.serving.running.server import Existing, look, parse_headers, parse
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.launchers import UrlLauncher
 from autotune.serving.server.server import ServeSettings
-from autotune.store.run_log import StoredLog, recorded
+from autotune.store.run_log import StoredLog
 from autotune.store.store import Store
 from autotune.tune import measured
 from autotune.util import flags
@@ -61,6 +62,7 @@ class ExistingPlan:
         command: as typed, without what is secret.
     """
 
+    kind: ClassVar[str] = SPEC
     study: str
     launcher: UrlLauncher
     server: Existing
@@ -162,19 +164,18 @@ def run_existing(plan: ExistingPlan, store: Store, measurer: Measurer) -> Existi
         NoFeasibleCandidateError: it did not answer the load.
         BadInputError: another process works on the study, or it is about something else.
     """
-    study = store.study(plan.study, "spec", plan.identity())
-    with store.lock_study(plan.study):
-        record = store.search(study, plan.setup())
-        with recorded(store, record, plan.command) as log, measurer:
-            stored = log.load(plan.scenario, Phase.BASELINE)
-            known = [t for t in stored if t.measurement.outcome is Outcome.OK]
-            if known and plan.server.started is not None:  # the same process: nothing is new
-                return ExistingResult(plan, known[-1], reused=True)
-            measurement = _measurement(plan, measurer, log)
-            trial = Trial(
-                plan.candidate, plan.scenario.key, Phase.BASELINE, len(stored), measurement
-            )
-            log.append(plan.scenario, trial)
+    return tune(plan, store, measurer, lambda _: None, _measured)
+
+
+def _measured(run: Run[ExistingPlan, Measurer]) -> ExistingResult:
+    plan, log = run.plan, run.log
+    stored = log.load(plan.scenario, Phase.BASELINE)
+    known = [t for t in stored if t.measurement.outcome is Outcome.OK]
+    if known and plan.server.started is not None:  # the same process: nothing is new
+        return ExistingResult(plan, known[-1], reused=True)
+    measurement = _measurement(plan, run.measurer, log)
+    trial = Trial(plan.candidate, plan.scenario.key, Phase.BASELINE, len(stored), measurement)
+    log.append(plan.scenario, trial)
     if measurement.outcome is not Outcome.OK:
         raise NoFeasibleCandidateError(
             f"{plan.launcher.root} could not be measured: {measurement.message} "

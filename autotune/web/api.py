@@ -84,7 +84,7 @@ def _job_routes(routes: APIRouter, service: Service) -> None:
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Annotated[str | None, Query(description="`next` of the page before.")] = None,
     ) -> JSONResponse:
-        return JSONResponse(await _done(_page, service, state, kind, limit, cursor))
+        return JSONResponse(await _done(page_of_jobs, service, state, kind, limit, cursor))
 
     @routes.get("/jobs/{job_id}", summary="A job")
     async def job(job_id: int) -> JSONResponse:
@@ -92,13 +92,18 @@ def _job_routes(routes: APIRouter, service: Service) -> None:
         return JSONResponse(await _done(service.shown, found))
 
 
-def _page(
+def page_of_jobs(
     service: Service,
     states: list[JobState] | None,
     kinds: list[str] | None,
     limit: int,
     cursor: str | None,
 ) -> dict[str, Any]:
+    """List jobs and the cursor of the next page.
+
+    Raises:
+        ProblemError: the cursor is none of ours.
+    """
     if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 16):
         raise ProblemError(422, "cursor: not one that this service gave")
     before = None if cursor is None else int(cursor)

@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 from autotune import __version__
 from autotune.util.secret import Secret
-from autotune.web import api, metrics, problems
+from autotune.web import api, metrics, pages, problems
 from autotune.web.gate import Gate, Names
 from autotune.web.service import Service
 from autotune.web.token import Doorman
@@ -54,6 +54,7 @@ def make_app(
     app.add_exception_handler(RequestValidationError, refused)
     app.include_router(api.router(service))
     _probes(app, service)
+    pages.install(app, service, doorman)
     app.mount("/static", StaticFiles(directory=STATIC))
     api.install_schema(app)
     return Gate(app, names, doorman)

@@ -235,7 +235,7 @@ class Service:
         words = command_of(
             job.kind, request, db=self.runner.settings.db, out=self.runner.settings.root
         )
-        code, out, err = self._run(words)
+        code, out, err = self.run(words)
         said = [line for line in err.splitlines() if line.strip()]
         if code != ExitCode.DONE:
             detail = said[-1].removeprefix("autotune: ") if said else f"exit code {code}"
@@ -245,7 +245,12 @@ class Service:
             )
         return {"command": command, "plan": parse_json(out), "said": said}
 
-    def _run(self, words: Sequence[str]) -> tuple[int, str, str]:
+    def run(self, words: Sequence[str]) -> tuple[int, str, str]:
+        """Run a short command of ours, of which few run at once; gives its code and outputs.
+
+        Raises:
+            ProblemError: others run, or it takes too long.
+        """
         if not self._validating.acquire(timeout=30):
             raise ProblemError(503, "other plans are being made; try again", {"Retry-After": "5"})
         try:

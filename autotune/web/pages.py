@@ -1,0 +1,161 @@
+"""The page for people: every view is rendered here, and works on the interface for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import jinja2
+from fastapi import FastAPI, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from autotune import __version__
+from autotune.core import ExitCode
+from autotune.store.records import JobState
+from autotune.web import api
+from autotune.web.forms import form
+from autotune.web.kinds import KINDS
+from autotune.web.problems import ProblemError
+from autotune.web.service import Service
+from autotune.web.token import COOKIE, COOKIE_S, Doorman
+
+_ROWS = 50
+_LOGIN_BYTES = 4096
+
+
+class Views:
+    """Renders the views."""
+
+    def __init__(self, service: Service) -> None:
+        """Take what the views show."""
+        self.service = service
+        self._environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters["times"] = _times
+        self._environment.globals.update(version=__version__, kinds=list(KINDS))
+
+    def render(self, template: str, status: int = 200, **values: Any) -> Response:
+        """Answer with a view."""
+        return HTMLResponse(self._environment.get_template(template).render(**values), status)
+
+    def jobs(self, state: str | None, cursor: str | None) -> Response:
+        """Show the list of jobs."""
+        states = [JobState(state)] if state in set(JobState) else []
+        page = api.page_of_jobs(self.service, states, None, _ROWS, cursor)
+        counts = self.service.jobs.counts()
+        return self.render(
+            "jobs.html", page=page, counts=counts, state=state, states=list(JobState)
+        )
+
+    def new(self, kind: str, given: dict[str, str]) -> Response:
+        """Show the form of a kind of job."""
+        if kind not in KINDS:
+            raise ProblemError(404, f"no kind {kind!r} of jobs")
+        about = str(KINDS[kind].__doc__).splitlines()[0]
+        return self.render("new.html", kind=kind, about=about, panels=form(kind, given))
+
+    def job(self, job_id: int) -> Response:
+        """Show a job."""
+        job = self.service.shown(self.service.get(job_id))
+        return self.render("job.html", job=job)
+
+    def studies(self) -> Response:
+        """Show the list of studies."""
+        return self.render("studies.html", studies=self.service.store.list_studies())
+
+    def study(self, name: str) -> Response:
+        """Show a study."""
+        detail = self.service.store.find_study(name)
+        if detail is None:
+            raise ProblemError(404, f"no study {name!r}")
+        return self.render("study.html", detail=detail)
+
+    def devices(self) -> Response:
+        """Show the devices."""
+        return self.render("devices.html", **api.known_devices())
+
+    def report(self, name: str) -> Response:
+        """Write the report of a study as ``autotune report`` does, and send it."""
+        if self.service.store.find_study(name) is None:
+            raise ProblemError(404, f"no study {name!r}")
+        settings = self.service.runner.settings
+        places = ("--db", settings.db, "--out", str(settings.root), "--json")
+        code, out, err = self.service.run(["report", *places, "--", name])
+        if code != ExitCode.DONE:
+            said = err.strip().splitlines()
+            raise ProblemError(409, said[-1].removeprefix("autotune: ") if said else "no report")
+        pages = [Path(file) for file in self.service.read_body(out.encode())["files"]]
+        return api.file_response(next(page for page in pages if page.suffix == ".html"))
+
+
+def install(app: FastAPI, service: Service, doorman: Doorman) -> None:
+    """Add the views to the application."""
+    views = Views(service)
+    _log_in(app, views, doorman)
+
+    async def shown(call: Any, *args: Any) -> Response:
+        answer: Response = await run_in_threadpool(call, *args)
+        return answer
+
+    @app.get("/", include_in_schema=False)
+    async def jobs(state: str | None = None, cursor: str | None = None) -> Response:
+        return await shown(views.jobs, state, cursor)
+
+    @app.get("/new/{kind}", include_in_schema=False)
+    async def new(kind: str, request: Request) -> Response:
+        return await shown(views.new, kind, dict(request.query_params))
+
+    @app.get("/jobs/{job_id}", include_in_schema=False)
+    async def job(job_id: int) -> Response:
+        return await shown(views.job, job_id)
+
+    @app.get("/studies", include_in_schema=False)
+    async def studies() -> Response:
+        return await shown(views.studies)
+
+    @app.get("/studies/{name}", include_in_schema=False)
+    async def study(name: str) -> Response:
+        return await shown(views.study, name)
+
+    @app.get("/studies/{name}/report", include_in_schema=False)
+    async def report(name: str) -> Response:
+        return await shown(views.report, name)
+
+    @app.get("/devices", include_in_schema=False)
+    async def devices() -> Response:
+        return await shown(views.devices)
+
+
+def _log_in(app: FastAPI, views: Views, doorman: Doorman) -> None:
+    @app.get("/login", include_in_schema=False)
+    async def asked() -> Response:
+        return views.render("login.html", wrong=False)
+
+    @app.post("/login", include_in_schema=False)
+    async def given(request: Request) -> Response:
+        body = (await request.body())[:_LOGIN_BYTES].decode("utf-8", "replace")
+        token = parse_qs(body, max_num_fields=5).get("token", [""])[0].strip()
+        if not doorman.knows(token):
+            return views.render("login.html", 401, wrong=True)
+        answer = RedirectResponse("/", 303)
+        answer.set_cookie(
+            COOKIE, doorman.cookie(), max_age=COOKIE_S, httponly=True, samesite="strict"
+        )
+        return answer
+
+    @app.get("/logout", include_in_schema=False)
+    async def left() -> Response:
+        answer = RedirectResponse("/login", 303)
+        answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        return answer
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}×"

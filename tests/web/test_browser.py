@@ -1,0 +1,233 @@
+"""The page in Chromium, against a service in a process of its own."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.common.exceptions import WebDriverException
+
+from tests.browser import Browser, chromium
+from tests.support.synthetic_service import TOTAL
+from tests.web.served import REAL, REPOSITORY, SYNTHETIC, Served, reached
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def serve(folder: Path, program: tuple[str, ...]) -> Served:
+    root = folder / "root"
+    root.mkdir()
+    return Served(root, program)
+
+
+@pytest.fixture
+def served(tmp_path: Path, browser: Browser) -> Iterator[Served]:
+    made = serve(tmp_path, SYNTHETIC)
+    log_in(browser, made)
+    yield made
+    if made.process.poll() is None:
+        made.stop()
+
+
+def log_in(browser: Browser, served: Served) -> None:
+    browser.driver.delete_all_cookies()
+    browser.open(f"{served.url}/")
+    assert browser.driver.current_url == f"{served.url}/login"
+    type_in(browser, "token", "wrong")
+    browser.js("document.querySelector('form').requestSubmit()")
+    until(browser, "return document.querySelector('[role=alert]')?.textContent", "not the token")
+    type_in(browser, "token", served.token)
+    browser.js("document.querySelector('form').requestSubmit()")
+    until(browser, "return document.querySelector('h1').textContent", "Jobs")
+    browser.console()
+
+
+def until(browser: Browser, script: str, wanted: str, within_s: float = 30) -> str:
+    end, found = time.monotonic() + within_s, ""
+    while time.monotonic() < end:
+        try:
+            found = str(browser.js(script) or "")
+        except WebDriverException:
+            found = ""  # the page is being loaded
+        if re.search(wanted, found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{wanted!r} is not in {found!r}; {browser.console()}")
+
+
+def type_in(browser: Browser, field: str, text: str) -> None:
+    browser.js("document.getElementById(arguments[0]).value = arguments[1]", field, text)
+
+
+def press(browser: Browser, selector: str) -> None:
+    browser.js("document.querySelector(arguments[0]).click()", selector)
+
+
+TEXT = "return document.getElementById(%r).textContent"
+
+
+def state(browser: Browser, wanted: str, within_s: float = 60) -> None:
+    until(browser, TEXT % "state", wanted, within_s)
+
+
+def check_page(browser: Browser) -> None:
+    """What a screen reader, a narrow window and a strict policy ask of every page."""
+    assert [line for line in browser.console() if "favicon" not in line] == []
+    labels = """
+        return [...document.querySelectorAll('input, select, textarea')]
+            .filter(f => !f.labels.length).map(f => f.id)"""
+    assert browser.js(labels) == []
+    named = """
+        return [...document.querySelectorAll('button, a')].filter(b => !b.hidden &&
+            !(b.textContent.trim() || b.getAttribute('aria-label'))).map(b => b.outerHTML)"""
+    assert browser.js(named) == []
+    described = """
+        return [...document.querySelectorAll('[aria-describedby]')].flatMap(f =>
+            f.getAttribute('aria-describedby').trim().split(/ +/)
+            .filter(i => !document.getElementById(i)))"""
+    assert browser.js(described) == []
+    twice = "const i = [...document.querySelectorAll('[id]')].map(e => e.id);"
+    assert browser.js(f"{twice} return i.length - new Set(i).size") == 0
+    assert browser.js("return document.querySelectorAll('h1').length") == 1
+    assert browser.js("return document.documentElement.lang") == "en"
+    assert (
+        browser.js("return document.querySelectorAll('[onclick], script:not([src])').length") == 0
+    )
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_every_page_is_whole_at_any_width(browser: Browser, served: Served, width: int) -> None:
+    served.wait(served.submit("s"))
+    paths = ["/", "/new/moe", "/new/spec", "/new/export?study=s", "/jobs/1"]
+    for path in [*paths, "/studies", "/studies/s", "/devices", "/?state=FAILED"]:
+        for scheme in ("light", "dark"):
+            browser.media(prefers_color_scheme=scheme)
+            browser.open(f"{served.url}{path}", width=width)
+            check_page(browser)
+            over = (
+                "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            assert browser.js(over) <= 0, path
+            asked = [url for url in browser.requests() if not url.startswith(served.url)]
+            assert asked == []
+        name = re.sub(r"\W+", "-", path).strip("-") or "jobs"
+        browser.shoot(f"serve-{name}-{width}")
+    browser.media(prefers_color_scheme="light")
+
+
+def test_a_job_from_the_form_to_its_end(browser: Browser, served: Served) -> None:
+    browser.open(f"{served.url}/new/moe")
+    press(browser, "button[value=start]")
+    refused = "return document.getElementById('e-device').textContent"
+    until(browser, refused, "Missing option '--device'")
+    assert browser.js("return document.activeElement.id") == "f-device"
+    assert browser.js("return document.getElementById('f-device').ariaInvalid") == "true"
+    type_in(browser, "f-device", "gb10")
+    type_in(browser, "f-batch_sizes", "0")
+    press(browser, "button[value=start]")
+    until(browser, "return document.getElementById('e-batch_sizes').textContent", "expected 1")
+    type_in(browser, "f-batch_sizes", "1,8")
+    type_in(browser, "f-study", "mine")
+    type_in(browser, "j-name", "<b>first</b>")
+    press(browser, "button[value=check]")
+    until(browser, "return document.getElementById('plan-text').textContent", "Plan ")
+    command = browser.js(TEXT % "command")
+    assert command == "autotune moe --device gb10 --batch-sizes 1,8 --study mine"
+    press(browser, "button[value=start]")
+    until(browser, "return document.querySelector('h1').textContent", "Job 1: <b>first</b>")
+    until(browser, "return document.getElementById('bar').value", "^[1-9]")
+    assert all("422" in line for line in browser.console())  # the refusals above
+    browser.driver.refresh()  # in the middle
+    state(browser, "succeeded")
+    assert browser.js("return document.getElementById('bar').value") == TOTAL
+    assert "Best so far" in browser.js(TEXT % "best")
+    assert browser.js("return document.getElementById('levels').rows.length") == 2
+    until(browser, TEXT % "log", "begins")
+    until(browser, TEXT % "files", "winners.json")
+    drawn = """
+        const c = document.getElementById('landscape');
+        return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(x => x)"""
+    assert browser.js(drawn)
+    assert browser.js("return document.getElementById('cancel').hidden")
+    check_page(browser)
+
+
+def test_cancel_and_again_in_two_tabs(browser: Browser, served: Served) -> None:
+    job = served.submit("s")
+    browser.open(f"{served.url}/jobs/{job}")
+    first = browser.driver.current_window_handle
+    served.wait(job, reached(5))
+    browser.driver.switch_to.new_window("tab")
+    browser.driver.get(f"{served.url}/jobs/{job}")
+    state(browser, "running")
+    press(browser, "#cancel")
+    state(browser, "cancelled")
+    browser.driver.switch_to.window(first)
+    state(browser, "cancelled")
+    press(browser, "#retry")
+    state(browser, "succeeded")
+    browser.driver.switch_to.window(browser.driver.window_handles[-1])
+    browser.driver.close()
+    browser.driver.switch_to.window(first)
+
+
+def test_the_service_restarts_under_the_page(browser: Browser, served: Served) -> None:
+    job = served.submit("s")
+    browser.open(f"{served.url}/jobs/{job}")
+    until(browser, "return document.getElementById('bar').value", "^[1-9]")
+    served.kill()
+    time.sleep(0.5)
+    served.start()  # at the same port, with the same token
+    state(browser, "succeeded")
+    browser.driver.get(f"{served.url}/")
+    until(browser, "return document.querySelector('h1').textContent", "Jobs")  # still logged in
+
+
+def test_no_script_of_others_runs_and_the_cookie_is_out_of_reach(
+    browser: Browser, served: Served
+) -> None:
+    served.call("POST", "/jobs", {
+        "kind": "moe", "args": {"device": "gb10", "study": "refused"},
+        "name": "<img src=x onerror=alert(1)><script>alert(1)</script>",
+    })  # fmt: skip
+    browser.open(f"{served.url}/")
+    until(browser, "return document.querySelector('table').textContent", "<script>alert")
+    assert browser.js("return document.cookie") == ""
+    cookie: Any = browser.driver.get_cookies()[0]
+    assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+    browser.js("const s = document.createElement('script'); s.text = 'window.bad = 1';"
+               "document.body.append(s)")  # fmt: skip
+    assert browser.js("return window.bad") is None
+
+
+@pytest.mark.compile
+def test_a_real_prediction_from_start_to_report(browser: Browser, tmp_path: Path) -> None:
+    served = serve(tmp_path, REAL)
+    try:
+        space = REPOSITORY / "tests" / "data" / "small-space.yaml"
+        (served.root / "small.yaml").write_bytes(space.read_bytes())
+        log_in(browser, served)
+        browser.open(f"{served.url}/new/moe")
+        for field, text in (("device", "gb10"), ("batch_sizes", "1"), ("space", "small.yaml")):
+            type_in(browser, f"f-{field}", text)
+        type_in(browser, "f-study", "real")
+        browser.js("document.getElementById('f-effort').value = 'quick'")
+        browser.js("document.getElementById('f-predict').checked = true")
+        press(browser, "button[value=start]")
+        state(browser, "succeeded", 300)
+        assert not browser.js("return document.getElementById('basis').hidden")
+        browser.driver.get(f"{served.url}/studies/real/report")
+        until(browser, "return document.querySelector('h1').textContent", "real", 60)
+        assert browser.js("return self.origin") == "null"  # of no site: it cannot act as us
+    finally:
+        served.stop()

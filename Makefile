@@ -20,7 +20,7 @@ NONE_IS_FINE := || [ $$? -eq 5 ]
 unexport PYTHONDONTWRITEBYTECODE
 REQUIREMENTS := $(wildcard requirements/*.txt)
 
-.PHONY: help setup moe quick unit test nightly lint types format compile-tables reference constraints clean
+.PHONY: help setup moe quick unit test nightly lint types audit format compile-tables reference constraints clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,12 @@ lint: setup ## ruff: rules and format
 types: setup ## mypy --strict
 	$(BIN)/mypy
 
+# Status 3 is for nothing looked up; `make` then fails, and the line says why.
+audit: setup ## Look the installed packages up in an advisory database (needs a network)
+	test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && \
+		$(VENV)-audit/bin/pip --disable-pip-version-check install -q pip-audit; }
+	$(BIN)/python -m requirements.audit $(VENV)-audit/bin/pip-audit
+
 format: setup ## Let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -80,4 +86,4 @@ constraints: setup ## Freeze what .venv holds into requirements/constraints.txt
 		| grep -v ' @ ' > requirements/constraints.txt
 
 clean: ## Remove .venv and caches (never outputs/)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis

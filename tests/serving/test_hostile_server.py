@@ -265,3 +265,47 @@ def test_the_name_of_a_served_model_stays_words_in_every_report(
         words = (tmp_path / "outputs/s/spec/report.md").read_text()
         assert "-->" not in words
         assert len([line for line in words.split("\n") if line.startswith("- Model: ")]) == 1
+
+
+# ------------------------------------------------------------------------------------------
+# numbers and texts of other kinds: tracebacks on a server's answers
+
+
+@pytest.mark.parametrize("name", hostile_server.NUMBERS)
+def test_a_count_that_is_none(name: str) -> None:
+    """``usage`` that is a string, negative, NaN or huge; deep JSON."""
+    number = hostile_server.NUMBERS[name]
+    for field in ("prompt_tokens", "completion_tokens"):
+        answers: dict[str, hostile_server.Answer] = {
+            "/v1/chat/completions": hostile_server.usage_text(number, field)
+        }
+        with serving(answers) as server:
+            (record,) = run_load(load_on(server.url)).records
+        assert record.error or 0 <= record.output_tokens < 2**53
+        assert "\n" not in record.error
+    with serving({"/v1/models": hostile_server.models_text('"m"', number)}) as server:
+        try:
+            found = look(UrlLauncher(server.url), PROMPTS, None)
+        except AutotuneError as error:
+            assert "\n" not in str(error)
+        else:
+            assert found.context is None or 0 < found.context < 2**53
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/version"])
+@pytest.mark.parametrize("name", hostile_server.TEXTS)
+def test_a_name_that_is_none(name: str, path: str) -> None:
+    """A model id with a lone surrogate dies after everything was measured."""
+    text = hostile_server.TEXTS[name]
+    answer = hostile_server.models_text(text)
+    if path == "/version":
+        answer = response(f'{{"version": {text}}}'.encode())
+    with serving({path: answer}) as server:
+        try:
+            found = look(UrlLauncher(server.url), PROMPTS, None)
+        except AutotuneError as error:
+            said = str(error)
+        else:
+            said = f"{found.model} {found.version}"
+    said.encode()
+    assert len(said) < 2000

@@ -1,4 +1,4 @@
-"""More inputs of ``benchmarks/hostile_round.py``: databases, results, checkouts of vLLM."""
+"""More inputs of ``benchmarks/hostile_round.py``: databases, bundles, results, checkouts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from autotune.kernels.export.upstream import KERNEL_FILE
+from autotune.store.bundle import packed
+from autotune.store.sharing import make_bundle
 from autotune.store.store import Store
+from autotune.util.anonymous import Anonymous
 from benchmarks.hostile_more import GOOD_MODEL, MOE
 from benchmarks.hostile_sources import GOOD, Input, Place, at
 from tests.kernels.kept_study import KEPT, NAME, PERSON, SMALL, checkout, git
@@ -338,8 +342,69 @@ def evidence() -> Iterator[Input]:
         yield Input(f"--serve-log: {name}", [*EXPORT, "--serve-log", "{t}/x"], log)
 
 
+# ------------------------------------------------------------------------------------------
+# bundles
+
+
+def bundled(change: Callable[[dict[str, Any]], str]) -> Callable[[Place], None]:
+    """A bundle of the kept study as JSON, changed as text, and packed."""
+
+    def make(place: Place) -> None:
+        database(place, "range")
+        with Store.open(f"sqlite:///{place.work}/a.db", create=False) as store:
+            whole = make_bundle(store, "range", Anonymous())
+        text = change(json.loads(gzip.decompress(packed(whole))))
+        (place.work / "b.json.gz").write_bytes(gzip.compress(text.encode()))
+
+    return make
+
+
+def replaced(path: tuple[str | int, ...], value: str) -> Callable[[dict[str, Any]], str]:
+    def change(whole: dict[str, Any]) -> str:
+        inner: Any = whole
+        for step in path[:-1]:
+            inner = inner[step]
+        inner[path[-1]] = "@"
+        return json.dumps(whole).replace('"@"', value)
+
+    return change
+
+
+PATHS: tuple[tuple[str | int, ...], ...] = (
+    ("format",), ("version",), ("autotune",), ("study",), ("study", "name"), ("study", "kind"),
+    ("study", "identity"), ("study", "created_at"), ("environments",), ("environments", 0),
+    ("searches",), ("searches", 0, "setup"), ("searches", 0, "setup", "basis"),
+    ("searches", 0, "setup", "recipe"), ("searches", 0, "verdict"), ("searches", 0, "runs"),
+    ("searches", 0, "runs", 0, "environment"), ("searches", 0, "runs", 0, "started_at"),
+    ("searches", 0, "workloads", 0, "key"), ("searches", 0, "workloads", 0, "spec"),
+    ("searches", 0, "trials"), ("searches", 0, "trials", 0, "run"),
+    ("searches", 0, "trials", 0, "candidate"), ("searches", 0, "trials", 0, "value"),
+    ("searches", 0, "trials", 0, "samples"), ("searches", 0, "trials", 0, "details"),
+    ("searches", 0, "trials", 0, "details", "levels"), ("searches", 0, "trials", 0, "message"),
+)  # fmt: skip
+
+
+def bundles() -> Iterator[Input]:
+    args = ["merge", "{t}/b.json.gz", "--db", "sqlite:///{t}/new.db", "--study", "s"]
+    small = [(name, value) for name, value in VALUES.items()]
+    for index, path in enumerate(PATHS):
+        for step in range(4):
+            name, value = small[(index * 4 + step * 9) % len(small)]
+            where = ".".join(map(str, path))
+            yield Input(f"{where}: {name}", args, bundled(replaced(path, value)))
+    for name, make in NO_FILES.items():
+        yield Input(name, args, at("b.json.gz", make))
+    for name, data in TEXTS.items():
+        yield Input(name, args, at("b.json.gz", of(data)))
+        yield Input(f"packed: {name}", args, at("b.json.gz", of(gzip.compress(data))))
+    yield Input("a gzip bomb", args, at("b.json.gz", of(gzip.compress(bytes(1 << 30)))))
+    yield Input("a gzip of itself, often", args,
+                at("b.json.gz", of(gzip.compress(gzip.compress(bytes(1 << 28))))))  # fmt: skip
+
+
 SOURCES: dict[str, Callable[[], Iterator[Input]]] = {
     "databases": databases,
     "results": results,
     "checkouts": checkouts,
+    "bundles": bundles,
 }

@@ -42,6 +42,7 @@ def asked(program: str, service: str, place: str) -> tuple[list[dict[str, Any]] 
 
 
 def main() -> int:
+    """Ask each service until one answers, and print what it knows."""
     place = sysconfig.get_path("purelib")
     reasons = []
     for service in SERVICES:

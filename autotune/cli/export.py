@@ -15,7 +15,7 @@ from autotune.cli.requests import Export
 from autotune.util import flags
 
 if TYPE_CHECKING:
-    from autotune.kernels.export.publish import Exported
+    from autotune.kernels.export.targets import Exported
     from autotune.kernels.stored import Tuned
     from autotune.store.store import Store
 
@@ -24,17 +24,15 @@ if TYPE_CHECKING:
 def export(request: Export) -> None:
     """Write the study's file and print what was written."""
     from autotune.export.checkout import person  # noqa: PLC0415 - keeps `--help` fast
-    from autotune.kernels.export import publish  # noqa: PLC0415
+    from autotune.kernels.export import targets  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
     who = None if request.signoff is None else person(request.signoff, "--signoff")
     with Store.open(request.db, create=False) as store:
         source = _source(store, request)
-    place = request.out / request.study
-    if request.to == "folder":
-        done = publish.to_folder(source.tuned, request.dest or place / "export")
-    elif request.to == "sglang":
-        done = publish.to_sglang(source.tuned, request.dest or place / "sglang")
+    if request.to in targets.TARGETS:
+        place = request.out / request.study / targets.TARGETS[request.to].folder
+        done = targets.write_target(request.to, source.tuned, request.dest or place)
     else:
         done = _to_vllm(source, request, who)
     _show(done, source.warning, as_json=request.as_json)
@@ -76,7 +74,7 @@ class _Source:
 
 def _source(store: Store, request: Export) -> _Source:
     from autotune.kernels import stored  # noqa: PLC0415
-    from autotune.kernels.export import publish  # noqa: PLC0415
+    from autotune.kernels.export import publish, targets  # noqa: PLC0415
     from autotune.kernels.export.earlier import left_out  # noqa: PLC0415
     from autotune.kernels.export.serving_evidence import with_and_without  # noqa: PLC0415
 
@@ -87,7 +85,7 @@ def _source(store: Store, request: Export) -> _Source:
     publish.check(tuned, allow_predicted=request.allow_predicted)
     serve = None
     if request.serve_study is not None:
-        data = publish.rendered(tuned)
+        data = targets.rendered(tuned)
         serve = with_and_without(store, request.serve_study, tuned.file_name, data)
     return _Source(tuned, serve, publish.uuids_of_trials(store, tuned), left_out(store, tuned))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from autotune.export.checkout import Checkout
-from autotune.kernels.export.publish import VllmOptions, to_folder, to_vllm
+from autotune.kernels.export.publish import VllmOptions, to_vllm
+from autotune.kernels.export.targets import write_target
 from autotune.kernels.stored import Tuned, load
 from autotune.store.store import Store
 from tests.kernels.kept_study import FILE, KEPT, PERSON, STUDY, checkout, database
@@ -42,7 +43,7 @@ def vllm_says(vllm: InstalledVllm, folder: Path) -> str:
 def test_vllm_picks_the_file_up(
     tuned: Tuned, installed_vllm: InstalledVllm, tmp_path: Path
 ) -> None:
-    done = to_folder(tuned, tmp_path / "folder")
+    done = write_target("folder", tuned, tmp_path / "folder")
     said = vllm_says(installed_vllm, tmp_path / "folder")
     (line,) = [line for line in said.splitlines() if "Using configuration from" in line]
     # What the export promised, word for word.

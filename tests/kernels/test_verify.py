@@ -19,7 +19,7 @@ from autotune.kernels.check.verify import Judge, Verified, alike, files_in, grou
 from autotune.kernels.compile.job import CompileJob, compile_many, compile_pool, specialise
 from autotune.kernels.compile.kernel_source import kernel_info
 from autotune.kernels.decide import ladder
-from autotune.kernels.export.publish import PREDICTED_MARK
+from autotune.kernels.export.targets import PREDICTED_MARK
 from autotune.kernels.moe.constraints import shared_memory_bytes
 from autotune.kernels.moe.file_name import Limits, Named, assumed_sizes, parse_name
 from autotune.kernels.moe.shape import MoeShape, Scheme

@@ -5,25 +5,21 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autotune.core import BadInputError, Basis
 from autotune.export.checkout import Checkout
 from autotune.export.files import check_writable, write_whole
-from autotune.kernels.config_file import render
-from autotune.kernels.export import existing, sglang, upstream
+from autotune.kernels.export import existing, upstream
 from autotune.kernels.export.existing import Comparison, New
+from autotune.kernels.export.targets import Exported, rendered, warnings_of
 from autotune.kernels.export.upstream import CONFIGS, KERNEL_FILE, TEMPLATE_FILE, Change, Neighbour
-from autotune.kernels.moe.shape import Scheme
-from autotune.kernels.report.notes import PREDICTED_NOTE, few_keys
 from autotune.kernels.stored import Tuned
 from autotune.store.store import Store
 from autotune.util import edge
-from autotune.util.markdown import escape, in_code
 
-PREDICTED_MARK = "PREDICTED by autotune, not measured"
 TRITON_OF_TORCH = {"2.8.0": "3.4.0", "2.9.0": "3.5.0", "2.9.1": "3.5.1", "2.10.0": "3.6.0"} | {
     "2.11.0": "3.6.0",
     "2.13.0": "3.8.0",
@@ -33,23 +29,6 @@ TRITON_OF_TORCH = {"2.8.0": "3.4.0", "2.9.0": "3.5.0", "2.9.1": "3.5.1", "2.10.0
 
 _LOG_BYTES = 64 * edge.MIB
 """Of the beginning and of the end of a server's log; the line comes early."""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What an export left: its files, a branch where there is one, and what to do with them."""
-
-    target: str
-    basis: str
-    files: tuple[str, ...]
-    say: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
-    branch: str | None = None
-    commit: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
 
 
 def check(tuned: Tuned, *, allow_predicted: bool) -> None:
@@ -69,75 +48,6 @@ def check(tuned: Tuned, *, allow_predicted: bool) -> None:
             f"study {tuned.study!r}: M={keys} never met vLLM's default side by side; run the same "
             "`autotune moe` command again, it goes on from there"
         )
-
-
-def rendered(tuned: Tuned) -> bytes:
-    """The file for vLLM; a predicted one says so where the reader does not look."""
-    version = str(tuned.setup["triton"])
-    if tuned.basis is not Basis.MEASURED:
-        version += f" ({PREDICTED_MARK})"
-    return render(tuned.configs, version)
-
-
-def to_folder(tuned: Tuned, dest: Path) -> Exported:
-    """The file for ``VLLM_TUNED_CONFIG_FOLDER``.
-
-    Raises:
-        BadInputError: the folder cannot be written.
-        MissingEnvironmentError: no space is left.
-    """
-    path = dest.absolute() / tuned.file_name
-    write_whole(path, rendered(tuned), "--dest")
-    say = (
-        f"VLLM_TUNED_CONFIG_FOLDER={shlex.quote(str(path.parent))} vllm serve …",
-        f"it is picked up when vLLM logs: Using configuration from {path} for MoE layer.",
-    )
-    return Exported("folder", tuned.basis.value, (str(path),), say, _warnings(tuned))
-
-
-def _warnings(tuned: Tuned) -> tuple[str, ...]:
-    said = [] if tuned.basis is Basis.MEASURED else [PREDICTED_NOTE]
-    if few := few_keys(len(tuned.rows)):
-        said.append(few)
-    return tuple(said)
-
-
-def to_sglang(tuned: Tuned, dest: Path) -> Exported:
-    """SGLang's file in its folder for the Triton version, and a text that says what it is.
-
-    Raises:
-        BadInputError: the folder cannot be written.
-        MissingEnvironmentError: no space is left.
-    """
-    name = sglang.file_name(tuned.shape, str(tuned.setup.get("gpu") or tuned.device.gpu_names[0]))
-    folder = dest.absolute() / "configs" / sglang.version_folder(str(tuned.setup["triton"]))
-    about = dest.absolute() / "README.md"
-    write_whole(about, _about_sglang(tuned, folder / name).encode(), "--dest")
-    write_whole(folder / name, sglang.render(tuned.configs), "--dest")
-    say = (
-        f"SGLANG_MOE_CONFIG_DIR={shlex.quote(str(dest.absolute()))} python -m sglang.launch_server "
-        "…",
-        f"upstream it belongs to {sglang.FOLDER_IN_REPO}/{folder.name}",
-        "no _down file: both GEMMs were timed together, with the same row",
-    )
-    warnings = (*_warnings(tuned), "timed with vLLM's kernel, not with SGLang's: measure it there")
-    return Exported("sglang", tuned.basis.value, (str(folder / name), str(about)), say, warnings)
-
-
-def _about_sglang(tuned: Tuned, path: Path) -> str:
-    scheme = " (per channel)" if tuned.shape.scheme is Scheme.CHANNEL else ""
-    said = (
-        PREDICTED_NOTE
-        if tuned.basis is not Basis.MEASURED
-        else f"Measured on {tuned.setup.get('gpu')} with the kernel of vLLM {tuned.setup['vllm']}: "
-        f"{tuned.overall:.3f}× vLLM's defaults in the geometric mean over {len(tuned.rows)} keys. "
-        "SGLang's kernel is another one, with other defaults: measure before relying on it."
-    )
-    return (
-        f"# {escape(tuned.study)} for SGLang\n\n`{in_code(path.name)}` for Triton "
-        f"{escape(str(tuned.setup['triton']))}, "
-        f"{upstream.what(tuned)}{scheme}.\n\n{escape(said)}\n"
-    )
 
 
 @dataclass(frozen=True)
@@ -204,7 +114,7 @@ def to_vllm(tuned: Tuned, checkout: Checkout, options: VllmOptions) -> Exported:
             f"look at it: git -C {shown} show {branch}",
             f"nothing was pushed; answer what PULL_REQUEST.md marks TO DO: {text}",
         ),
-        (*_warnings(tuned), *_doubts(change, checkout)),
+        (*warnings_of(tuned), *_doubts(change, checkout)),
         branch,
         commit,
     )

@@ -23,6 +23,7 @@ from autotune.core import MissingEnvironmentError
 from autotune.machine import image_packages
 from autotune.machine.containers import find_engine, find_image
 from autotune.machine.image_facts import image_facts
+from autotune.serving.server.launchers import _metadata_folder
 from tests.serving import tiny_models as models
 from tests.serving.tiny_models import TinyModels
 from tests.support.engines import IMAGE, VENV, Podman, mounts, started_podman
@@ -32,7 +33,7 @@ from tests.test_kill import SPACE, count
 pytestmark = pytest.mark.container
 
 BINARY = str(Path(sys.executable).with_name("autotune"))
-MOE = "moe --device gb10 --space space.yaml --workers 2 --batch-sizes"
+MOE = "moe --device gb10 --space space.yaml --workers 1 --batch-sizes"
 IN_IMAGE = ["--launcher", "podman", "--image", IMAGE, "--gpus", "none"]
 USER = 12345
 """Who has no name on this machine, and in no container."""
@@ -326,6 +327,10 @@ def test_real_servers_in_real_containers(
     words += ["--target", str(tiny_models.qwen3), "--drafter", "ngram", "--gamma", "0,2"]
     words += ["--server-arg=--enforce-eager --max-model-len 1024", "--study", "d", "--json"]
     words += ["--server-arg=--kv-cache-memory-bytes 268435456", "--concurrency", "1"]
+    # The CPU build has metadata of another name, which no image has.
+    folder = _metadata_folder(tmp_path)
+    if folder is not None:
+        words += ["--mount", f"{folder}:{folder}:ro", "--env", f"PYTHONPATH={folder}"]
     for text in ("HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "VLLM_CPU_CI_ENV=1"):
         words += ["--env", text]
     words += ["--max-tokens", "24", "--waves", "1", "--repeats", "6", "--confirm-boots", "1"]

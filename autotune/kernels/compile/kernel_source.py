@@ -26,7 +26,10 @@ from unittest.mock import MagicMock
 from autotune.core import MissingEnvironmentError
 
 KERNEL_MODULE = "vllm.model_executor.layers.fused_moe.fused_moe"
-_INSTALL = "install it: `uv pip install vllm`, or `make setup` for the CPU build"
+_INSTALL = (
+    "install it: `uv pip install vllm`, or `make setup` for the CPU build; where an image serves, "
+    "`autotune moe --launcher docker --image IMAGE` needs none here"
+)
 
 
 @dataclass(frozen=True)

@@ -22,5 +22,6 @@ def cannot_measure() -> str | None:
         return None
     return (
         f"what is installed here runs on no GPU: {what}. To measure, run `pip install .` in the "
-        "environment that vLLM serves from, and autotune from there"
+        "environment that vLLM serves from, and autotune from there; or give the image that "
+        "serves: --launcher docker --image IMAGE"
     )

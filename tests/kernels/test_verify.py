@@ -508,3 +508,40 @@ def test_the_name_that_vllm_looks_for(name: str, looked_for: str | None) -> None
     assert named.looked_for == looked_for
     assert (looked_for is None) or said.endswith(f"it looks for {looked_for}")
     assert ("SGLang" in said) == ("_down" in name or "per_channel" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "E=8,N=64,device_name=NVIDIA-GB10.json",
+            "looks for E=8,N=64,device_name=NVIDIA_GB10.json",
+        ),
+        ("E=8,N=64,device_name=GB10.json", "looks for E=8,N=64,device_name=NVIDIA_GB10.json"),
+        (
+            "E=8,N=64,device_name=nvidia_h200.json",
+            "looks for E=8,N=64,device_name=NVIDIA_H200.json",
+        ),
+        ("E=8,N=64,device_name=NVIDIA_GB10.JSON", "not a name that vLLM looks for"),
+        ("E=8,N=64,device_name=NVIDIA_GB10.json.bak", "not a name that vLLM looks for"),
+        ("N=64,E=8,device_name=NVIDIA_GB10.json", "not a name that vLLM looks for"),
+        ("triton_3_4_0/E=8,N=64,device_name=NVIDIA_GB10.json", "never of one inside"),
+        (
+            "triton_3_4_0/E=8,N=64,device_name=NVIDIA_GB10,dtype=fp8_w8a8.json",
+            "made with Triton 3.4.0, which runs fp8 on the fp16 tensor cores",
+        ),
+        (
+            "E=8,N=704,device_name=NVIDIA_GB10,dtype=fp8_w8a8,block_shape=[128,128].json",
+            "refines this block since 0.32 and looks for "
+            "E=8,N=704,device_name=NVIDIA_GB10,dtype=fp8_w8a8,block_shape=[64,64].json",
+        ),
+    ],
+)
+def test_a_file_that_lies_or_is_named_almost_right(name: str, said: str, tmp_path: Path) -> None:
+    row = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 1}
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"1": row | {"num_warps": 4, "num_stages": 2}}))
+    assert files_in([tmp_path]) == [path]
+    found = [f.text for f in verify(path, Judge()).findings if f.level == "warning"]
+    assert any(said in text for text in found), found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from autotune.core import BadInputError, Basis, Candidate
 from autotune.kernels.config_file import FIELDS, LIMIT, MOST_ROWS
 from autotune.kernels.moe.constraints import CONSTRAINTS, DeviceLimits
 from autotune.kernels.moe.file_name import Named, assumed_sizes, parse_name
+from autotune.kernels.moe.from_model import FINEST_BLOCK
 from autotune.kernels.moe.shape import MoeShape
 from autotune.machine.devices import Device
 from autotune.util import edge
@@ -137,6 +139,9 @@ def verify(path: Path, judge: Judge) -> Verified:
     return done
 
 
+_TRITON_FOLDER = re.compile(r"triton_(\d+)_(\d+)_(\d+)(_down)?")
+
+
 def _name(done: Verified, judge: Judge) -> None:
     done.named = parse_name(done.path.name)
     done.limits = judge.device
@@ -152,6 +157,9 @@ def _name(done: Verified, judge: Judge) -> None:
     named = done.named
     if said := named.never_read(done.path.name):
         done.say("warning", "never-read", said)
+    if _TRITON_FOLDER.fullmatch(done.path.parent.name):
+        said = "SGLang keeps files in folders of that name; vLLM reads those of the folder itself"
+        done.say("warning", "folder", f"{done.path.parent.name}: {said}, never of one inside")
     if done.limits is None:
         done.limits = named.limits()
         done.device = named.device
@@ -167,6 +175,17 @@ def _name(done: Verified, judge: Judge) -> None:
         done.shape = named.shape(*(judge.sizes or assumed_sizes(named)))
     except BadInputError as error:
         done.say("warning", "shape", f"the sizes in the name do not go together: {error}")
+        _refined(done, named)
+
+
+def _refined(done: Verified, named: Named) -> None:
+    """Name the file that vLLM 0.32 and newer looks for where a block does not divide the width."""
+    fine = math.gcd(*(named.block_shape or (1, 1)), named.intermediate)
+    if fine >= FINEST_BLOCK and named.looked_for:
+        old, new = "[{},{}]".format(*named.block_shape or (1, 1)), f"[{fine},{fine}]"
+        name = named.looked_for.replace(old, new)
+        said = f"vLLM refines this block since 0.32 and looks for {name}"
+        done.say("warning", "never-read", f"{said} (not of compressed-tensors)")
 
 
 def _generation(done: Verified, version: str) -> None:
@@ -204,7 +223,10 @@ def _document(done: Verified, data: bytes) -> dict[str, Any] | None:
 
 def _form(done: Verified, data: bytes, document: Mapping[str, Any]) -> None:
     version = document.get("triton_version")
-    if version is None:
+    folder = _TRITON_FOLDER.fullmatch(done.path.parent.name)
+    if version is None and folder:
+        _generation(done, ".".join(folder.groups()[:3]))
+    elif version is None:
         done.say("note", "triton", "does not say which Triton it was tuned with")
     elif not isinstance(version, str):
         done.say("warning", "triton", f"triton_version is {edge.shown(version)}, not a text")
@@ -356,6 +378,11 @@ def grouped(findings: Sequence[Finding]) -> list[Finding]:
     return [Finding(*what, tuple(keys)) for what, keys in kept.items()]
 
 
+def _seems_tuned(path: Path) -> bool:
+    """Whether a name is one of a tuned file, or nearly so: other capitals, order or ending."""
+    return bool(re.match(r"(N=\d+,)?E=.*\.json(\W.*)?$", path.name, re.IGNORECASE))
+
+
 def files_in(paths: Sequence[Path]) -> list[Path]:
     """The files named, and the configuration files in the folders named.
 
@@ -365,7 +392,7 @@ def files_in(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            seen = [file.relative_to(path) for file in path.rglob("E=*.json")]
+            seen = [file.relative_to(path) for file in path.rglob("*E=*") if _seems_tuned(file)]
             # Not those of a virtual environment or a checkout's innards that happen to lie there.
             shown = [file for file in seen if not any(part.startswith(".") for part in file.parts)]
             inside = [path / file for file in sorted(shown)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from autotune.core import BadInputError
 from autotune.kernels.moe.from_model import load_config, model_names, shape_from_config
 from autotune.kernels.moe.shape import MoeShape, Scheme
-from autotune.machine.devices import Device, get_device
+from autotune.machine.devices import Device, get_device, load_devices
 
 _NAME = re.compile(
     r"E=(?P<experts>[1-9]\d*),N=(?P<intermediate>[1-9]\d*),device_name=(?P<device>[^,]+)"
@@ -111,6 +111,7 @@ class Named:
         device = re.sub(r"[\s/]+", "_", self.device)
         if "H200" in device.split("_") and self.backend is None:
             device = "NVIDIA_H200"
+        device = _as_vllm_writes(device)
         dtype = _MEANT.get(self.dtype, self.dtype)
         if dtype not in {None, *ASKED_FOR} and self.backend is None:
             return None
@@ -198,6 +199,17 @@ def assumed_sizes(named: Named) -> tuple[int, int]:
         if experts == named.experts and intermediate % named.intermediate == 0:
             return hidden, topk
     return 4096, 2 if named.experts <= 16 else 8
+
+
+@functools.cache
+def _as_vllm_writes(device: str) -> str:
+    """The name of a known device that is meant by other capitals, dashes or no maker's name."""
+
+    def letters(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.casefold()).removeprefix("nvidia")
+
+    names = (known.vllm_name for known in load_devices().values())
+    return next((name for name in names if letters(name) == letters(device)), device)
 
 
 @functools.cache

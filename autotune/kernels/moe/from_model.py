@@ -24,7 +24,8 @@ from autotune.util import edge
 from autotune.util.resources import data_root
 from autotune.util.yamlfile import load_yaml
 
-_FINEST_BLOCK = 32
+FINEST_BLOCK = 32
+"""VLLM refines a block of fp8 to this at the least."""
 
 
 class _Preset(BaseModel):
@@ -212,10 +213,10 @@ def refined_block(
             f"{block[0]}, and vLLM refines no blocks of compressed-tensors; use a smaller --tp, or "
             "--ep"
         )
-    if fine < _FINEST_BLOCK:
+    if fine < FINEST_BLOCK:
         raise BadInputError(
             f"intermediate size {width} on this rank is not divisible by the quantisation block "
-            f"{block[0]}, and vLLM refines blocks to {_FINEST_BLOCK} at the least; use a smaller "
+            f"{block[0]}, and vLLM refines blocks to {FINEST_BLOCK} at the least; use a smaller "
             "--tp, or --ep"
         )
     return fine, fine

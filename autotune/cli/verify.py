@@ -15,6 +15,7 @@ from autotune.cli.requests import Verify
 from autotune.core import BadInputError, ExitCode
 from autotune.machine.devices import get_device
 from autotune.machine.environment import usable_cpus
+from autotune.machine.memory import read_memory
 
 if TYPE_CHECKING:
     from autotune.kernels.check.verify import Verified
@@ -42,7 +43,7 @@ def verify(request: Verify) -> None:
         judge=Judge(judged_by, (shape.hidden, shape.topk) if shape else None),
         landscape=None if landscape is None else Landscape.read(landscape),
         compile=request.compile_,
-        workers=request.workers or (usable_cpus() if request.compile_ else 1),
+        workers=_workers(request) if request.compile_ else request.workers or 1,
     )
     paths = files_in(request.files)
     quiet = request.as_json or not err.is_terminal
@@ -56,6 +57,13 @@ def verify(request: Verify) -> None:
     levels = {verified.worst() for verified in done}
     if "error" in levels or (request.strict and "warning" in levels):
         raise typer.Exit(ExitCode.FLAGGED)
+
+
+def _workers(request: Verify) -> int:
+    """How many compile processes to use: no more than unified memory has room for."""
+    from autotune.kernels.memory import fitting_workers  # noqa: PLC0415 - slow imports
+
+    return fitting_workers(request.workers or usable_cpus(), 0, read_memory(), "compiling")
 
 
 def _show(done: list[Verified], notes: bool) -> None:

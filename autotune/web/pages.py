@@ -141,7 +141,7 @@ def _log_in(app: FastAPI, views: Views, doorman: Doorman) -> None:
     @app.post("/login", include_in_schema=False)
     async def given(request: Request) -> Response:
         body = (await request.body())[:_LOGIN_BYTES].decode("utf-8", "replace")
-        token = parse_qs(body, max_num_fields=5).get("token", [""])[0].strip()
+        token = _token_of(body)
         if not doorman.knows(token):
             return views.render("login.html", 401, wrong=True)
         answer = RedirectResponse("/", 303)
@@ -155,6 +155,14 @@ def _log_in(app: FastAPI, views: Views, doorman: Doorman) -> None:
         answer = RedirectResponse("/login", 303)
         answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return answer
+
+
+def _token_of(form: str) -> str:
+    """The token of a login form; empty for a form that is none of ours."""
+    try:
+        return parse_qs(form, max_num_fields=5).get("token", [""])[0].strip()
+    except ValueError:
+        return ""
 
 
 def _times(value: float | None) -> str:

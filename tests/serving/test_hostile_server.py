@@ -264,7 +264,7 @@ def test_the_name_of_a_served_model_stays_words_in_every_report(
             assert not {"\x1b", "\x07", "\u202e"} & set(text)
         words = (tmp_path / "outputs/s/spec/report.md").read_text()
         assert "-->" not in words
-        assert len([line for line in words.split("\n") if line.startswith("- Model: ")]) == 1
+        assert len([line for line in words.split("\n") if line.startswith("- Target: ")]) == 1
 
 
 # ------------------------------------------------------------------------------------------

@@ -114,6 +114,28 @@ HOSTILE: dict[str, bytes] = {
     "an offset of 2^60": head(path=b"/api/v1/jobs/1/log?offset=1152921504606846976"),
     "a device that is a path": head(path=b"/api/v1/doctor?device=/dev/zero"),
     "a device that is a file": head(path=b"/api/v1/doctor?device=..%2fx.yaml"),
+    "a page of job 10^400": head(path=b"/jobs/1" + b"0" * 400),
+    "a page of job 2^63": head(path=b"/jobs/9223372036854775808"),
+    "a page of a state of markup": head(path=b"/?state=<script>&cursor=x"),
+    "a page of no kind": head(path=b"/new/%00%1b"),
+    "a form filled with markup": head(path=b"/new/moe?model=%22%3E%3Cscript%3E&x=" + b"y" * 9000),
+    "a page of no study": head(path=b"/studies/%ff%00/report"),
+    "a report of a path": head(path=b"/studies/..%2f..%2fetc/report"),
+    "a login of a megabyte": head(
+        b"Content-Type: application/x-www-form-urlencoded", b"Content-Length: 1000000",
+        path=b"/login", method=b"POST",
+    )
+    + b"token=" + b"a" * 999_994,
+    "a login of many fields": head(
+        b"Content-Type: application/x-www-form-urlencoded", b"Content-Length: 4000",
+        path=b"/login", method=b"POST",
+    )
+    + b"a=b&" * 1000,
+    "a login of bytes": head(
+        b"Content-Type: application/x-www-form-urlencoded", b"Content-Length: 12",
+        path=b"/login", method=b"POST",
+    )
+    + b"token=%ff\xff\0",
     "a length below 0": head(JSON, b"Content-Length: -1", method=b"POST"),
     "a length of 400 digits": head(JSON, b"Content-Length: " + b"9" * 400, method=b"POST"),
     "two lengths": head(JSON, b"Content-Length: 2", b"Content-Length: 3", method=b"POST") + b"{}",

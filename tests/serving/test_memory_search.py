@@ -50,5 +50,5 @@ def test_both_borders_are_found_and_the_search_goes_on_at_the_upper_one(bench: B
     assert rows[0.6]["kv_cache_tokens"] == 4000
     assert all(t.candidate["gpu_memory_utilization"] == "0.84" for t in result.trials)
     text = bench.report(result)
-    assert "at least 0.61 holds 4096 tokens at once without preemption; at most 0.84" in text
+    assert "At least 0.61 holds 4096 tokens at once without preemption; at most 0.84" in text
     assert json.loads(json.dumps(found)) == found

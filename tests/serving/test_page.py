@@ -129,6 +129,14 @@ def test_what_speaks_against_a_setting_stands_beside_its_boots(tmp_path: Path) -
     assert len(blocks) == 3
 
 
+def test_the_method_of_a_drafter_is_named(tmp_path: Path) -> None:
+    recipe = {"name": "r", "method": "eagle3"}
+    with Store.open(f"sqlite:///{tmp_path}/s.db") as store:
+        put(store, TRIALS[:1], SETUP | {"recipe": recipe})
+        facts = dict(report.page_of(store, "s").facts)
+    assert facts["Drafter"] == "ngram (method eagle3)"
+
+
 def test_a_forecast_is_never_called_measured(page: Page) -> None:
     names = [trace["name"] for trace in traces(page, "forecast")]
     assert names == ["PREDICTED at 1", "measured at 1", "PREDICTED at 4", "measured at 4"]

@@ -147,7 +147,7 @@ def test_a_range_a_limit_and_a_schedule_end_in_files_and_a_page(
     args += " --gpu-memory-utilization 0.3:0.5 --slo ttft=20s"
     ran = autotune(folder, *args.split(), "--vllm", FAKE, env)
     assert ran.returncode == 0, ran.stderr
-    assert "Memory utilization: at least 0.41 holds 2048 tokens at once" in ran.stdout
+    assert "Memory utilization\nAt least 0.41 holds 2048 tokens at once" in ran.stdout
     assert "3000 tokens of KV cache" in ran.stderr
     out = folder / "outputs" / "r" / "spec"
     assert json.loads((out / "best.json").read_text())["scenario"]["slo"] == {"ttft": 20000.0}
@@ -168,7 +168,7 @@ def test_without_a_drafter_other_flags_are_compared(
     assert "with no drafter\n" in ran.stderr
     assert "boot 2 of at most 4: search c=1 gamma=0 max_num_seqs=16" in ran.stderr
     out = folder / "outputs" / study / "spec"
-    assert " with no drafter\n" in (out / "report.md").read_text()
+    assert "- Drafter: no drafter\n" in (out / "report.md").read_text()
     assert "--speculative-config" not in (out / "serve.sh").read_text()
     again = autotune(folder, *args.split(), "--drafter", "none", "--vllm", FAKE, SMALL, "--json")
     assert json.loads(again.stdout)["fresh_boots"] == 0
@@ -185,7 +185,7 @@ def test_without_a_drafter_a_range_is_searched(
     args += " --max-tokens 24 --waves 1 --repeats 2 --gpu-memory-utilization 0.3:0.5 --study pr"
     ran = autotune(folder, *args.split(), "--vllm", FAKE, env)
     assert ran.returncode == 0, ran.stderr
-    assert "Memory utilization: at least 0.41 holds 2048 tokens at once" in ran.stdout
+    assert "Memory utilization\nAt least 0.41 holds 2048 tokens at once" in ran.stdout
     best = json.loads((folder / "outputs" / "pr" / "spec" / "best.json").read_text())
     assert best["best"]["is_baseline"]
     assert "is the only setting: there was nothing to compare it with" in best["verdict"]

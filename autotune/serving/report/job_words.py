@@ -90,7 +90,8 @@ def memory(words: Verdict) -> Section:
         ]
         for row in found.evidence
     ]
-    text = Text(f"{_borders(found)}. Every row is a boot.")
+    said = _borders(found)
+    text = Text(f"{said[0].upper()}{said[1:]}. Every row is a boot.")
     heads = ("utilization", "holds it", "outcome", "KV tokens", "preemptions", "KV cache used",
              "telling line")  # fmt: skip
     return Section("Memory utilization", [text, Table(heads, rows, narrow=6)], brief=True)

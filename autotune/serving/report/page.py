@@ -117,12 +117,19 @@ class _Sheet:
             ("Rates", f"{self.basis}: real vLLM servers under load, greedy"),
             *self.running_server(),
             ("Target", scenario.target),
-            ("Drafter", scenario.drafter or "no drafter"),
+            ("Drafter", self.drafting()),
             ("Load", described(scenario)),
             ("Concurrency", ", ".join(map(str, scenario.concurrency))),
             ("Objective", scenario.objective),
             ("Servers started", str(self.served.boots)),
         ]
+
+    def drafting(self) -> str:
+        """The drafter and its method."""
+        scenario, recipe = self.served.scenario, self.served.search.setup.get("recipe", {})
+        method = recipe.get("method") if isinstance(recipe, Mapping) else None
+        named = scenario.drafting
+        return f"{named} (method {method})" if method and named == scenario.drafter else named
 
     def running_server(self) -> list[tuple[str, str]]:
         """A server that autotune did not start, as it described itself."""

@@ -305,7 +305,8 @@ def test_the_schema_says_what_help_says(request_: type[Request]) -> None:
 def test_what_an_api_takes_has_no_places_of_this_machine() -> None:
     """The database, the places of files and the way to print are the caller's own."""
     own = set(requests.Watched.model_fields)
-    assert own == {"out", "db", "as_json", "events", "dry_run"}
+    far = {"server", "token_file", "detach"}
+    assert own == {"out", "db", "as_json", "events", "dry_run", *far}
     inside = requests.CONTAINER_FIELDS  # where moe runs; servers of spec are what is measured
     pairs = ((MoeRequest, requests.Moe, own | inside), (SpecRequest, requests.Spec, own))
     for shared, command, more in pairs:

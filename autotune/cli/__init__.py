@@ -18,6 +18,7 @@ from autotune.cli import (
     explain,
     export,
     files,
+    jobs,
     machine,
     moe,
     report,
@@ -55,6 +56,7 @@ COMMANDS: tuple[tuple[type[Request], Callable[[Any], None]], ...] = (
     (requests.Merge, bundles.merge),
     (requests.Dashboard, report.dashboard),
     (requests.Serve, serve.serve),
+    (requests.Jobs, jobs.jobs),
     (requests.Devices, machine.devices),
     (requests.Doctor, machine.doctor),
 )

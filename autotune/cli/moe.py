@@ -9,6 +9,11 @@ from autotune.machine.environment import visible_gpus
 
 def moe(request: Moe) -> None:
     """Run the job and show what came of it, here or in a container."""
+    if request.server is not None:
+        from autotune.cli.remote import run_there  # noqa: PLC0415 - keeps `--help` fast
+
+        run_there(request, "moe")
+        return
     if request.launcher != "local":
         from autotune.cli.contained import run_contained  # noqa: PLC0415 - keeps `--help` fast
 

@@ -34,6 +34,8 @@ VARIABLES = {
     "XDG_CACHE_HOME": "`autotune moe --launcher docker` keeps what an image lacks, and what is "
     "compiled in it, in the folder `autotune/image-ID` in there; default `~/.cache`",
     "CUDA_VISIBLE_DEVICES": "the GPUs that may be used, as for every CUDA program",
+    "AUTOTUNE_SERVER": "the service that `autotune jobs` asks",
+    "AUTOTUNE_TOKEN": "the token of the service, where `--token-file` names none",
     "AUTOTUNE_MEMINFO": "a file in place of `/proc/meminfo`, to rehearse what happens where a "
     "machine with unified memory runs short of it",
     "TMPDIR": "where compiled kernels and other temporary files go",

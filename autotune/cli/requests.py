@@ -56,8 +56,27 @@ class Output(Stored):
     out: Annotated[Path, flag("Where result files go.")] = OUT
 
 
+FAR = "At a service"
+"""The panel of flags that send a command elsewhere."""
+TokenFile = Annotated[
+    Path | None,
+    flag(
+        "File with the service's token.",
+        panel=FAR,
+        note="Else `AUTOTUNE_TOKEN`, or `outputs/serve.token` for a service on this machine.",
+    ),
+]
+
+
 class Watched(Output):
     """A command that takes long can say beforehand what it would do, and tell programs of it."""
+
+    server: Annotated[
+        str | None,
+        flag("Run it at this service (`autotune serve`), and follow it here.", panel=FAR),
+    ] = None
+    token_file: TokenFile = None
+    detach: Annotated[bool, flag("With --server: queue it, and do not follow.", panel=FAR)] = False
 
     dry_run: Annotated[
         bool, flag("Say what would be done and what stands against it; start nothing.")
@@ -356,6 +375,41 @@ class Serve(Stored):
     patience: Annotated[
         Duration, flag("At the end wait so long for jobs to save what they have.")
     ] = "90s"
+
+
+class Jobs(AsJson):
+    """Ask a service for its jobs: submit, list, show, logs, cancel or wait."""
+
+    examples = (
+        "autotune jobs list --server http://127.0.0.1:8077",
+        "autotune jobs logs 7 -f",
+        "autotune jobs submit JOB.json",
+    )
+
+    action: Annotated[
+        str,
+        flag(
+            "submit, list, show, logs, cancel or wait.",
+            positional=True,
+            enum=["submit", "list", "show", "logs", "cancel", "wait"],
+        ),
+    ]
+    job: Annotated[
+        str | None,
+        flag("A job's number; for submit a file with the job as JSON, or -.", positional=True),
+    ] = None
+    server: Annotated[str | None, flag("The service; default: AUTOTUNE_SERVER.")] = None
+    token_file: TokenFile = None
+    follow: Annotated[bool, flag("logs: go on until the job has ended.", short="-f")] = False
+
+    @model_validator(mode="after")
+    def _about_a_job(self) -> Self:
+        if self.action == "list" and self.job is not None:
+            raise BadInputError(f"list {self.job}: takes no job; show {self.job} is about one")
+        if self.action != "list" and self.job is None:
+            what = "a file, or -" if self.action == "submit" else "a job's number"
+            raise BadInputError(f"{self.action}: needs {what}")
+        return self
 
 
 class Explain(AsJson):

@@ -7,6 +7,11 @@ from autotune.cli.requests import Spec
 
 def spec(request: Spec) -> None:
     """Tune one target, compare several, or measure the server that runs at a URL."""
+    if request.server is not None:
+        from autotune.cli.remote import run_there  # noqa: PLC0415 - keeps `--help` fast
+
+        run_there(request, "spec")
+        return
     from autotune.cli import spec_runs  # noqa: PLC0415 - keeps `--help` fast
 
     if request.launcher == "url":

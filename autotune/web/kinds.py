@@ -21,7 +21,7 @@ KINDS: Mapping[str, type[Request]] = {
     "files": requests.Files,
     "explain": requests.Explain,
 }
-OURS = frozenset({"db", "out", "events", "dry_run", "server", "detach"})
+OURS = frozenset({"db", "out", "events", "dry_run", "server", "token_file", "detach"})
 """Fields that are the service's own to fill in."""
 
 

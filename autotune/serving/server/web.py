@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 
@@ -29,10 +29,11 @@ FAULTS = (aiohttp.ClientError, TimeoutError, OSError, ValueError, EOFError)
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer: its HTTP status and its text."""
+    """An answer: its HTTP status, its text, and its headers by name in lower case."""
 
     status: int
     text: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class UnansweredError(Exception):
@@ -137,6 +138,38 @@ def get(url: str, timeout_s: float, headers: Mapping[str, str] | None = None) ->
         raise UnansweredError(f"no answer within {timeout_s:g} s") from None
     except FAULTS as error:
         raise UnansweredError(described(error, headers or {})) from None
+
+
+def ask(
+    method: str,
+    url: str,
+    timeout_s: float,
+    headers: Mapping[str, str],
+    body: bytes | None = None,
+) -> Reply:
+    """Send a request of any method, whose answer may say anything but a redirect.
+
+    Raises:
+        UnansweredError: nobody answers properly, with the reason.
+    """
+
+    async def asked() -> Reply:
+        async with (
+            open_session(timeout_s, headers) as session,
+            request(session, method, url, body) as response,
+        ):
+            if 300 <= response.status < 400:
+                raise ValueError(refusal(response, ""))
+            text = await read_body(response, BODY_LIMIT)
+            found = {name.lower(): value for name, value in response.headers.items()}
+        return Reply(response.status, without_secrets(text, headers), found)
+
+    try:
+        return asyncio.run(asked())
+    except TimeoutError:
+        raise UnansweredError(f"no answer within {timeout_s:g} s") from None
+    except FAULTS as error:
+        raise UnansweredError(described(error, headers)) from None
 
 
 def described(error: Exception, headers: Mapping[str, str]) -> str:

@@ -1,0 +1,286 @@
+"""A service elsewhere: asks it, follows a job there, and ends here as the job ended."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from autotune.cli.already_said import AlreadySaidError
+from autotune.cli.common import print_json
+from autotune.cli.consoles import err
+from autotune.cli.requests import Watched
+from autotune.core import BadInputError, ExitCode, MissingEnvironmentError
+from autotune.machine.environment import exported
+from autotune.serving.server import web
+from autotune.util.edge import EdgeError, bad_input, parse_json, read_text
+from autotune.util.escape import for_terminal
+from autotune.util.secret import remember
+
+LOOK_S = 1.0
+PATIENCE_S = 600.0
+"""A service that is gone may come back so long: its jobs go on, or go on when it starts."""
+_TIMEOUT_S = 120.0
+_ENDED = {"SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED"}
+_TOKEN_FILE = Path("outputs/serve.token")
+_LOCAL = {"127.0.0.1", "localhost", "::1"}
+
+
+class Remote:
+    """A service, by its URL and token."""
+
+    def __init__(self, url: str | None, token_file: Path | None) -> None:
+        """Read the token; nothing is sent yet.
+
+        Raises:
+            BadInputError: there is no service named, or no token for it.
+        """
+        given = url or exported("AUTOTUNE_SERVER")
+        if not given:
+            raise BadInputError("--server: is missing; name the service, or set AUTOTUNE_SERVER")
+        self.url = _checked(given)
+        token = _token(self.url, token_file)
+        remember([token])
+        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+
+    def ask(
+        self, method: str, path: str, body: Any = None, more: Mapping[str, str] | None = None
+    ) -> web.Reply:
+        """Ask the interface for programs; gives an answer that is none of an error.
+
+        Raises:
+            web.UnansweredError: nobody answers.
+            AutotuneError: the service refuses, in its words, with the exit code of the command.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        headers = {**self._headers, **(more or {})}
+        url = f"{self.url}/api/v1{path}"
+        reply = web.ask(method, url, _TIMEOUT_S, headers, data)
+        if reply.status >= 400:
+            raise _refusal(reply)
+        return reply
+
+    def get(self, method: str, path: str, body: Any = None) -> Any:
+        """Ask as :meth:`ask`; gives the JSON document.
+
+        Raises:
+            AutotuneError: also where nobody answers.
+        """
+        try:
+            return _document(self.ask(method, path, body))
+        except web.UnansweredError as error:
+            raise self.silent(str(error)) from None
+
+    def submit(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Queue a job, once, however often the network makes us ask."""
+        key = {"Idempotency-Key": secrets.token_hex(16)}
+        for attempt in (1, 2, 3):
+            try:
+                found: dict[str, Any] = _document(self.ask("POST", "/jobs", job, key))
+                return found
+            except web.UnansweredError as error:
+                if attempt == 3:
+                    raise self.silent(str(error)) from None
+                time.sleep(LOOK_S)
+        raise AssertionError
+
+    def silent(self, why: str) -> MissingEnvironmentError:
+        """Make the line about a service that does not answer."""
+        return MissingEnvironmentError(f"--server {self.url}: {why}")
+
+
+def run_there(request: Watched, kind: str) -> None:
+    """Run a command at a service as if it ran here.
+
+    Raises:
+        AutotuneError: the service refuses, or cannot be reached.
+        AlreadySaidError: with the exit code of the job, whose words were shown.
+    """
+    ours = {"server", "token_file", "detach", "dry_run", "command"}
+    places = sorted(request.given() & {"out", "db", "events"})
+    if places:
+        raise BadInputError(
+            f"{request.flag_name(places[0])}: the service has its own; leave it out"
+        )
+    if list(request.secrets()):
+        raise BadInputError("--header: goes to no service; set AUTOTUNE_HEADER where it starts")
+    remote = Remote(request.server, request.token_file)
+    given = request.model_dump(mode="json", exclude_unset=True)
+    body = {"kind": kind, "args": {n: v for n, v in given.items() if n not in ours}}
+    if request.dry_run:
+        found = remote.get("POST", "/jobs:validate", body)
+        if request.as_json:
+            print_json(found["plan"])
+        for line in found["said"]:
+            typer.echo(for_terminal(line), err=True)
+        return
+    job = remote.submit(body)
+    _say(f"job {job['id']} at {remote.url}")
+    if request.detach:
+        print_json(job) if request.as_json else typer.echo(job["id"])
+        return
+    end(follow(remote, int(job["id"])), remote)
+
+
+def follow(remote: Remote, job_id: int, *, log: bool = True) -> dict[str, Any]:
+    """Show what a job says until it has ended; gives the job.
+
+    Ctrl-C leaves the job alone.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bar = Progress(
+        *columns, TimeElapsedColumn(), console=err, transient=True, disable=not err.is_terminal
+    )
+    offset, lost = 0, None
+    try:
+        with bar:
+            task = bar.add_task("waits", total=None)
+            while True:
+                try:
+                    job = _document(remote.ask("GET", f"/jobs/{job_id}"))
+                    if log:
+                        offset = _show_log(remote, job_id, offset)
+                    lost = None
+                except (web.UnansweredError, MissingEnvironmentError) as error:
+                    lost = _patient(lost, remote, str(error))
+                    time.sleep(LOOK_S)
+                    continue
+                _show_progress(bar, task, job)
+                if job["state"] in _ENDED:
+                    return dict(job)
+                time.sleep(LOOK_S)
+    except KeyboardInterrupt:
+        again, cancel = (
+            f"autotune jobs {what} --server {remote.url}"
+            for what in (f"logs {job_id} -f", f"cancel {job_id}")
+        )
+        _say(f"detached; job {job_id} goes on. Attach again: {again}   End it: {cancel}")
+        raise AlreadySaidError(ExitCode.INTERRUPTED) from None
+
+
+def _patient(since: float | None, remote: Remote, why: str) -> float:
+    now = time.monotonic()
+    if since is None:
+        _say(f"the service does not answer ({why}); its jobs go on, asking again")
+        return now
+    if now - since > PATIENCE_S:
+        raise remote.silent(why)
+    return since
+
+
+def _show_log(remote: Remote, job_id: int, offset: int) -> int:
+    shown = offset
+    for shown, line in log_lines(remote, job_id, offset):  # noqa: B007 - the last is returned
+        err.print(line, markup=False, soft_wrap=True)
+    return shown
+
+
+def log_lines(remote: Remote, job_id: int, offset: int = 0) -> Iterator[tuple[int, str]]:
+    """Iterate over what is there of a job's log, each line with the offset behind its part."""
+    while True:
+        reply = remote.ask("GET", f"/jobs/{job_id}/log?offset={offset}")
+        following = reply.headers.get("x-next-offset", "")
+        if not reply.text or not following.isdecimal() or int(following) <= offset:
+            return
+        offset = int(following)
+        yield from ((offset, line) for line in reply.text.splitlines())
+
+
+def _show_progress(bar: Progress, task: Any, job: Mapping[str, Any]) -> None:
+    progress = job.get("progress") or {}
+    said = f"{job['state'].lower()} {progress.get('at') or ''}".strip()
+    done, total = progress.get("done") or 0, progress.get("total")
+    bar.update(task, description=for_terminal(said), completed=done, total=total)
+
+
+def end(job: Mapping[str, Any], remote: Remote) -> None:
+    """Print what the job printed, and end as it did.
+
+    Raises:
+        AlreadySaidError: the job did not end well.
+    """
+    name = "result.json" if (job.get("args") or {}).get("as_json") else "result.txt"
+    try:
+        text = remote.ask("GET", f"/jobs/{job['id']}/artifacts/{name}").text
+        sys.stdout.write("".join(map(_line, text.splitlines(keepends=True))))
+        sys.stdout.flush()
+    except BadInputError:
+        pass  # it never came so far
+    except web.UnansweredError as error:
+        raise remote.silent(str(error)) from None
+    code = job.get("exit_code")
+    if job["state"] != "SUCCEEDED" and job.get("reason"):
+        _say(str(job["reason"]))
+    if job["state"] in {"CANCELLED", "INTERRUPTED"}:
+        raise AlreadySaidError(ExitCode.INTERRUPTED)
+    if code not in set(ExitCode):
+        raise AlreadySaidError(ExitCode.MISSING_ENVIRONMENT)
+    if code != ExitCode.DONE:
+        raise AlreadySaidError(ExitCode(code))
+
+
+def _line(text: str) -> str:
+    return for_terminal(text.rstrip("\n")) + ("\n" if text.endswith("\n") else "")
+
+
+def _say(text: str) -> None:
+    err.print(f"autotune: {text}", markup=False, soft_wrap=True)
+
+
+def _checked(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        raise BadInputError("--server: expected a URL such as http://127.0.0.1:8077")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise BadInputError("--server: expected a URL without a path, such as http://spark:8077")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _token(url: str, file: Path | None) -> str:
+    if file is None:
+        if token := exported("AUTOTUNE_TOKEN"):
+            return token.strip()
+        if urlsplit(url).hostname not in _LOCAL or not _TOKEN_FILE.exists():
+            raise BadInputError(
+                "--token-file: is missing; name the file with the service's token, or set "
+                "AUTOTUNE_TOKEN"
+            )
+        file = _TOKEN_FILE
+    try:
+        token = read_text(file, 4096).strip()
+    except (EdgeError, OSError) as error:
+        raise bad_input(file, error) from None
+    if not token.isascii() or not token.isprintable() or " " in token or not token:
+        raise BadInputError(f"{file}: holds no token")
+    return token
+
+
+def _document(reply: web.Reply) -> Any:
+    try:
+        return parse_json(reply.text) if reply.text else None
+    except EdgeError as error:
+        raise web.UnansweredError(f"its answer is {error}") from None
+
+
+def _refusal(reply: web.Reply) -> Exception:
+    try:
+        found = parse_json(reply.text)
+        said, code = str(found["detail"]), found.get("exit_code")
+    except (EdgeError, KeyError, TypeError, AttributeError):
+        return web.UnansweredError(f"HTTP {reply.status}, and no word of this service")
+    if reply.status >= 500 or reply.status == 429:
+        return MissingEnvironmentError(said)
+    kinds: dict[Any, Callable[[str], Exception]] = {3: MissingEnvironmentError}
+    return kinds.get(code, BadInputError)(said)

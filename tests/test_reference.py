@@ -40,7 +40,7 @@ def test_every_flag_that_typer_takes_is_on_it(command: str) -> None:
     group = typer.main.get_command(app)
     params = getattr(group, "commands", {})[command].params
     listed = set(
-        re.findall(r"^\| `(--[\w-]+|[A-Z]+)`(?:, `(--no-[\w-]+)`)? \|", section(command), re.M)
+        re.findall(r"^\| `(--[\w-]+|[A-Z]+)`(?:, `(--no-[\w-]+|-\w)`)? \|", section(command), re.M)
     )
     names = {name for pair in listed for name in pair if name}
     expected = set()

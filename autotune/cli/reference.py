@@ -110,6 +110,8 @@ def _row(request: type[Request], name: str, schema: dict[str, Any]) -> list[str]
     shown = f"`{name.upper()}`" if schema.get("positional") else f"`{flag}`"
     if field.default is True:
         shown += f", `{flag.replace('--', '--no-', 1)}`"
+    if "short" in schema:
+        shown += f", `{schema['short']}`"
     meaning = " ".join(filter(None, [schema["description"], schema.get("note")]))
     return [shown, meaning, _values(schema), _default(field.is_required(), field.default)]
 

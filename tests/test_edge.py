@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
+import re
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +72,81 @@ def test_only_regular_files_of_a_size_are_read(kind: str, tmp_path: Path) -> Non
     assert str(path) in str(caught.value)
     with pytest.raises((edge.EdgeError, OSError)):
         edge.read_json(path)
+
+
+def test_what_is_no_regular_file_is_not_read_at_all(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null"), Path("/dev/zero")):
+        with pytest.raises(edge.EdgeError, match="not a regular file"):
+            edge.read_bytes(path)
+    with edge.open_file(tmp_path / "pipe", pipe=True) as file:
+        assert file.read(1) == b""
+    with (tmp_path / "sparse").open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    began = time.monotonic()
+    with pytest.raises(edge.EdgeError, match="larger than"):
+        edge.read_bytes(tmp_path / "sparse", edge.LARGE)
+    assert time.monotonic() - began < 1.0
+    (tmp_path / "text").write_bytes(b"a" * 10 + b"b" * 10)
+    assert edge.read_ends(tmp_path / "text", 3, 2) == b"aaa\nbb"
+    assert edge.read_ends(tmp_path / "text", 10, 10) == b"a" * 10 + b"b" * 10
+
+
+def test_a_small_file_that_unpacks_to_much_is_refused() -> None:
+    packed = gzip.compress(bytes(1 << 20))
+    assert edge.unpacked(packed, 1 << 20) == bytes(1 << 20)
+    with pytest.raises(edge.EdgeError, match="unpacks to more"):
+        edge.unpacked(packed, (1 << 20) - 1)
+    for other in (b"", b"x", packed[:-9]):
+        with pytest.raises(edge.EdgeError, match="not of gzip"):
+            edge.unpacked(other or b"\x1f", 1 << 20)
+
+
+def test_a_key_that_is_there_twice_is_told() -> None:
+    twice: set[str] = set()
+    assert edge.parse_json('{"a": 1, "b": {"c": 1, "c": 2}, "a": 3}', twice) == {
+        "a": 3,
+        "b": {"c": 2},
+    }
+    assert twice == {"a", "c"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("CREATE VIEW spy AS SELECT 1", "has a view 'spy'"),
+        ("CREATE TRIGGER spy AFTER UPDATE ON runs BEGIN SELECT 1; END", "has a trigger 'spy'"),
+        ("CREATE VIRTUAL TABLE spy USING fts5(a)", "has a table 'spy'"),
+        ("UPDATE studies SET identity = '[]'", "list where a dict is expected"),
+        ("UPDATE studies SET identity = '{\"a\": 1e999}'", "too large for a float"),
+        ("UPDATE studies SET name = x'ff'", "where a text is expected"),
+        ("UPDATE studies SET created_at = 'yesterday'", "never writes"),
+    ],
+)
+def test_a_database_of_others_is_held_to_its_types(change: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with Store.open(f"sqlite:///{path}") as store:
+        store.study("s", "moe", {"a": 1})
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(change)
+        connection.commit()
+    with (
+        pytest.raises(BadInputError, match=re.escape(said)),
+        Store.open(f"sqlite:///{path}", create=False) as store,
+    ):
+        store.list_studies()
+
+
+def test_numbers_that_json_does_not_have_are_lost_in_old_databases(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with Store.open(f"sqlite:///{path}") as store:
+        store.study("s", "moe", {"a": 1})
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE studies SET identity = '{\"a\": NaN}'")
+        connection.commit()
+    with Store.open(f"sqlite:///{path}") as store:
+        (summary,) = store.list_studies()
+    assert summary.study.identity == {"a": None}
 
 
 @pytest.mark.parametrize(

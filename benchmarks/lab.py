@@ -1,6 +1,6 @@
 """Tables and figures of README.md and docs/, written from the result files by cog.
 
-    python -m cogapp -r -P -I . README.md docs/lab/*.md docs/explanation/cost-model.md
+    python -m cogapp -r -P -I . README.md docs/lab/*.md docs/explanation/*.md
 
 rewrites the blocks between ``[[[cog`` and ``[[[end]]]``; ``tests/test_docs.py`` fails where one is
 not what its file says. A path is relative to ``benchmarks/results``.
@@ -282,6 +282,17 @@ def _behind(one: dict[str, Any]) -> str:
     if not one["behind_default"]:
         return "none"
     return f"{one['behind_default']}, by {one['most_behind_default']:.1%} at most"
+
+
+def drift() -> None:
+    """Print what a device that drifts costs, with and without controls."""
+    found = read("drift-h200.json")["regret"]
+    rows = [
+        [name, *(f"{found[way][name]['median']:.1%} / {found[way][name]['worst']:.1%}"
+                 for way in ("without controls", "with controls"))]
+        for name in found["with controls"]
+    ]  # fmt: skip
+    table(("device", "without controls: median / worst", "with"), rows, right=0)
 
 
 def prediction() -> None:

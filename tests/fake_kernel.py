@@ -151,7 +151,7 @@ def device_facts(_: int) -> dict[str, Any]:
         "cuda": "0",
         "triton": "0",
         "vllm": "0",
-        "copy_gbs": 1000.0,
+        "copy_gbs": 4200.0,
         "bf16_tflops": 100.0,
         "clocks": {},
         "memory": memory(),

@@ -9,6 +9,7 @@ import pytest
 from autotune.core import Basis
 from autotune.kernels.request import EFFORTS
 from autotune.measure.replay import Landscape
+from benchmarks import drift
 from benchmarks.strategies import LANDSCAPE, ranked, recorded, regrets
 
 FEW, ALL = 6, 20
@@ -62,3 +63,17 @@ def test_better_than_chance(landscape: Landscape) -> None:
         regrets("random, no model", seed, QUICK or 0, landscape, order, best) for seed in range(5)
     ]
     assert statistics.median(r for f in found for r in f.values()) > 0.03
+
+
+@pytest.mark.parametrize(
+    "slowed", ["25 % slower in the first half", "step of 25 % half-way", "waves of 20 %"]
+)
+def test_a_device_that_drifts_costs_the_chosen_rows_nothing(
+    landscape: Landscape, slowed: str
+) -> None:
+    """The issue's bound: a median regret within 1 % of the undisturbed run's."""
+    order = {m: list(own) for m, own in ranked(recorded(landscape)).items() if m in {4, 64, 1024}}
+    found = drift.regrets(landscape, order, drift.SLOWED[slowed], 0, under_control=True)
+    still = drift.regrets(landscape, order, drift.SLOWED["undisturbed"], 0, under_control=True)
+    assert statistics.median(found.values()) <= statistics.median(still.values()) + 0.01
+    assert max(found.values()) <= 0.03

@@ -32,6 +32,7 @@ from autotune.kernels.decide.confirm import (
     select_stored,
 )
 from autotune.kernels.first import OriginLog, first_rows, origins_of
+from autotune.kernels.measure.control import Controlled, slow_device
 from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
 from autotune.kernels.measure.protocol import KernelMeasurer, KernelTimer
 from autotune.kernels.memory import measuring_bytes
@@ -104,6 +105,8 @@ class Result:
         """What went on beside the numbers that a user must know of."""
         others = self.measured.facts["others"] if self.measured is not None else []
         said = [f"when measuring began, {one}: times may be too long" for one in others]
+        if self.measured is not None:
+            said += slow_device(self.measured.facts, self.plan.device.memory_bandwidth_gbs)
         return said + [
             f"not in the file: {why}; --retry-failed tries again what failed for the moment"
             for why in self.failed.values()
@@ -268,13 +271,16 @@ def _measured(
         defaults = measurer.defaults([*{*keys, *held_out(keys)}])
         # Ranking takes a second or two, in which the measuring processes are starting.
         proposers, origins = _proposers(plan, defaults)
-        _check_any_works(_baselines(plan, defaults, measurer, timed, on_progress))
+        baselines = _baselines(plan, defaults, measurer, timed, on_progress)
+        _check_any_works(baselines)
         facts = measurer.facts() | {"others": others}
     measurer.prepare_comparisons()
     with watch.running("search"):
         timed_proposers = {m: TimedProposer(p, watch) for m, p in proposers.items()}
         noted = OriginLog(timed, origins)
-        searches = _searches(plan, timed_proposers, measurer, noted, on_progress)
+        controlled = _controlled(plan, defaults, baselines, measurer)
+        searches = _searches(plan, timed_proposers, controlled, noted, on_progress)
+    facts["drift"] = controlled.drift.as_json()
     finalists = {
         m: _finalists(timed.load(search.workload, Phase.SEARCH), defaults[m])
         for m, search in searches.items()
@@ -403,6 +409,22 @@ def _searches(
     for progress in search_all(list(searches.values()), measurer, log):
         on_progress(progress)
     return searches
+
+
+def _controlled(
+    plan: Plan,
+    defaults: Mapping[int, Candidate],
+    baselines: Mapping[int, Trial],
+    measurer: KernelTimer,
+) -> Controlled:
+    """Time the default again with every batch of a search; where it works, that is."""
+    keys = {m: MoeWorkload(plan.shape, m).key for m in plan.ms}
+    values = {keys[m]: trial.measurement.value for m, trial in baselines.items()}
+    return Controlled(
+        measurer,
+        {keys[m]: defaults[m] for m in plan.ms},
+        {key: value for key, value in values.items() if value is not None},
+    )
 
 
 def _proposers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +96,87 @@ def test_a_candidate_is_captured_in_one_step_and_replayed_in_the_next(done: list
     assert (found["samples"], found["raced"], found["gpu"]) == ([100.0] * 5, False, 4)
     slow = kernel.time_candidate(Timing("k", 64, {}, best_us=50.0))
     assert (slow["samples"], slow["raced"]) == ([100.0] * 2, True)
+
+
+def test_a_slow_device_races_against_a_slower_best_and_a_control_reads_the_clocks(
+    done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "_clocks", lambda: {"sm_mhz": 1500.0})
+    found = kernel.time_candidate(Timing("k", 64, {}, best_us=80.0, slow=1.25, clocks=True))
+    assert (found["raced"], found["clocks"]) == (False, {"sm_mhz": 1500.0})
+    again = kernel.time_candidate(Timing("k", 64, {}))  # the best stays 80 at full speed
+    assert again["raced"]
+    assert "clocks" not in again
+    assert done.count(CAPTURE) == 2
+
+
+def torch_with(monkeypatch: pytest.MonkeyPatch, **cuda: Any) -> None:
+    known = {"memory_reserved": lambda: 3 * 2**20, "synchronize": lambda: None}
+    module = SimpleNamespace(cuda=SimpleNamespace(**(known | cuda)))
+    monkeypatch.setitem(sys.modules, "torch", module)
+
+
+@pytest.mark.parametrize(
+    ("integrated", "told", "mib"),
+    [(False, (10 * 2**20, 15 * 2**20), 5), (True, (0, 2**40), 3), (False, None, 3)],
+    ids=["told", "unified: the host's files would count", "cudaMemGetInfo fails"],
+)
+def test_the_memory_of_the_device_never_ends_a_command(
+    monkeypatch: pytest.MonkeyPatch, integrated: bool, told: tuple[int, int] | None, mib: int
+) -> None:
+    def info() -> tuple[int, int]:
+        if told is None:
+            raise RuntimeError("CUDA error: out of memory")
+        return told
+
+    def properties(_: int) -> SimpleNamespace:
+        return SimpleNamespace(is_integrated=integrated)
+
+    torch_with(monkeypatch, mem_get_info=info, get_device_properties=properties)
+    assert kernel._memory()["device_mib"] == mib
+
+
+class Captures:
+    """Stands for ``torch.cuda.graph``: refuses a pool in which a block is still alive."""
+
+    def __init__(self, frozen: set[str]) -> None:
+        self.frozen, self.tried = frozen, list[str]()
+
+    @contextmanager
+    def __call__(self, _: Any, *, pool: str) -> Iterator[None]:
+        self.tried.append(pool)
+        if pool in self.frozen:
+            raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED at CUDACaching")
+        yield
+
+
+def captured(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, frozen: set[str]
+) -> tuple[kernel._Worker, Captures]:
+    captures, drawn = Captures(frozen), iter(["second", "third"])
+    torch_with(
+        monkeypatch,
+        CUDAGraph=lambda: SimpleNamespace(replay=lambda: None),
+        graph=captures,
+        graph_pool_handle=lambda: next(drawn),
+        Event=lambda **_: None,
+    )
+    layers = SimpleNamespace(override_config=lambda _: nullcontext())
+    monkeypatch.setitem(sys.modules, "vllm.model_executor.layers.fused_moe", layers)
+    own = worker(folder, SimpleNamespace(run=lambda *_: None))
+    own.pool = "first"
+    kernel._Graph(own, {}, SimpleNamespace(calls=[1, 2]))
+    return own, captures
+
+
+def test_a_block_left_in_the_graph_pool_is_not_blamed_on_the_next_candidate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own, captures = captured(monkeypatch, tmp_path, {"first"})
+    assert captures.tried == ["first", "second"]
+    assert own.pool == "second"
+    with pytest.raises(RuntimeError, match="use_count > 0"):
+        captured(monkeypatch, tmp_path, {"first", "second"})
 
 
 class Ended(BaseException):

@@ -122,7 +122,7 @@ def page(tmp_path: Path, result: Result) -> Page:
 
 @pytest.mark.parametrize("processes", [False, True])
 def test_a_measured_job_writes_what_it_measured(processes: bool, tmp_path: Path) -> None:
-    result, steps = tune(tmp_path, processes=processes)
+    result, steps = tune(tmp_path, processes=processes, effort="standard")
     assert {s.trial.measurement.basis for s in steps} == {Basis.MEASURED}
     assert {s.trial.phase for s in steps} == set(Phase)
     files = export.write(result, page(tmp_path, result), tmp_path)
@@ -142,7 +142,7 @@ def test_a_measured_job_writes_what_it_measured(processes: bool, tmp_path: Path)
 def test_the_page_of_a_measured_job_has_its_ceilings(tmp_path: Path) -> None:
     result, _ = tune(tmp_path)
     text = to_html(page(tmp_path, result))
-    assert "Ceilings 1000 GB/s and 200 TFLOP/s, measured on a fake" in text
+    assert "Ceilings 4200 GB/s and 200 TFLOP/s, measured on a fake" in text
     assert "PREDICTED" not in text
 
 

@@ -34,6 +34,7 @@ from autotune.core import (
 )
 from autotune.kernels.compile.job import Compiled, CompileJob
 from autotune.kernels.compile.processes import CompileProcesses
+from autotune.kernels.measure.control import Pace
 from autotune.kernels.measure.requests import (
     EXIT_DEVICE_ERROR,
     EXIT_HUNG,
@@ -276,31 +277,39 @@ class GpuMeasurer:
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
         """Yield a measurement per job, in order; compilation runs ahead."""
-        order: deque[tuple[MoeWorkload, Measurement | None]] = deque()
+        order: deque[tuple[MoeWorkload, Pace, Measurement | None]] = deque()
+        paces: deque[Pace] = deque()
+
+        def noted() -> Iterator[Job]:
+            for job in jobs:
+                paces.append(job.rules if isinstance(job.rules, Pace) else Pace())
+                yield job
 
         def launches() -> Iterator[Timing]:
-            for candidate, workload, gemms in self._compile_ahead(jobs):
-                failed = _failure(gemms)
-                order.append((workload, failed))
+            compiled = self._compile_ahead(noted())
+            # Compilers draw on the memory that a kernel on unified memory is timed with.
+            for candidate, workload, gemms in list(compiled) if self._options.unified else compiled:
+                pace, failed = paces.popleft(), _failure(gemms)
+                order.append((workload, pace, failed))
                 if failed is None:
-                    yield self._timing(candidate, workload)
+                    yield self._timing(candidate, workload, pace)
 
         with closing(self._answered("search", "time_candidate", launches())) as answers:
             for _, answer in answers:
                 yield from self._failed_before(order)
-                workload, _ = order.popleft()
+                workload, pace, _ = order.popleft()
                 measurement = self._measurement(answer)
                 if measurement.value is not None:
-                    self.know_best(workload, measurement.value)
+                    self.know_best(workload, measurement.value / pace.slow)
                 yield measurement
                 yield from self._failed_before(order)
         yield from self._failed_before(order)
 
     @staticmethod
     def _failed_before(
-        order: deque[tuple[MoeWorkload, Measurement | None]],
+        order: deque[tuple[MoeWorkload, Pace, Measurement | None]],
     ) -> Iterator[Measurement]:
-        while order and (failed := order[0][1]) is not None:
+        while order and (failed := order[0][2]) is not None:
             order.popleft()
             yield failed
 
@@ -332,13 +341,15 @@ class GpuMeasurer:
                     self._spent.compile_cpu += compiled.seconds
             yield candidate, workload, (first, second)
 
-    def _timing(self, candidate: Candidate, workload: MoeWorkload) -> Timing:
+    def _timing(self, candidate: Candidate, workload: MoeWorkload, pace: Pace) -> Timing:
         self._requests += 1
         return Timing(
             key=f"{self._requests}-{candidate.key}",
             m=workload.m,
             params=candidate.ints,
             best_us=self._best.get(workload.key),
+            slow=pace.slow,
+            clocks=pace.control,
         )
 
     def _answered(
@@ -416,7 +427,8 @@ class GpuMeasurer:
             # Of five the median; of the two of a slow candidate the one that was disturbed less.
             value=median_low(samples),
             samples=samples,
-            details={"raced": value["raced"], "gpu": self._gpu(value)},
+            details={"raced": value["raced"], "gpu": self._gpu(value)}
+            | ({"clocks": value["clocks"]} if "clocks" in value else {}),
             seconds=value["gpu_seconds"],
         )
 

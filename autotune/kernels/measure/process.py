@@ -160,13 +160,27 @@ def _begin_step(seconds: float) -> None:
 
 def _memory() -> dict[str, int]:
     """This process's resident memory and the device's used memory, in MiB."""
-    import torch  # noqa: PLC0415
-
-    free, total = torch.cuda.mem_get_info()
     return {
         "rss_mib": psutil.Process().memory_info().rss // _MIB,
-        "device_mib": (total - free) // _MIB,
+        "device_mib": _device_bytes() // _MIB,
     }
+
+
+def _device_bytes() -> int:
+    """The device's used memory; what torch holds of it where that is the host's, or is not told.
+
+    ``cudaMemGetInfo`` counts the host's files on unified memory, and is known to fail there.
+    """
+    import torch  # noqa: PLC0415
+
+    held = int(torch.cuda.memory_reserved())
+    try:
+        if torch.cuda.get_device_properties(0).is_integrated:
+            return held
+        free, total = torch.cuda.mem_get_info()
+    except (RuntimeError, AttributeError):  # AttributeError: a torch that does not tell
+        return held
+    return int(total - free)
 
 
 def _make_room(worker: _Worker) -> None:
@@ -223,6 +237,14 @@ def _unload(kernel: Any) -> None:
         kernel.module = None
 
 
+def _is_frozen_pool(error: RuntimeError) -> bool:
+    """Whether torch refuses a graph pool because a block in it is still alive.
+
+    Source: torch 2.11, c10/cuda/CUDACachingAllocator.cpp: ``it->second->use_count > 0``.
+    """
+    return "use_count > 0" in str(error)
+
+
 class _Graph:
     """A CUDA graph of several calls, each with its own routing."""
 
@@ -234,14 +256,26 @@ class _Graph:
         with override_config(dict(params)):
             worker.problem.run(inputs, 0)  # loads the kernels; a capture may not
             torch.cuda.synchronize()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=worker.pool):
-                for call in range(self.calls):
-                    worker.problem.run(inputs, call)
+            try:
+                self._capture(worker, inputs)
+            except RuntimeError as error:
+                if not _is_frozen_pool(error):
+                    raise
+                # What an earlier capture left alive in the pool is not this candidate's fault.
+                worker.pool = torch.cuda.graph_pool_handle()
+                self._capture(worker, inputs)
         self.begin = torch.cuda.Event(enable_timing=True)
         self.end = torch.cuda.Event(enable_timing=True)
         self.graph.replay()  # uploads the graph
         torch.cuda.synchronize()
+
+    def _capture(self, worker: _Worker, inputs: Any) -> None:
+        import torch  # noqa: PLC0415
+
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=worker.pool):
+            for call in range(self.calls):
+                worker.problem.run(inputs, call)
 
     def replay_us(self) -> float:
         """One timed replay: µs per call."""
@@ -268,8 +302,8 @@ def time_candidate(request: Timing) -> dict[str, Any]:
 
     Returns:
         ``outcome``; ``samples`` in µs per call, one a replay; ``raced`` if it was given up as too
-        slow; ``memory``; ``compiled_here``, kernels that the shared cache did not hold; ``gpu``,
-        the index of the GPU.
+        slow; ``clocks`` where they were asked for; ``memory``; ``compiled_here``, kernels that the
+        shared cache did not hold; ``gpu``, the index of the GPU.
     """
     worker = _worker[0]
     before, begin = worker.compiled[False], time.perf_counter()
@@ -277,9 +311,11 @@ def time_candidate(request: Timing) -> dict[str, Any]:
         graph = _Graph(worker, request.params, _inputs(worker, request.m))
         _begin_step(request.limit_s)
         best = min(worker.best_us.get(request.m, float("inf")), request.best_us or float("inf"))
-        samples, raced = raced_samples(graph.replay_us, best)
-        worker.best_us[request.m] = min(best, median_low(samples))
+        samples, raced = raced_samples(graph.replay_us, best * request.slow)
+        worker.best_us[request.m] = min(best, median_low(samples) / request.slow)
         result |= {"samples": samples, "raced": raced}
+        if request.clocks:
+            result["clocks"] = _clocks()
         graph.close()
     result["compiled_here"] = worker.compiled[False] - before
     result["gpu_seconds"] = time.perf_counter() - begin

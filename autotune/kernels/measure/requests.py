@@ -71,7 +71,9 @@ class Timing:
         key: names the request in the last words of a process.
         m: tokens.
         params: the launch parameters.
-        best_us: the best median known at this M, for the race.
+        best_us: the best median known at this M, for the race, as if the device were at its best.
+        slow: how many times as long a call takes at the moment; best times are multiplied by it.
+        clocks: whether clocks are to be read as well.
         limit_s: the process ends itself when a step takes so long.
     """
 
@@ -79,6 +81,8 @@ class Timing:
     m: int
     params: Mapping[str, int]
     best_us: float | None = None
+    slow: float = 1.0
+    clocks: bool = False
     limit_s: float = CANDIDATE_STEP_S
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,8 +39,9 @@ def die_in(store: Store, search: SearchRecord, run: RunRecord, candidate: Candid
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> str:
-    return url(tmp_path / "a.db")
+def path(tmp_path: Path) -> Iterator[str]:
+    yield url(tmp_path / "a.db")
+    HUNG.clear()  # while the database is there
 
 
 def test_a_boot_is_stored_before_it_starts(path: str) -> None:

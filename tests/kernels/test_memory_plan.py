@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +36,7 @@ ONE = process_bytes(SHAPE, GB10, (1, 4096))
 
 def plan(workers: int = 18, measured: bool = True) -> Plan:
     """A plan as far as its memory goes."""
-    fields: dict[str, Any] = dict.fromkeys(Plan.__dataclass_fields__) | {
+    given: dict[str, Any] = dict.fromkeys(field.name for field in fields(Plan)) | {
         "device": GB10,
         "model": "gemma",
         "shape": SHAPE,
@@ -46,7 +46,7 @@ def plan(workers: int = 18, measured: bool = True) -> Plan:
         "notes": (),
         "unified": False,
     }
-    return Plan(**fields)
+    return Plan(**given)
 
 
 @pytest.fixture(autouse=True)

@@ -109,6 +109,28 @@ class StoredJobs:
         with self._session.reading() as connection:
             return 1 + int(connection.execute(waiting).scalar_one())
 
+    def next_of(self, sorts: Collection[str], light: Collection[str], most: int) -> list[JobRecord]:
+        """Return the next queued jobs of each sort, by priority, then as they came.
+
+        Args:
+            sorts: of ``gpu``, ``prediction`` and ``light``.
+            light: kinds of jobs that are light.
+            most: how many of each sort.
+        """
+        is_light = JobRow.kind.in_(sorted(light))
+        of_sort = {
+            "gpu": JobRow.gpus_wanted > 0,
+            "prediction": (JobRow.gpus_wanted == 0) & ~is_light,
+            "light": (JobRow.gpus_wanted == 0) & is_light,
+        }
+        waiting = select(_JOB).where(JobRow.state == JobState.QUEUED.value)
+        found: list[JobRecord] = []
+        with self._session.reading() as connection:
+            for name in sorted(sorts):
+                first = waiting.where(of_sort[name]).order_by(JobRow.priority.desc(), JobRow.id)
+                found += [_record(row) for row in connection.execute(first.limit(most))]
+        return found
+
     def counts(self) -> dict[JobState, int]:
         """Count the jobs of each state; a state without jobs has 0."""
         statement = select(JobRow.state, func.count()).group_by(JobRow.state)

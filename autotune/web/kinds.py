@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,4 +84,10 @@ def command_of(
 
 def shown_command(kind: str, args: Mapping[str, Any]) -> str:
     """Write the command that somebody would type for the same, with the default places."""
-    return KINDS[kind].model_validate(dict(args)).command_line(kind)
+    return _shown(kind, json.dumps(args))
+
+
+@lru_cache(maxsize=4096)
+def _shown(kind: str, args: str) -> str:
+    """A list of jobs is asked for often, and their args never change."""
+    return KINDS[kind].model_validate_json(args).command_line(kind)

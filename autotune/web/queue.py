@@ -76,6 +76,19 @@ def study_key(job: JobRecord) -> str | None:
     return canonical_json([job.kind, named])
 
 
+def rooms(alive: Sequence[JobRecord], capacity: Capacity) -> frozenset[str]:
+    """Name the sorts of jobs that one more of may start: ``gpu``, ``prediction``, ``light``."""
+    taken = sum(len(job.gpus.split(",")) for job in alive if job.gpus_wanted)
+    others = [job for job in alive if not job.gpus_wanted]
+    light = sum(job.kind in LIGHT for job in others)
+    room = {
+        "gpu": taken < len(capacity.gpus),
+        "prediction": len(others) - light < capacity.predictions,
+        "light": light < capacity.light,
+    }
+    return frozenset(name for name, is_there in room.items() if is_there)
+
+
 def starts(
     queued: Iterable[JobRecord], alive: Sequence[JobRecord], capacity: Capacity
 ) -> list[Start]:

@@ -31,6 +31,8 @@ from autotune.web.kinds import command_of, parse
 from autotune.web.progress import JobProgress
 
 TICK_S = 0.2
+_NEXT = 100
+"""Jobs of each sort that are looked at: of the first, some may be of studies that are worked on."""
 KILL_AFTER_S = 180.0
 """Ctrl-C lets a server stop, which takes half a minute; beyond this the group is killed."""
 
@@ -265,8 +267,9 @@ class Runner:
         self.versions[job.id] += 1
 
     def _start_more(self) -> None:
-        queued = self.jobs.in_states({JobState.QUEUED})
         alive = [live.job for live in self._live.values()]
+        rooms = queue.rooms(alive, self.settings.capacity)
+        queued = self.jobs.next_of(rooms, queue.LIGHT, _NEXT)
         for start in queue.starts(queued, alive, self.settings.capacity):
             self._start(start)
 

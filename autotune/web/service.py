@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,11 @@ class Service:
 
     def shown(self, job: JobRecord, *, briefly: bool = False) -> dict[str, Any]:
         """Describe a job as JSON values."""
-        document = job.as_json()
-        for own in ("digest", "pid"):
-            del document[own]
+        document = {  # as `as_json`, which copies deeply; lists of jobs are asked for often
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in vars(job).items()
+            if name not in {"digest", "pid"}
+        }
         progress = self.runner.progress(job)
         if briefly and progress is not None:
             progress = {name: value for name, value in progress.items() if name != "levels"}

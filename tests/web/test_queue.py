@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.store.records import JobRecord, JobState, Stop
-from autotune.web.queue import CRASHED, LIGHT, MOST_ATTEMPTS, Capacity, ended, resumed, starts
+from autotune.web.queue import (
+    CRASHED,
+    LIGHT,
+    MOST_ATTEMPTS,
+    Capacity,
+    ended,
+    resumed,
+    rooms,
+    starts,
+)
 
 JOB = JobRecord(
     *(1, "moe", "", {}, 0, None, 0, None, "", JobState.QUEUED, "", Stop.NO, None, 0, None, ""),
@@ -118,3 +127,10 @@ def test_what_goes_on_when_the_service_starts() -> None:
     drained = dataclasses.replace(left, attempt=MOST_ATTEMPTS, stop=Stop.DRAIN)
     assert resumed(drained, resume=True) is not None
     assert resumed(dataclasses.replace(left, state=JobState.FAILED), resume=True) is None
+
+
+def test_only_jobs_with_room_are_looked_for() -> None:
+    assert rooms([], Capacity()) == {"gpu", "prediction", "light"}
+    alive = [job(1), job(2, "spec", gpus_wanted=1), job(3, "files")]
+    assert rooms(alive, Capacity()) == {"light"}
+    assert rooms(alive, Capacity(("0", "1"), predictions=2, light=1)) == {"gpu", "prediction"}

@@ -12,6 +12,7 @@ from typing import Any
 from autotune.cli import requests
 from autotune.core import AutotuneError, BadInputError
 from autotune.machine.devices import GpuInfo, present_gpus, resolve_device
+from autotune.util.edge import parse_json
 from autotune.util.request import Request, flag_of
 
 KINDS: Mapping[str, type[Request]] = {
@@ -90,4 +91,4 @@ def shown_command(kind: str, args: Mapping[str, Any]) -> str:
 @lru_cache(maxsize=4096)
 def _shown(kind: str, args: str) -> str:
     """A list of jobs is asked for often, and their args never change."""
-    return KINDS[kind].model_validate_json(args).command_line(kind)
+    return KINDS[kind].model_validate(parse_json(args)).command_line(kind)

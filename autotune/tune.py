@@ -105,23 +105,34 @@ def measured(jobs: Iterable[Job], measurer: Measurer, log: TrialLog) -> Iterator
 
 
 def measure_all(
-    jobs: Sequence[Job], phase: Phase, measurer: Measurer, log: TrialLog
+    jobs: Sequence[Job],
+    phase: Phase | Callable[[Job], Phase],
+    measurer: Measurer,
+    log: TrialLog,
 ) -> Iterator[Progress]:
-    """Measure given candidates in order (baselines), reusing what is stored."""
-    wanted = list(dict.fromkeys(jobs))
-    stored = {job.workload.key: log.load(job.workload, phase) for job in wanted}
-    known = {(t.candidate, key): t for key, trials in stored.items() for t in trials}
+    """Measure given candidates in order (baselines), reusing what is stored.
+
+    ``phase`` is why all of them are measured, or tells it of each.
+    """
+    phase_of = phase if callable(phase) else lambda _: phase
+    phases = {job: phase_of(job) for job in jobs}
+    wanted = list(phases)
+    stored = {(job.workload.key, why): log.load(job.workload, why) for job, why in phases.items()}
+    known = {(t.candidate, *key): t for key, trials in stored.items() for t in trials}
     counts = {key: len(trials) for key, trials in stored.items()}
-    missing = [job for job in wanted if (job.candidate, job.workload.key) not in known]
+    missing = [
+        job for job, why in phases.items() if (job.candidate, job.workload.key, why) not in known
+    ]
     fresh = measured(missing, measurer, log)
     for job in wanted:
-        candidate, workload = job.candidate, job.workload
-        trial = known.get((candidate, workload.key))
+        candidate, workload, why = job.candidate, job.workload, phases[job]
+        trial = known.get((candidate, workload.key, why))
         if trial is not None:
             yield Progress(workload, trial, reused=True)
             continue
-        trial = Trial(candidate, workload.key, phase, counts[workload.key], next(fresh))
-        counts[workload.key] += 1
+        number = counts[workload.key, why]
+        trial = Trial(candidate, workload.key, why, number, next(fresh))
+        counts[workload.key, why] += 1
         log.append(workload, trial)
         yield Progress(workload, trial, reused=False)
 

@@ -57,7 +57,7 @@ ROOM_OF: dict[str, set[str]] = {
     "rich": {"cli", "report.terminal"},
     "torch": {"kernels.compile", "kernels.measure"},
     "triton": {"kernels.compile", "kernels.measure"},
-    "vllm": {"kernels.compile", "kernels.measure"},
+    "vllm": {"kernels.compile", "kernels.measure", "serving.dial.plugin"},
 }
 """The rooms or modules that may import a library; all others use what those offer."""
 
@@ -240,6 +240,8 @@ OPENS: dict[str, str] = {
     "kernels.measure.process": "writes its own log",
     "kernels.measure.measurer": "the last words of a process of ours, in its own folder",
     "measure.replay": "parses tables, of bytes that the edge has read",
+    "serving.dial.dial": "writes the plugin and the byte that turns gamma",
+    "serving.dial.plugin": "the byte, in a server's process",
     "serving.server.process": "writes a server's log",
     "serving.server.supervisor": "its own arguments, from the process that starts it",
     "serving.measure.tasks": "writes lm-eval's log",

@@ -260,22 +260,3 @@ def test_every_module_is_imported_without_torch_and_vllm(core_only: Path) -> Non
     command = [f"{sys.base_prefix}/bin/python3", "-S", "-c", code]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-
-
-def test_the_command_inside_knows_which_streams_are_terminals() -> None:
-    code = (
-        "from autotune.cli.consoles import err, out; "
-        "print(out.is_terminal, out.width, err.is_terminal, err.width)"
-    )
-    told = {"command": "autotune moe", "engine": "docker", "image": "i", "image_id": "ab"}
-    for widths, said in (
-        ({"err_width": 91}, "False 160 True 91"),
-        ({"out_width": 77, "err_width": 91}, "True 77 True 91"),
-        ({}, "False 160 False 80"),
-    ):
-        env = {**os.environ, "AUTOTUNE_CONTAINER": json.dumps(told | widths), "TERM": "xterm"}
-        for name in ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE"):
-            env.pop(name, None)
-        command = [sys.executable, "-c", code]
-        ran = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        assert ran.stdout.strip() == said

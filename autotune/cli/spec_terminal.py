@@ -88,8 +88,8 @@ def progress(plan: Plan) -> Iterator[Callable[[Step], None]]:
 
     def update(step: Step) -> None:
         nonlocal done
-        done += 1
         trial, measurement = step.trial, step.trial.measurement
+        done += int(measurement.details.get("boots", 1))  # a dialled server has several trials
         if measurement.outcome is Outcome.OK:
             rates = ", ".join(f"{rate:.1f} at {c}" for c, rate in level_rates(trial).items())
             held = f"{measurement.details.get('kv_cache_tokens')} tokens of KV cache"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -67,6 +67,8 @@ class Result:
         fresh_boots: servers started by this command.
         out_of_time: whether the budget ended the search.
         seconds: wall time of this command.
+        dialled: whether one boot measured every gamma.
+        no_dial: why a dial that was tried could not be used; else empty.
     """
 
     plan: Plan
@@ -87,6 +89,8 @@ class Result:
     fresh_boots: int
     out_of_time: bool
     seconds: float
+    dialled: bool = False
+    no_dial: str = ""
 
     @property
     def failures(self) -> list[Trial]:
@@ -172,6 +176,8 @@ def _steps(run: Run[Plan, Measurer]) -> Result:
         fresh_boots=_boots(fresh),
         out_of_time=found.search.out_of_time,
         seconds=run.seconds,
+        dialled=found.dialled,
+        no_dial=found.no_dial,
     )
 
 
@@ -198,6 +204,8 @@ class _Found:
     confirmed: Confirmed | None
     selection: Selection
     schedule: Schedule
+    dialled: bool
+    no_dial: str
 
 
 def _tuned(
@@ -208,16 +216,21 @@ def _tuned(
     deadline: float,
 ) -> _Found:
     scenario = plan.scenario
-    baseline = _baseline(plan, measurer, log, on_progress)
-    proposer = ForecastProposer(plan.grid, baseline, scenario, plan.growth())
+    column = _column(plan, measurer, log, on_progress) if plan.dial else []
+    dialled = bool(column) and column[0].measurement.outcome is Outcome.OK
+    no_dial = column[0].measurement.message if column and not dialled else ""
+    baseline = column[0] if dialled else _baseline(plan, measurer, log, on_progress)
+    searched = replace(scenario, dial=dialled)
+    proposer = ForecastProposer(plan.grid, baseline, searched, plan.growth(), columns=dialled)
     search = Search(
-        scenario,
+        searched,
         proposer,
         Limits(_UNLIMITED, deadline),
-        lambda candidate: rules_of(candidate, scenario, plan.baseline, proposer),
+        lambda candidate: rules_of(candidate, searched, plan.baseline, proposer),
     )
     for progress in search_all([search], measurer, log):
-        on_progress(progress)
+        if progress.trial not in column:  # which was told of already
+            on_progress(progress)
     trials = [baseline, *(t for t in search.trials if t.candidate in plan.grid)]
 
     def boot(candidate: Candidate) -> Trial:
@@ -236,7 +249,9 @@ def _tuned(
         )
     if not finalists and schedule.candidate is None:
         kept = Selection(scenario.key, baseline, baseline, 1.0, kept_incumbent=True)
-        return _Found(baseline, search, proposer, contenders, None, kept, schedule)
+        return _Found(
+            baseline, search, proposer, contenders, None, kept, schedule, dialled, no_dial
+        )
     confirmed = confirm(
         scenario,
         baseline,
@@ -255,7 +270,28 @@ def _tuned(
         reference = None if plan.recipe.synthetic else plain or baseline
         schedule = judge(schedule, confirmed, reference, scenario, plan.min_gain)
     chosen = confirmed.selection
-    return _Found(baseline, search, proposer, contenders, confirmed, chosen, schedule)
+    return _Found(
+        baseline, search, proposer, contenders, confirmed, chosen, schedule, dialled, no_dial
+    )
+
+
+def _column(plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProgress) -> list[Trial]:
+    """Measure every gamma of the baseline's server by the dial.
+
+    Returns:
+        The trials, gamma 0 first; it has no value where the dial cannot be used.
+    """
+    scenario, home = replace(plan.scenario, dial=True), plan.baseline
+    jobs = [Job(c, scenario, rules_of(c, scenario, home)) for c in plan.column]
+
+    def phase_of(job: Job) -> Phase:
+        return Phase.BASELINE if job.candidate == home else Phase.SEARCH
+
+    found = list[Trial]()
+    for progress in measure_all(jobs, phase_of, measurer, log):
+        on_progress(progress)
+        found.append(progress.trial)
+    return found
 
 
 def _schedule(

@@ -12,6 +12,7 @@ from autotune.machine.containers import ENGINES
 from autotune.machine.environment import environment, visible_gpus
 from autotune.machine.memory import MemoryKind, MemoryReading, first_gpu, read_memory
 from autotune.serving import parse
+from autotune.serving.dial.trust import may_dial
 from autotune.serving.measure.prompts import load_prompts, prompts_key
 from autotune.serving.measure.stopping import parse_slo
 from autotune.serving.measure.tasks import Tasks, check_tasks
@@ -22,10 +23,18 @@ from autotune.serving.pair.methods import NO_DRAFTER
 from autotune.serving.pair.pairing import Pair, load_pair
 from autotune.serving.plan import Plan, default_study
 from autotune.serving.preflight import preflight
-from autotune.serving.recipe import GAMMA, UTILIZATION, Recipe, check_server_args, flag_of
+from autotune.serving.recipe import (
+    CAPTURE,
+    GAMMA,
+    UTILIZATION,
+    Recipe,
+    check_server_args,
+    flag_of,
+)
 from autotune.serving.request import SpecRequest
 from autotune.serving.scenario import SpecScenario
-from autotune.serving.server.launchers import DockerLauncher
+from autotune.serving.server.capture import CAPTURED, FIX_GRAPHS
+from autotune.serving.server.launchers import DockerLauncher, LocalLauncher
 from autotune.serving.server.launching import devices_of, looked_up, make_launcher, make_mounts
 from autotune.serving.server.moe_config import digest_of, parse_moe_config
 from autotune.serving.server.mounts import Mount, mounts_of
@@ -84,12 +93,33 @@ def make_plan(request: SpecRequest) -> Plan:
         for mount in mounts_of(recipe.settings(plan.points[-1]), mounts):
             mount.volume()
     plan = _with_tasks(plan, request)
+    plan = _with_dial(plan, request)
     findings = preflight(plan)
     stays = plan.force or not any(finding.refuses for finding in findings)
     if isinstance(plan.launcher, DockerLauncher) and stays:
         launcher, more = looked_up(plan.launcher, request.launcher)
         plan, findings = replace(plan, launcher=launcher), [*more, *findings]
     return replace(plan, findings=tuple(findings))
+
+
+def _with_dial(plan: Plan, request: SpecRequest) -> Plan:
+    """Turn gamma by the dial where servers are processes here, of a vLLM that may be able to.
+
+    A dialled server captures CUDA graphs for every gamma and so for larger batches than vLLM would
+    by default. For its figures to hold, the others capture as many: which is faster as well.
+    """
+    launcher = plan.launcher
+    if not request.dial or not isinstance(launcher, LocalLauncher):
+        return plan
+    if not may_dial(launcher.version(), [c.int(GAMMA) for c in plan.column]):
+        return plan
+    asked = request.space is not None or request.capture_sizes is not None
+    fixed = any(is_given(plan.recipe.server_args, flag) for flag in FIX_GRAPHS)
+    if not asked and not fixed and plan.memory.kind is not MemoryKind.CPU:
+        captures = (CAPTURE, (str(CAPTURED),))
+        space = replace(plan.space, parameters=(*plan.space.parameters, captures))
+        plan = replace(plan, space=space)
+    return replace(plan, dial=True)
 
 
 def _check_points(plan: Plan) -> None:

@@ -18,10 +18,20 @@ from autotune.export.files import at_home
 from autotune.serving.server.secret_flags import hidden, hidden_words
 from autotune.util import flags
 from autotune.util.request import Texts, checked, checked_each, several
-from autotune.util.secret import hide
+from autotune.util.secret import hide, is_reference
 
 MOST_GAMMA = 64
 MOST_CONCURRENCY = 4096
+SET_BY_US = {
+    "method": "the drafter says it (--drafter)",
+    "model": "the drafter says it (--drafter)",
+    "num_speculative_tokens": "is --gamma",
+    "num_speculative_tokens_per_batch_size": "is found by the tuner (--schedule)",
+    "rejection_sample_method": "is set by --synthetic-acceptance",
+    "synthetic_acceptance_rates": "is --synthetic-acceptance",
+    "synthetic_acceptance_length": "is --synthetic-acceptance",
+}
+"""Keys of ``--speculative-config`` that have flags of their own."""
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 
@@ -117,6 +127,50 @@ def parse_set(text: str, flag: str = "--set") -> tuple[str, tuple[str, ...]]:
     if parameter in {GAMMA, KV_DTYPE, UTILIZATION}:
         raise BadInputError(f"{flag} {name}: has a flag of its own, {flag_of(parameter)}")
     return parameter, parse_values(values, f"{flag} {name}")
+
+
+def parse_option(text: str, flag: str = "--spec-set") -> tuple[str, tuple[str, ...]]:
+    """Read ``prompt_lookup_max=4,5`` as a drafter's option and its values.
+
+    Raises:
+        BadInputError: not of that form, or an option that the tuner sets.
+    """
+    name, equals, values = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not equals or _NAME.fullmatch(name) is None:
+        raise BadInputError(
+            f"{flag} {text}: expected KEY=VALUE,VALUE such as prompt_lookup_max=4,5"
+        )
+    if name in SET_BY_US:
+        raise BadInputError(f"{flag} {name}: {SET_BY_US[name]}")
+    return name, parse_values(values, f"{flag} {name}")
+
+
+def parse_variables(text: str, flag: str = "--env-set") -> tuple[str, tuple[str, ...]]:
+    """Read ``NAME=a,b`` as an environment variable and its values.
+
+    Raises:
+        BadInputError: not of that form, a key for the server, or a secret.
+    """
+    name, values = parse_variable(text, flag)
+    if is_reference(values):
+        raise BadInputError(f"{flag} {name}: values to compare are shown; give a secret by --env")
+    return name, parse_values(values, f"{flag} {name}")
+
+
+def parse_captures(text: str, flag: str = "--capture-sizes") -> tuple[str, ...]:
+    """Read ``default,512``: vLLM's own sizes, and tokens up to which others go.
+
+    Raises:
+        BadInputError: a value that is neither.
+    """
+    values = parse_values(text, flag)
+    for value in values:
+        if value != "default" and not (
+            re.fullmatch(r"\d{1,6}", value, re.ASCII) and int(value) >= 1
+        ):
+            raise BadInputError(f"{flag} {text}: expected default or a number of tokens: {value}")
+    return values
 
 
 def parse_words(text: str, flag: str) -> list[str]:
@@ -219,3 +273,6 @@ Words = Annotated[str, checked(parse_words)]
 ListOfWords = Annotated[Texts, checked_each(parse_words)]
 Sets = Annotated[Texts, checked_each(parse_set)]
 Variables = Annotated[Texts, checked_each(parse_variable)]
+Options = Annotated[Texts, checked_each(parse_option)]
+VariableSets = Annotated[Texts, checked_each(parse_variables)]
+Captures = Annotated[str, checked(parse_captures), Field(examples=["default,512"])]

@@ -13,7 +13,9 @@ from autotune.core import Basis, Candidate, Scalar
 from autotune.kind import SPEC
 from autotune.machine.environment import environment
 from autotune.machine.memory import MemoryKind, MemoryReading
+from autotune.serving.decide.quality import without_speculation
 from autotune.serving.forecast.acceptance import distinct_experts
+from autotune.serving.forecast.forecast import others
 from autotune.serving.measure.prompts import Prompt
 from autotune.serving.measure.tasks import Tasks
 from autotune.serving.memory.fit import check_fit
@@ -62,6 +64,7 @@ class Plan:
         context: tokens of a request that the utilization must hold; None is the server's limit.
         force: try what the checks before the start refuse.
         findings: what these checks said when the plan was made.
+        dial: whether a dial turns gamma, so that one boot measures all of them (``dial/``).
     """
 
     kind: ClassVar[str] = SPEC
@@ -88,6 +91,7 @@ class Plan:
     tasks: Tasks | None = None
     force: bool = False
     findings: tuple[Finding, ...] = ()
+    dial: bool = False
 
     @property
     def basis(self) -> Basis:
@@ -98,7 +102,12 @@ class Plan:
     def points(self) -> list[Candidate]:
         """Return the points of the space that the drafter can do."""
         allowed = {g for g in self.gammas if not any(f.refuses for f in check_gamma(self.pair, g))}
-        return [c for c in self.space.feasible({}) if c.int(GAMMA) in allowed]
+        home = self.baseline
+        return [
+            c
+            for c in self.space.feasible({})
+            if c.int(GAMMA) in allowed and (c.int(GAMMA) or c == without_speculation(c, home))
+        ]
 
     @functools.cached_property
     def refused(self) -> Mapping[Candidate, str]:
@@ -157,14 +166,22 @@ class Plan:
         return min(self.finalists, rivals) + 1 + (self.schedule and several) if rivals else 0
 
     @property
+    def column(self) -> list[Candidate]:
+        """Return the settings that share the baseline's server where a dial turns gamma."""
+        home = others(self.baseline)
+        return [self.baseline, *(c for c in self.grid if c in self.rivals and others(c) == home)]
+
+    @property
     def searched(self) -> int:
-        """Count the boots of the search at most: every candidate and the baseline."""
+        """Count the boots of the search at most: every candidate or column, and the baseline."""
+        if self.dial:
+            return len({others(c) for c in [self.baseline, *self.grid]})
         return 1 + len(self.rivals)
 
     @property
     def compared(self) -> int:
         """Count further boots at most that are made for their outputs alone."""
-        plain = {Candidate.of({**c.params, GAMMA: 0}) for c in self.grid}
+        plain = {without_speculation(c, self.baseline) for c in self.grid}
         return 0 if self.recipe.synthetic else len(plain - self.rivals - {self.baseline})
 
     @property

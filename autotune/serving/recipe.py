@@ -11,6 +11,7 @@ from autotune.core import BadInputError, Candidate, Scalar
 from autotune.engine.arguments import full_name, is_flag
 from autotune.engine.variables import FOLDER
 from autotune.serving.forecast.acceptance import Rates
+from autotune.serving.server.capture import FLAG as CAPTURE_FLAG
 from autotune.serving.server.moe_config import DEFAULT
 from autotune.serving.server.server import ServeSettings
 
@@ -19,6 +20,12 @@ KV_DTYPE = "kv_cache_dtype"
 UTILIZATION = "gpu_memory_utilization"
 MOE_CONFIG = "moe_config"
 """A folder of tuned MoE files, or ``default``; no flag but an environment variable."""
+CAPTURE = "capture_sizes"
+"""The largest number of tokens with a CUDA graph of its own, or ``default``, vLLM's choice."""
+DRAFTER_OPTION = "spec."
+"""What the names of parameters begin with that are keys of ``--speculative-config``."""
+VARIABLE = "env."
+"""What the names of parameters begin with that are environment variables of the server."""
 SCHEDULE = "schedule"
 """Ranges of vLLM's ``num_speculative_tokens_per_batch_size`` as JSON."""
 LOCKED_OUT = "a server with a key would shut the tuner out; give the key where you serve for others"
@@ -66,11 +73,23 @@ class Recipe:
     env: Mapping[str, str] = field(default_factory=dict)
     moe_files: str | None = None
 
-    def speculative(self, gamma: int, schedule: str | None = None) -> dict[str, Any] | None:
-        """The value of ``--speculative-config``; None at gamma 0."""
+    def speculative(
+        self,
+        gamma: int,
+        schedule: str | None = None,
+        options: Mapping[str, Scalar] | None = None,
+    ) -> dict[str, Any] | None:
+        """The value of ``--speculative-config``; None at gamma 0.
+
+        Args:
+            gamma: tokens to draft.
+            schedule: gamma by batch size, as JSON.
+            options: further keys; a text that is JSON stands for its value.
+        """
         if gamma == 0:
             return None
         config: dict[str, Any] = {"method": self.method, "num_speculative_tokens": gamma}
+        config |= {key: _json_value(value) for key, value in (options or {}).items()}
         if self.drafter is not None:
             config["model"] = self.drafter
         if schedule is not None:
@@ -87,14 +106,18 @@ class Recipe:
         del params[GAMMA]
         dtype, share = params.pop(KV_DTYPE, None), params.pop(UTILIZATION, None)
         schedule, tuned = params.pop(SCHEDULE, None), params.pop(MOE_CONFIG, DEFAULT)
+        capture = params.pop(CAPTURE, DEFAULT)
+        options, variables = _taken_out(params, DRAFTER_OPTION), _taken_out(params, VARIABLE)
         more = [arg for name, value in params.items() for arg in _argument(name, value)]
+        env = {**self.env, **{name: str(value) for name, value in variables.items()}}
         return ServeSettings(
             self.target,
-            self.speculative(gamma, None if schedule is None else str(schedule)),
+            self.speculative(gamma, None if schedule is None else str(schedule), options),
             kv_cache_dtype=None if dtype is None else str(dtype),
             gpu_memory_utilization=None if share is None else float(share),
             extra_args=(*more, *self.server_args),
-            env=self.env if tuned == DEFAULT else {**self.env, FOLDER: str(tuned)},
+            env=env if tuned == DEFAULT else {**env, FOLDER: str(tuned)},
+            capture=None if capture == DEFAULT else int(capture),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -111,6 +134,23 @@ class Recipe:
             "server_args": list(self.server_args),
             "env": dict(sorted(self.env.items())),
         }
+
+
+def _taken_out(params: dict[str, Scalar], prefix: str) -> dict[str, Scalar]:
+    """Take the parameters out whose names begin so, by the rest of their names."""
+    found = {name for name in params if name.startswith(prefix)}
+    return {name.removeprefix(prefix): params.pop(name) for name in sorted(found)}
+
+
+def _json_value(value: Scalar) -> Any:
+    """A value as JSON has it: ``4`` is a number and ``true`` a truth; other text stays text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return value
+    return found if isinstance(found, int | float | bool) else value
 
 
 def _argument(name: str, value: Scalar) -> list[str]:
@@ -132,7 +172,7 @@ def check_server_args(args: Sequence[str], parameters: Sequence[str]) -> None:
     Raises:
         BadInputError: a flag that we set ourselves, or that the space varies.
     """
-    searched = {flag_of(name): name for name in parameters}
+    searched = {CAPTURE_FLAG if name == CAPTURE else flag_of(name): name for name in parameters}
     for arg in args:
         name = full_name(arg)
         why = taken(arg)

@@ -11,6 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 from autotune.core import BadInputError
 from autotune.serving.pair.methods import NO_DRAFTER
 from autotune.serving.parse import (
+    Captures,
     Concurrency,
     Folder,
     Gammas,
@@ -19,12 +20,14 @@ from autotune.serving.parse import (
     Homes,
     Image,
     ListOfWords,
+    Options,
     Rates,
     Sets,
     Slo,
     Utilization,
     Values,
     Variables,
+    VariableSets,
     Words,
     is_range,
     parse_gammas,
@@ -122,6 +125,33 @@ class SpecRequest(Request):
             reach="operator",
         ),
     ] = ()
+    spec_set: Annotated[
+        Options,
+        flag(
+            "Options of the drafter to compare: prompt_lookup_max=4,5.",
+            metavar="KEY=VALUES",
+            panel=SEARCH,
+            note="Keys of `--speculative-config`; one value sets it for all.",
+        ),
+    ] = ()
+    env_set: Annotated[
+        VariableSets,
+        flag(
+            "Environment variables to compare: NAME=a,b.",
+            metavar="NAME=VALUES",
+            panel=SEARCH,
+            note="The first value is the baseline's.",
+        ),
+    ] = ()
+    capture_sizes: Annotated[
+        Captures | None,
+        flag(
+            "CUDA graphs to compare: default,512 captures up to 512 tokens.",
+            panel=SEARCH,
+            note="A number takes vLLM's grid up to it, and every decoding batch exactly. With the "
+            "dial on a GPU all servers capture up to 512 unless told otherwise.",
+        ),
+    ] = None
     space: Annotated[
         Home | None,
         flag("All of these from a space: its name, or a .yaml file.", panel=SEARCH, reach="place"),
@@ -211,6 +241,15 @@ class SpecRequest(Request):
             note="Also `e2e`. A setting that misses one is stopped and never recommended.",
         ),
     ] = None
+    dial: Annotated[
+        bool,
+        flag(
+            "Measure every gamma on one server, where vLLM can.",
+            panel=SEARCH,
+            note="From vLLM 0.32 on, with full CUDA graphs or on a CPU; confirmed by servers of "
+            "one gamma in any case. `--no-dial` starts one for each gamma.",
+        ),
+    ] = True
     schedule: Annotated[
         bool, flag("Try gamma by batch size against the best static one.", panel=DECISION)
     ] = True
@@ -409,7 +448,15 @@ class SpecRequest(Request):
             )
 
     def _check_space(self) -> None:
-        ways = ("gamma", "kv_cache_dtype", "gpu_memory_utilization", "set")
+        ways = (
+            "gamma",
+            "kv_cache_dtype",
+            "gpu_memory_utilization",
+            "set",
+            "spec_set",
+            "env_set",
+            "capture_sizes",
+        )
         other = next((name for name in ways if getattr(self, name)), None)
         if self.space is not None and other is not None:
             raise BadInputError(f"--space and {self.flag_name(other)} exclude each other")

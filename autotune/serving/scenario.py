@@ -38,6 +38,8 @@ class SpecScenario:
         round: 0 for the search; rounds of confirmation count from 1.
         tasks: of lm-eval, which the first round of the confirmation evaluates.
         slo: limits in ms on 99th percentiles, by name; see ``measure/stopping.py``.
+        dial: whether one server serves every gamma, which the dial turns (``dial/``); such values
+            are compared among themselves only.
     """
 
     target: str
@@ -54,6 +56,7 @@ class SpecScenario:
     round: int = 0
     slo: tuple[tuple[str, float], ...] = ()
     tasks: tuple[str, ...] = ()
+    dial: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -71,7 +74,8 @@ class SpecScenario:
     def label(self) -> str:
         """Such as ``c=1,4,8`` or ``c=1,4,8 round 2``."""
         levels = ",".join(map(str, self.concurrency))
-        return f"c={levels} round {self.round}" if self.round else f"c={levels}"
+        how = " dial" if self.dial else ""
+        return f"c={levels} round {self.round}" if self.round else f"c={levels}{how}"
 
     def as_json(self) -> dict[str, Any]:
         """Everything that defines the load, as JSON values; limits only where there are any."""
@@ -80,6 +84,8 @@ class SpecScenario:
             del values["slo"]
         if not self.evaluates:
             del values["tasks"]
+        if not self.dial:
+            del values["dial"]
         return values
 
     @property
@@ -88,8 +94,8 @@ class SpecScenario:
         return bool(self.tasks) and self.round == 1
 
     def in_round(self, number: int) -> SpecScenario:
-        """The same load in round ``number`` of the confirmation."""
-        return replace(self, round=number)
+        """The same load in round ``number`` of the confirmation, each server of one gamma."""
+        return replace(self, round=number, dial=False)
 
     @property
     def measure(self) -> str:

@@ -8,7 +8,17 @@ from dataclasses import replace
 from autotune.core import BadInputError, Scalar
 from autotune.serving import parse
 from autotune.serving.pair.methods import NO_DRAFTER
-from autotune.serving.recipe import GAMMA, KV_DTYPE, MOE_CONFIG, UTILIZATION, flag_of, taken
+from autotune.serving.recipe import (
+    CAPTURE,
+    DRAFTER_OPTION,
+    GAMMA,
+    KV_DTYPE,
+    MOE_CONFIG,
+    UTILIZATION,
+    VARIABLE,
+    flag_of,
+    taken,
+)
 from autotune.serving.request import SpecRequest
 from autotune.space.space import Space, load_space
 
@@ -48,7 +58,23 @@ def _parameters(request: SpecRequest) -> dict[str, tuple[Scalar, ...]]:
         if name in parameters:
             raise BadInputError(f"--set {name}: given twice")
         parameters[name] = values
+    for text in request.spec_set:
+        name, values = parse.parse_option(text)
+        _add(parameters, f"{DRAFTER_OPTION}{name}", values, f"--spec-set {name}")
+    for text in request.env_set:
+        name, values = parse.parse_variables(text)
+        _add(parameters, f"{VARIABLE}{name}", values, f"--env-set {name}")
+    if request.capture_sizes is not None:
+        parameters[CAPTURE] = parse.parse_captures(request.capture_sizes)
     return parameters
+
+
+def _add(
+    parameters: dict[str, tuple[Scalar, ...]], name: str, values: tuple[Scalar, ...], given: str
+) -> None:
+    if name in parameters:
+        raise BadInputError(f"{given}: given twice")
+    parameters[name] = values
 
 
 def _check_names(names: Iterable[str], where: str) -> None:

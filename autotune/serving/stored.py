@@ -89,9 +89,9 @@ class Served:
 
     def identical(self, trial: Trial) -> float | None:
         """Share of outputs as without speculation; None where there is nothing to compare."""
-        if gamma_of(trial.candidate) in (None, 0):
+        if gamma_of(trial.candidate) in (None, 0) or self.baseline is None:
             return None
-        reference = without_speculation(trial.candidate)
+        reference = without_speculation(trial.candidate, self.baseline.candidate)
         found = next((t for t in self.ok if t.candidate == reference), None)
         return None if found is None else share_of(trial, found)
 

@@ -7,7 +7,8 @@ virtual time. What is given: ``base_ms`` and ``draft_ms`` (time of a step and of
 ``oom`` at the start, unless the file ``well`` is there, ``dies`` under load, ``other_text``,
 ``refuses`` requests. ``oom_at`` is the number of the one start that fails, by gamma (needs
 ``boots``); ``right_text`` a ``flag=value`` with which no text is another. ``says`` are lines of the
-log; ``tuned`` the factor of a server that finds a tuned MoE file; ``memory`` gives the KV cache's
+log; ``tuned`` the factor of a server that finds a tuned MoE file; ``dialled`` that of one whose
+gamma a dial turns, which one of ``no_dial`` does not know; ``memory`` gives the KV cache's
 ``tokens`` a hundredth of memory utilization from ``start`` on: more in flight are preempted; above
 ``dies`` a long prompt ends the server. ``boots`` is a file that gets a line for every start. Token
 k of an answer is the word ``k``.
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+DIAL = "AUTOTUNE_GAMMA_DIAL"
 USUAL: dict[str, Any] = {"base_ms": 3.0, "draft_ms": 0.3, "reached": [0.8, 0.6, 0.4, 0.2, 0.1, 0.0]}
 
 
@@ -43,11 +45,15 @@ class Counters:
         self.lock, self.gamma, self.schedule = threading.Lock(), gamma, schedule
         self.running = self.in_flight = self.preemptions = 0
         self.capacity = 4096
-        self.drafts = self.generated = self.steps = 0
+        self.drafts = self.draft_tokens = self.generated = self.steps = 0
         self.accepted = [0] * gamma
+        self.dial: Path | None = None
+        """Holds the byte that says gamma, where there is one."""
 
     def drafted(self) -> int:
         """Tokens drafted at the present batch size."""
+        if self.dial is not None:
+            return min(self.dial.read_bytes()[0], self.gamma)
         fitting = [g for low, high, g in self.schedule if low <= self.running <= high]
         return fitting[0] if fitting else self.gamma
 
@@ -58,6 +64,7 @@ class Counters:
             share = self.steps * 0.6180339887 % 1
             taken = sum(share < rate for rate in rates[:gamma])
             self.drafts += gamma > 0
+            self.draft_tokens += gamma
             for position in range(taken):
                 self.accepted[position] += 1
             return 1 + taken
@@ -72,7 +79,7 @@ class Counters:
         if self.gamma:
             lines += [
                 f"{name}_drafts_total {self.drafts}",
-                f"{name}_draft_tokens_total {self.drafts * self.gamma}",
+                f"{name}_draft_tokens_total {self.draft_tokens}",
                 f"{name}_accepted_tokens_total {sum(self.accepted)}",
             ]
             lines += [
@@ -152,6 +159,10 @@ class Formula:
                 self.say("ValueError: No available memory for the cache blocks.")
                 raise EndError(1)
             self.counters.capacity = kept
+        if self.schedule and DIAL in self.env and not given.get("no_dial"):
+            self.counters.dial = Path(self.env[DIAL])
+            self.say("autotune: the gamma dial is in place")
+            self.factor *= given.get("dialled", 1.0)
         self._set_pace()
 
     def begin(self) -> None:
@@ -202,7 +213,8 @@ class Formula:
             EndError: the server dies of it.
             RefusalError: it is not answered.
         """
-        given, gamma, counters = self.given, self.gamma, self.counters
+        given, counters = self.given, self.counters
+        gamma = counters.drafted() if counters.dial is not None else self.gamma
         if gamma in given.get("dies", ()):
             self.say(
                 "(EngineCore pid=7) ERROR 01-01 10:00:00 [core.py:1] torch.OutOfMemoryError: boom"

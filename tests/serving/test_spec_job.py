@@ -55,6 +55,7 @@ def make_request(target: Path, prompts: Path | str, **changes: Any) -> SpecReque
         "start_timeout": "60s",
         "request_timeout": "20s",
         "study": "t",
+        "dial": False,
         "command": "autotune spec …",
         "force": True,  # what is free on the machine of the test decides nothing
     }

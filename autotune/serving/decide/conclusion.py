@@ -8,6 +8,7 @@ from pathlib import Path
 from autotune.core import Candidate, Outcome, Trial
 from autotune.decide.stats import LEAST_PAIRS
 from autotune.engine.variables import FOLDER
+from autotune.serving.decide.beside import beside
 from autotune.serving.decide.quality import BAR
 from autotune.serving.forecast.forecast import others
 from autotune.serving.job import Result
@@ -109,7 +110,22 @@ def warnings(result: Result) -> list[str]:
     said += [*_output_warnings(result), *_moe_warnings(result)]
     if result.out_of_time:
         said.append("the budget ended the search; run the same command again to go on")
-    return [*said, *_boot_warnings(result), *_start_warnings(result)]
+    return [*said, *_boot_warnings(result), *_dial_warnings(result), *_start_warnings(result)]
+
+
+def _dial_warnings(result: Result) -> Iterator[str]:
+    """Where one server for every gamma could not be used, or says other than servers of one."""
+    if result.no_dial:
+        yield f"one server for every gamma could not be used: {result.no_dial}; each had its own"
+    if not result.dialled or result.confirmed is None:
+        return
+    for one in beside(result.trials, result.confirmed.trials):
+        if one.differs:
+            yield (
+                f"{setting(one.candidate)}: servers of one gamma run at {one.ratio:.2f} of what "
+                f"the dialled server showed, and boots differ by {one.spread:.0%}: they count, and "
+                "gammas that only the dial measured may rank otherwise (--no-dial)"
+            )
 
 
 def _start_warnings(result: Result) -> Iterator[str]:
@@ -171,7 +187,7 @@ def _boot_warnings(result: Result) -> Iterator[str]:
 def _boots_of_baseline(result: Result) -> list[Trial]:
     confirmed = result.confirmed
     again = confirmed.trials.get(result.baseline.candidate, []) if confirmed is not None else []
-    return [result.baseline, *again]
+    return [*again] if result.dialled else [result.baseline, *again]
 
 
 def _moe_warnings(result: Result) -> list[str]:

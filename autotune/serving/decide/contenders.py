@@ -66,7 +66,7 @@ class Contenders:
 
     def reference(self, candidate: Candidate) -> Trial | None:
         """What the outputs of ``candidate`` are compared with; None where it was not booted."""
-        return self._known.get(without_speculation(candidate))
+        return self._known.get(self._plain(candidate))
 
     def identical(self) -> dict[Candidate, float | None]:
         """Share of outputs as without speculation of every setting that can be compared."""
@@ -89,10 +89,13 @@ class Contenders:
         share = share_of(trial, reference)
         return share is not None and share >= BAR
 
+    def _plain(self, candidate: Candidate) -> Candidate:
+        return without_speculation(candidate, self._baseline.candidate)
+
     def _boot_reference(self, candidate: Candidate) -> None:
         if self._plan.recipe.synthetic or self.reference(candidate) is not None:
             return
-        trial = self._boot(without_speculation(candidate))
+        trial = self._boot(self._plain(candidate))
         self._known[trial.candidate] = trial
         self.references.append(trial)
 

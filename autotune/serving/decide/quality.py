@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autotune.core import Basis, Candidate, Trial
-from autotune.serving.recipe import GAMMA
+from autotune.serving.recipe import DRAFTER_OPTION, GAMMA
 
 BAR = 0.8
 """Least share of prompts with identical output; below, a setting is not recommended."""
@@ -26,9 +26,13 @@ def identical_share(reference: Sequence[str], outputs: Sequence[str]) -> float |
     return sum(a == b for a, b in pairs) / len(pairs) if pairs else None
 
 
-def without_speculation(candidate: Candidate) -> Candidate:
-    """The same setting at gamma 0: what its outputs are compared with."""
-    return Candidate.of({**candidate.params, GAMMA: 0})
+def without_speculation(candidate: Candidate, baseline: Candidate) -> Candidate:
+    """The same setting at gamma 0: what its outputs are compared with.
+
+    Options of the drafter change nothing then; they are those of ``baseline``.
+    """
+    options = {name: value for name, value in baseline.items if name.startswith(DRAFTER_OPTION)}
+    return Candidate.of({**candidate.params, **options, GAMMA: 0})
 
 
 def share_of(trial: Trial, reference: Trial) -> float | None:

@@ -123,7 +123,8 @@ class Guess:
 class ForecastProposer:
     """The probe first, then what is expected to improve most; :class:`autotune.core.Proposer`.
 
-    One candidate at a time: every trial may rule others out. What is proposed is a function of the
+    One candidate at a time: every trial may rule others out. Where a dial turns gamma, its whole
+    column at once, which costs no more. What is proposed is a function of the
     trials told alone.
     """
 
@@ -133,6 +134,8 @@ class ForecastProposer:
         baseline: Trial,
         scenario: SpecScenario,
         growth: Callable[[int], float] = float,
+        *,
+        columns: bool = False,
     ) -> None:
         """Make a proposer.
 
@@ -141,8 +144,10 @@ class ForecastProposer:
             baseline: gamma 0 and the first value of every other parameter.
             scenario: gives the objective.
             growth: see :class:`autotune.serving.forecast.acceptance.StepTimes`.
+            columns: whether one server measures every gamma.
         """
         self._baseline, self._scenario, self._growth = baseline, scenario, growth
+        self._columns = columns
         self._untried = dict.fromkeys(c for c in grid if c != baseline.candidate)
         self._told: dict[Candidate, Trial] = {baseline.candidate: baseline}
         self._unfit = False
@@ -168,13 +173,20 @@ class ForecastProposer:
         return forecast(self._baseline, probe, self._growth)
 
     def ask(self, n: int, hints: Sequence[Candidate] = ()) -> list[Candidate]:
-        """The next candidate, or none when nothing left can win; hints are not used."""
+        """The next candidate or column, or none when nothing left can win; hints are not used.
+
+        A column is not cut at ``n``: the rest of it would want another server.
+        """
         del n, hints
         chosen = self._probe() or self._most_promising()
         if chosen is None:
             return []
-        del self._untried[chosen]
-        return [chosen]
+        asked = [chosen]
+        if self._columns:
+            asked = [c for c in self._untried if others(c) == others(chosen)]
+        for candidate in asked:
+            del self._untried[candidate]
+        return asked
 
     def tell(self, trial: Trial) -> None:
         """Take in what came of a candidate."""
@@ -319,7 +331,7 @@ class ForecastProposer:
         """Whether it keeps its SLO and says what is said without speculation, as far as known."""
         if trial.measurement.details.get("slo_missed"):
             return False
-        reference = self._told.get(without_speculation(trial.candidate))
+        reference = self._told.get(without_speculation(trial.candidate, self._baseline.candidate))
         share = share_of(trial, reference) if reference is not None else None
         return share is None or share >= BAR
 

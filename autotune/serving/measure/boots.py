@@ -6,7 +6,7 @@ and never ended; then neither it nor anything as large is started again until th
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from autotune.core import (
     Scalar,
     Workload,
 )
+from autotune.serving.dial.columns import columns, largest
 from autotune.serving.recipe import GAMMA, UTILIZATION
 from autotune.store.records import DatedTrial
 
@@ -85,7 +86,7 @@ def _at_least(value: Scalar, other: Scalar) -> bool:
 
 
 class Boots(HoldsNothing):
-    """Passes jobs to a measurer one by one, and keeps those from it that would hang the machine."""
+    """Passes jobs to a measurer server by server, less those that would hang the machine."""
 
     def __init__(
         self,
@@ -112,20 +113,21 @@ class Boots(HoldsNothing):
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement | Part]:
         """One after the other; see :class:`autotune.core.Measurer`."""
-        for job in jobs:
-            kept = self._kept_from(job.candidate)
+        for group in columns(jobs):
+            started = largest(group)
+            kept = self._kept_from(started.candidate)
             if kept is not None:
-                yield kept
+                yield from [kept] * len(group)
                 continue
-            with self._log.boot(job.workload, job.candidate):
-                yield from self._measured(job)
+            with self._log.boot(started.workload, started.candidate):
+                yield from self._measured(group, started)
 
-    def _measured(self, job: Job) -> Iterator[Measurement | Part]:
-        events = self._measurer.measure([job])
+    def _measured(self, group: Sequence[Job], started: Job) -> Iterator[Measurement | Part]:
+        events = self._measurer.measure(group)
         try:
             for event in events:
                 if isinstance(event, Measurement) and event.outcome is Outcome.HOST_MEMORY:
-                    self._short[job.candidate] = event.message
+                    self._short[started.candidate] = event.message
                 yield event
         finally:  # a server may run
             if isinstance(events, Generator):

@@ -6,7 +6,7 @@ import functools
 import operator
 import secrets
 import statistics
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -64,7 +64,7 @@ class Served:
 
 
 @dataclass
-class _Level:
+class Level:
     """The repeats at one concurrency and what the server counted during them."""
 
     concurrency: int
@@ -76,10 +76,12 @@ class _Level:
 
     @property
     def results(self) -> list[LoadResult]:
+        """Return the loads."""
         return [repeat.result for repeat in self.repeats]
 
     @property
     def tok_s(self) -> list[float]:
+        """Return the output tokens per second of every repeat."""
         return [result.summary().tok_s for result in self.results]
 
     @property
@@ -93,6 +95,7 @@ class _Level:
 
     @property
     def preemptions(self) -> int | None:
+        """Return those of all repeats; None where one of them counted none."""
         counted = [repeat.preemptions for repeat in self.repeats]
         return None if None in counted else sum(n for n in counted if n is not None)
 
@@ -159,8 +162,24 @@ def measure_server(wire: Wire, job: Job, options: LoadOptions) -> Generator[Part
         UnservedError: it died, hung, refused requests, accepts none of what is drafted, or was
             stopped; its details have the levels measured until then as ``partial``.
     """
-    server, scenario = wire.server, cast("SpecScenario", job.workload)
-    base = Load(
+    scenario = cast("SpecScenario", job.workload)
+    base = base_load(wire, scenario, options)
+    outputs = outputs_of(wire, base)
+    levels: dict[int, Level] = {}
+    try:
+        for concurrency in scenario.concurrency:
+            levels[concurrency] = Level(concurrency)
+            yield from _load_level(wire, base, job, levels)
+    except UnservedError as error:
+        error.details |= partial(levels, outputs)
+        raise
+    return served(wire, scenario, levels, outputs)
+
+
+def base_load(wire: Wire, scenario: SpecScenario, options: LoadOptions) -> Load:
+    """What all loads of a scenario share; they differ in concurrency, requests and salt."""
+    server = wire.server
+    return Load(
         server.url,
         server.model,
         options.prompts,
@@ -173,16 +192,18 @@ def measure_server(wire: Wire, job: Job, options: LoadOptions) -> Generator[Part
         headers=server.headers,
         cache_salt=secrets.token_hex(8),  # a server that runs on knows the prompts of earlier loads
     )
-    outputs = _outputs(wire, base)
-    levels: dict[int, _Level] = {}
-    try:
-        for concurrency in scenario.concurrency:
-            levels[concurrency] = _Level(concurrency)
-            yield from _load_level(wire, base, job, levels)
-    except UnservedError as error:
-        partial = {str(c): level.as_json() for c, level in levels.items() if level.repeats}
-        error.details |= {"partial": partial, "outputs": outputs}
-        raise
+
+
+def partial(levels: Mapping[int, Level], outputs: list[str]) -> dict[str, Any]:
+    """Details of a measurement that was stopped."""
+    found = {str(c): level.as_json() for c, level in levels.items() if level.repeats}
+    return {"partial": found, "outputs": outputs}
+
+
+def served(
+    wire: Wire, scenario: SpecScenario, levels: Mapping[int, Level], outputs: list[str]
+) -> Served:
+    """Put together what all repeats at all concurrencies say."""
     rates = [level.tok_s for level in levels.values()]
     samples = tuple(
         scenario.microseconds(dict(zip(levels, repeat, strict=True)))
@@ -193,7 +214,7 @@ def measure_server(wire: Wire, job: Job, options: LoadOptions) -> Generator[Part
     details = {
         "levels": {str(c): level.as_json() for c, level in levels.items()},
         "outputs": outputs,
-        "memory_bytes": server.memory_bytes(),
+        "memory_bytes": wire.server.memory_bytes(),
         "kv_cache_tokens": reading.kv_cache_tokens if reading else None,
         "slo_missed": [level.missed for level in levels.values() if level.missed],
         "repeats_of_earlier_runs": sum(level.reused for level in levels.values()),
@@ -211,15 +232,15 @@ def measure_whole(wire: Wire, job: Job, options: LoadOptions) -> Served:
             return cast("Served", end.value)
 
 
-def _outputs(wire: Wire, base: Load) -> list[str]:
+def outputs_of(wire: Wire, base: Load) -> list[str]:
     """Digests of the greedy outputs, one for each of the first prompts."""
     asked = min(OUTPUTS, len(base.prompts))
     load = replace(base, requests=asked, max_tokens=OUTPUT_TOKENS, ignore_eos=False)
-    return [digest(record.text) for record in _run(wire, load).records]
+    return [digest(record.text) for record in answered(wire, load).records]
 
 
 def _load_level(
-    wire: Wire, base: Load, job: Job, levels: dict[int, _Level]
+    wire: Wire, base: Load, job: Job, levels: dict[int, Level]
 ) -> Generator[Part, None, None]:
     """The warm-up and the repeats at the last of ``levels``, less those that the job brings."""
     scenario, level = cast("SpecScenario", job.workload), levels[max(levels)]
@@ -232,19 +253,23 @@ def _load_level(
         level.reused += repeat is not None
         if repeat is None:
             if not warm:
-                _warm_up(wire, load)
+                warm_up(wire, load)
                 earlier, warm = wire.metrics(), True
-            prompts = _turned(base.prompts, number * requests)
-            timed = replace(load, prompts=prompts)
-            result = _run(wire, timed, f"{concurrency}-{number}")
+            result = timed(wire, load, number, f"{concurrency}-{number}")
             now = wire.metrics()
-            repeat, earlier = Repeat.of(result, _since(earlier, now)), now
+            repeat, earlier = Repeat.of(result, since(earlier, now)), now
             yield part(job, concurrency, number, repeat)
         level.repeats.append(repeat)
-        _check(scenario, levels, job.rules or Rules())
+        check(scenario, levels, level, job.rules or Rules())
 
 
-def _warm_up(wire: Wire, load: Load) -> None:
+def timed(wire: Wire, load: Load, number: int, salt: str) -> LoadResult:
+    """The load of repeat ``number``: its prompts are the same for every candidate."""
+    prompts = turned(load.prompts, number * load.requests)
+    return answered(wire, replace(load, prompts=prompts), salt)
+
+
+def warm_up(wire: Wire, load: Load, name: str = "warm") -> None:
     """Until two loads in a row are about as fast.
 
     As many requests as the timed ones have: only where some begin while others go on are there
@@ -252,19 +277,18 @@ def _warm_up(wire: Wire, load: Load) -> None:
     """
     rate = 0.0
     for warmup in range(WARMUPS):
-        salt = f"warm-{load.concurrency}-{warmup}"
-        before, rate = rate, _run(wire, load, salt).summary().tok_s
+        salt = f"{name}-{load.concurrency}-{warmup}"
+        before, rate = rate, answered(wire, load, salt).summary().tok_s
         if abs(rate - before) < STEADY * rate:
             break
 
 
-def _check(scenario: SpecScenario, levels: dict[int, _Level], rules: Rules) -> None:
-    """Whether the measurement is worth going on with.
+def check(scenario: SpecScenario, levels: Mapping[int, Level], level: Level, rules: Rules) -> None:
+    """Whether the measurement is worth going on with, after one more repeat at ``level``.
 
     Raises:
         UnservedError: it is not.
     """
-    level = levels[max(levels)]
     if len(level.repeats) == 1:
         _check_accepted(level)
     records = [record for result in level.results for record in result.records]
@@ -280,7 +304,7 @@ def _check(scenario: SpecScenario, levels: dict[int, _Level], rules: Rules) -> N
             raise UnservedError(Outcome.CANNOT_WIN, lost)
 
 
-def _since(earlier: ServerMetrics | None, now: ServerMetrics | None) -> ServerMetrics | None:
+def since(earlier: ServerMetrics | None, now: ServerMetrics | None) -> ServerMetrics | None:
     """What was counted in between; None where the counters cannot be read or belong together."""
     if earlier is None or now is None:
         return None
@@ -290,13 +314,13 @@ def _since(earlier: ServerMetrics | None, now: ServerMetrics | None) -> ServerMe
         return None
 
 
-def _turned(prompts: Sequence[Prompt], by: int) -> tuple[Prompt, ...]:
+def turned(prompts: Sequence[Prompt], by: int) -> tuple[Prompt, ...]:
     """Every repeat goes on where the one before ended, the same for every candidate."""
     start = by % len(prompts)
     return (*prompts[start:], *prompts[:start])
 
 
-def _run(wire: Wire, load: Load, salt: str = "outputs") -> LoadResult:
+def answered(wire: Wire, load: Load, salt: str = "outputs") -> LoadResult:
     """A load of which every request is answered.
 
     Raises:
@@ -324,7 +348,7 @@ def check_answered(server: Server, result: LoadResult) -> None:
     raise UnservedError(Outcome.RUNTIME_ERROR, f"a request failed: {errors[0]}")
 
 
-def _check_accepted(level: _Level) -> None:
+def _check_accepted(level: Level) -> None:
     """Whether drafting can pay at all.
 
     Raises:

@@ -21,10 +21,15 @@ from autotune.core import (
 )
 from autotune.machine.guard import RESERVE, MemoryGuard, guarded
 from autotune.machine.resident import shortage
+from autotune.serving.dial.columns import columns, is_dialled, largest
+from autotune.serving.dial.dial import Dial
+from autotune.serving.dial.trust import DialUnfitError, check_log
+from autotune.serving.measure.column import measure_column
 from autotune.serving.measure.load import LoadOptions, Served, UnservedError, measure_server
 from autotune.serving.measure.tasks import Tasks, evaluate
 from autotune.serving.measure.wire import Wire
 from autotune.serving.memory.sustain import FullLoad, measure_sustained
+from autotune.serving.recipe import GAMMA
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.moe_log import moe_files
 from autotune.serving.server.server import Launcher, ServerFailedError, ServeSettings, start
@@ -80,9 +85,16 @@ class ServingMeasurer(HoldsNothing):
         return self._basis
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement | Part]:
-        """One server after the other; see :class:`autotune.core.Measurer`."""
-        for job in jobs:
-            yield (yield from self._measured(job))
+        """One server after the other; see :class:`autotune.core.Measurer`.
+
+        Jobs that follow each other and differ in gamma alone share a server that the dial turns,
+        where their scenario says so.
+        """
+        for group in columns(jobs):
+            if is_dialled(group[0]):
+                yield from (yield from self._measured_column(group))
+            else:
+                yield (yield from self._measured(group[0]))
 
     @contextmanager
     def _booted(self, settings: ServeSettings, log: Path, guard: MemoryGuard) -> Iterator[Wire]:
@@ -117,6 +129,69 @@ class ServingMeasurer(HoldsNothing):
             found.details["tasks"] = evaluate(wire.server, self._tasks, chat=load.chat, out=out)
         return found
 
+    def _measured_column(self, jobs: list[Job]) -> Generator[Part, None, list[Measurement]]:
+        """Every gamma of one server; what ends the server is the outcome of all."""
+        with guarded(self._unified) as guard:
+            self._wait_for_room(largest(jobs).candidate, guard)
+            found = yield from self._column_under(jobs, guard)
+        least = {} if guard.lowest is None else {"available_least": guard.lowest}
+        return [replace(one, details={**one.details, **least}) for one in found]
+
+    def _column_under(
+        self, jobs: list[Job], guard: MemoryGuard
+    ) -> Generator[Part, None, list[Measurement]]:
+        began, most = time.monotonic(), largest(jobs)
+        gammas = [job.candidate.int(GAMMA) for job in jobs]
+        scenario = cast("SpecScenario", most.workload)
+        log = self._logs / f"{most.candidate.key}-{scenario.key}.log"
+        details: dict[str, Any] = {"log": str(log), "dial": gammas}
+        found: list[Served | UnservedError]
+        try:
+            with Dial.made() as dial:
+                static = self._settings_of(most.candidate)
+                settings = dial.settings(static, gammas, scenario.concurrency[-1])
+                with self._booted(settings, log, guard) as wire:
+                    details["start_s"] = wire.server.start_seconds
+                    check_log(wire.server.log)
+                    found = yield from measure_column(wire, jobs, dial, self._options)
+                    if wire.server.fall is not None:
+                        raise UnservedError(Outcome.HOST_MEMORY, str(wire.server.fall))
+                    details |= moe_files(wire.server.log)
+        except ServerFailedError as error:
+            failed = {"failure": error.failure.kind.value}
+            found = [UnservedError(error.failure.outcome, error.failure.line, failed)] * len(jobs)
+        except UnservedError as error:
+            found = [error] * len(jobs)
+        except DialUnfitError as error:
+            said = {"dial_unfit": str(error)}
+            found = [UnservedError(Outcome.CONSTRAINT, str(error), said)] * len(jobs)
+        seconds = (time.monotonic() - began) / len(jobs)
+        boots = [1, *[0] * (len(jobs) - 1)]
+        return [
+            self._as_measurement(one, {"boots": booted, **details}, seconds)
+            for booted, one in zip(boots, found, strict=True)
+        ]
+
+    def _as_measurement(
+        self, found: Served | UnservedError, details: dict[str, Any], seconds: float
+    ) -> Measurement:
+        if isinstance(found, UnservedError):
+            return Measurement(
+                outcome=found.outcome,
+                basis=self._basis,
+                message=str(found),
+                details=details | found.details,
+                seconds=seconds,
+            )
+        return Measurement(
+            outcome=Outcome.OK,
+            basis=self._basis,
+            value=found.value,
+            samples=found.samples,
+            details=details | found.details,
+            seconds=seconds,
+        )
+
     def _measured(self, job: Job) -> Generator[Part, None, Measurement]:
         with guarded(self._unified) as guard:
             self._wait_for_room(job.candidate, guard)
@@ -130,30 +205,17 @@ class ServingMeasurer(HoldsNothing):
         log = self._logs / f"{job.candidate.key}-{job.workload.key}.log"
         booted = int(self._launcher.starts)
         details: dict[str, Any] = {"boots": booted, "log": str(log) if booted else None}
-        outcome, message = Outcome.OK, ""
-        value: float | None = None
-        samples: tuple[float, ...] = ()
+        found: Served | UnservedError
         try:
             with self._booted(self._settings_of(job.candidate), log, guard) as wire:
                 details["start_s"] = wire.server.start_seconds
                 found = yield from self._served(wire, job)
                 if wire.server.fall is not None:
                     raise UnservedError(Outcome.HOST_MEMORY, str(wire.server.fall))
-                value, samples = found.value, found.samples
-                details |= found.details
                 details |= moe_files(wire.server.log)
         except ServerFailedError as error:
-            outcome, message = error.failure.outcome, error.failure.line
-            details["failure"] = error.failure.kind.value
+            failed = {"failure": error.failure.kind.value}
+            found = UnservedError(error.failure.outcome, error.failure.line, failed)
         except UnservedError as error:
-            outcome, message = error.outcome, str(error)
-            details |= error.details
-        return Measurement(
-            outcome=outcome,
-            basis=self._basis,
-            value=value if outcome is Outcome.OK else None,
-            samples=samples,
-            message=message,
-            details=details,
-            seconds=time.monotonic() - began,
-        )
+            found = error
+        return self._as_measurement(found, details, time.monotonic() - began)

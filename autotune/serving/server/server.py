@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 
 from autotune.core import AutotuneError
 from autotune.machine.guard import Fall, MemoryGuard
+from autotune.serving.server.capture import capture_args
 from autotune.serving.server.failures import FailureKind, ServerFailure, classify
 from autotune.serving.server.web import fetch
 from autotune.util import edge
@@ -44,6 +45,7 @@ class ServeSettings:
         extra_args: further arguments of ``vllm serve``, as given by the user.
         env: environment variables of the server, added to ours; such as
             ``VLLM_TUNED_CONFIG_FOLDER``.
+        capture: tokens up to which CUDA graphs are captured (``capture.py``).
     """
 
     model: str
@@ -52,6 +54,7 @@ class ServeSettings:
     gpu_memory_utilization: float | None = None
     extra_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    capture: int | None = None
 
 
 def serve_args(settings: ServeSettings, host: str, port: int) -> list[str]:
@@ -63,6 +66,8 @@ def serve_args(settings: ServeSettings, host: str, port: int) -> list[str]:
         args += ["--kv-cache-dtype", settings.kv_cache_dtype]
     if settings.gpu_memory_utilization is not None:
         args += ["--gpu-memory-utilization", f"{settings.gpu_memory_utilization:g}"]
+    if settings.capture is not None:
+        args += capture_args(settings.capture, settings.speculative, settings.extra_args)
     return [*args, *settings.extra_args]
 
 

@@ -1,0 +1,71 @@
+"""The dialled server beside servers of one gamma: by how much they differ, and whether it matters.
+
+What is recommended is a server of one gamma, so those decide. They may capture other CUDA graphs
+than the dialled one, which is worth up to a quarter (docs/lab/).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from autotune.core import Candidate, Outcome, Trial
+from autotune.decide.stats import geometric_mean
+from autotune.serving.forecast.forecast import level_rates
+
+LEAST = 0.03
+"""Differences below this share are not worth a word, however well boots agree."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One setting: tokens per second at each concurrency by the dial, and in fresh boots.
+
+    ``ratio`` is that of the fresh boots over the dial's, a geometric mean over concurrencies;
+    ``spread`` by what share fresh boots of one setting differ among themselves, at most.
+    """
+
+    candidate: Candidate
+    dial: Mapping[int, float]
+    static: Mapping[int, float]
+    ratio: float
+    spread: float
+
+    @property
+    def differs(self) -> bool:
+        """Tell whether boots alone do not explain the difference."""
+        return abs(math.log(self.ratio)) > max(math.log1p(self.spread), math.log1p(LEAST))
+
+
+def beside(
+    searched: Sequence[Trial], confirmed: Mapping[Candidate, Sequence[Trial]]
+) -> list[Beside]:
+    """Compare what was measured both ways.
+
+    Args:
+        searched: trials of dialled servers.
+        confirmed: trials of fresh boots of one gamma, by candidate.
+    """
+    by_dial = {t.candidate: level_rates(t) for t in searched}
+    rates = {
+        candidate: [level_rates(t) for t in trials if t.measurement.outcome is Outcome.OK]
+        for candidate, trials in confirmed.items()
+    }
+    spread = max((_spread(boots) for boots in rates.values()), default=0.0)
+    found = []
+    for candidate, boots in rates.items():
+        dial = by_dial.get(candidate) or {}
+        if not dial or not boots:
+            continue
+        static = {c: statistics.median(boot[c] for boot in boots) for c in dial}
+        ratio = geometric_mean([static[c] / dial[c] for c in dial])
+        found.append(Beside(candidate, dial, static, ratio, spread))
+    return found
+
+
+def _spread(boots: Sequence[Mapping[int, float]]) -> float:
+    """By what share the boots of one setting differ, at the concurrency where they do most."""
+    levels = boots[0] if boots else ()
+    return max((max(b[c] for b in boots) / min(b[c] for b in boots) - 1 for c in levels), default=0)

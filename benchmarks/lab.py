@@ -366,3 +366,43 @@ def stock_tuner() -> None:
         f"Triton's cache. Extrapolated, not run: {found['hours_for_all_keys']:.1f} hours for its "
         f"grid of {found['grid']:,} on {found['keys']} keys."
     )
+
+
+def graphs(file: str) -> None:
+    """Print servers side by side that capture other CUDA graphs, against the first."""
+    found = read(file)["tok_s"]
+    names = list(next(iter(found.values())))
+    rows = []
+    for name in names:
+        cells = [name, *_against(found, names[0], name)]
+        rows.append(cells)
+    table(("graphs", *(f"{c} streams" for c in found)), rows)
+
+
+def _against(found: dict[str, dict[str, list[float]]], first: str, name: str) -> Iterable[str]:
+    for rates in found.values():
+        ratios = [b / a for a, b in zip(rates[first], rates[name], strict=True)]
+        middle = statistics.median(rates[name])
+        yield (
+            f"{middle:.0f}"
+            if name == first
+            else f"{middle:.0f} ({statistics.median(ratios):.3f}×; {min(ratios):.3f} to "
+            f"{max(ratios):.3f})"
+        )
+
+
+def dial(matrix: str, static: str) -> None:
+    """Print tokens per second of a dialled server beside those of servers of one gamma."""
+    alone = read(static)["tok_s"]
+    rows = []
+    for row in read(matrix)["search"]:
+        name, cells = f"gamma{row['gamma']}", [str(row["gamma"])]
+        for c, level in row["levels"].items():
+            ours = statistics.median(level["repeats"])
+            theirs = alone[c].get(name)
+            cells.append(f"{ours:.0f}")
+            cells.append("" if theirs is None else f"{statistics.median(theirs):.0f}")
+        rows.append(cells)
+    levels = list(read(matrix)["search"][0]["levels"])
+    heads = [h for c in levels for h in (f"dial, {c}", f"one γ, {c}")]
+    table(("γ", *heads), rows)

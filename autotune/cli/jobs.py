@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
@@ -17,6 +17,9 @@ from autotune.serving.server.web import UnansweredError
 from autotune.util.edge import EdgeError, bad_input, parse_json, read_json
 from autotune.util.escape import for_terminal
 
+if TYPE_CHECKING:
+    from autotune.cli.remote import Remote
+
 _MOST_INPUT = 1 << 20
 
 
@@ -25,12 +28,19 @@ def jobs(request: Jobs) -> None:
     from autotune.cli import remote as far  # noqa: PLC0415 - keeps `--help` fast
 
     remote = far.Remote(request.server, request.token_file)
+    with far.understood(remote):
+        _do(request, remote)
+
+
+def _do(request: Jobs, remote: Remote) -> None:
+    from autotune.cli import remote as far  # noqa: PLC0415 - keeps `--help` fast
+
     if request.action == "list":
         _list(remote.get("GET", "/jobs?limit=200"), as_json=request.as_json)
         return
     if request.action == "submit":
         job = remote.submit(_read(str(request.job)))
-        print_json(job) if request.as_json else typer.echo(job["id"])
+        print_json(job) if request.as_json else typer.echo(for_terminal(str(job["id"])))
         return
     job_id = _number(str(request.job))
     if request.action == "show":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import sys
@@ -97,6 +98,22 @@ class Remote:
         return MissingEnvironmentError(f"--server {self.url}: {why}")
 
 
+@contextlib.contextmanager
+def understood(remote: Remote) -> Iterator[None]:
+    """Say in one line that a service answers as none of ours does: it may be anybody's.
+
+    Raises:
+        MissingEnvironmentError: its documents are of another shape.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise remote.silent(f"answers as no service of autotune does ({said})") from error
+    except web.UnansweredError as error:
+        raise remote.silent(str(error)) from None
+
+
 def run_there(request: Watched, kind: str) -> None:
     """Run a command at a service as if it ran here.
 
@@ -104,7 +121,6 @@ def run_there(request: Watched, kind: str) -> None:
         AutotuneError: the service refuses, or cannot be reached.
         AlreadySaidError: with the exit code of the job, whose words were shown.
     """
-    ours = {"server", "token_file", "detach", "dry_run", "command"}
     places = sorted(request.given() & {"out", "db", "events"})
     if places:
         raise BadInputError(
@@ -113,6 +129,12 @@ def run_there(request: Watched, kind: str) -> None:
     if list(request.secrets()):
         raise BadInputError("--header: goes to no service; set AUTOTUNE_HEADER where it starts")
     remote = Remote(request.server, request.token_file)
+    with understood(remote):
+        _run(request, kind, remote)
+
+
+def _run(request: Watched, kind: str, remote: Remote) -> None:
+    ours = {"server", "token_file", "detach", "dry_run", "command"}
     given = request.model_dump(mode="json", exclude_unset=True)
     body = {"kind": kind, "args": {n: v for n, v in given.items() if n not in ours}}
     if request.dry_run:
@@ -125,7 +147,7 @@ def run_there(request: Watched, kind: str) -> None:
     job = remote.submit(body)
     _say(f"job {job['id']} at {remote.url}")
     if request.detach:
-        print_json(job) if request.as_json else typer.echo(job["id"])
+        print_json(job) if request.as_json else typer.echo(for_terminal(str(job["id"])))
         return
     end(follow(remote, int(job["id"])), remote)
 

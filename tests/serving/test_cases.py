@@ -250,3 +250,15 @@ def test_a_hybrid_starts_where_its_cache_fits() -> None:
 def test_windows_by_pattern(kind: str, pattern: str | int | None, full: list[int]) -> None:
     layers = attention_layers(model(kind, sliding_window=32, sliding_window_pattern=pattern))
     assert [i for i, layer in enumerate(layers) if layer.window is None] == full
+
+
+def test_on_a_cpu_the_server_s_own_processes_count_when_vllm_asks() -> None:
+    """Seen: 14.6 of 15.84 GiB free before the start, 14.0 when vLLM asked for 14.57."""
+    gib, used = 1 << 30, Serving(1024, utilization=0.92)
+    pair = Pair(Checkpoint("m", model("llama").config, weight_bytes=gib), "none")
+    need = memory_need(pair, used)
+    for kind, refused in ((MemoryKind.CPU, True), (MemoryKind.GPU, False)):
+        reading = MemoryReading(int(15.84 * gib), int(14.7 * gib), kind, "node0")
+        found = [f for f in check_memory(need, reading, used) if f.refuses]
+        assert [f.code for f in found] == (["memory-free"] if refused else [])
+        assert not refused or "server itself takes first: at most 0.87" in found[0].message

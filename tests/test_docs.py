@@ -125,3 +125,12 @@ def test_the_walks_name_what_exists() -> None:
         assert path.exists(), file
         defined = re.search(rf"^(?:async )?(?:def|class) {name}\b", path.read_text(), re.MULTILINE)
         assert not name or defined, f"{file}:{name}"
+
+
+def test_the_tests_of_the_cases_exist() -> None:
+    named = re.findall(
+        r"`(tests/[\w/]+\.py)::(test_\w+)`", (ROOT / "docs/explanation/cases.md").read_text()
+    )
+    assert len(named) >= 25
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(), (file, test)

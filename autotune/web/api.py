@@ -1,4 +1,4 @@
-"""``/api/v1``: jobs, studies and devices for programs; see ``docs/reference/api.md``."""
+"""``/api/v1``: jobs, studies and devices for programs; see ``docs/how-to/run-the-service.md``."""
 
 from __future__ import annotations
 

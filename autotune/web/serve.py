@@ -84,7 +84,7 @@ def run(request: Serve, said: Callable[[Place], None]) -> None:
         runner = Runner(store.jobs(), settings, _say)
         service = Service(store, runner, policy, gpus, visible)
         port = listening.getsockname()[1]
-        names = Names(port, _names(request), any_address=not _is_loopback(request.host))
+        names = Names(port, names_of(request), any_address=not is_loopback(request.host))
         app = make_app(service, token, names)
         runner.start()
         try:
@@ -143,7 +143,7 @@ def _say(text: str) -> None:
 def _token(request: Serve, root: Path) -> tuple[Secret, Path]:
     if request.token_file is not None:
         return read_token(request.token_file), request.token_file
-    if not _is_loopback(request.host):
+    if not is_loopback(request.host):
         raise BadInputError(
             f"--host {request.host}: others reach it, so it needs --token-file FILE; make one with "
             "(umask 077; openssl rand -hex 32 > FILE)"
@@ -168,16 +168,18 @@ def _gpus() -> tuple[list[GpuInfo], str | None]:
     return [gpu for gpu in here if str(gpu.index) in wanted], visible
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine reaches an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def _names(request: Serve) -> frozenset[str]:
+def names_of(request: Serve) -> frozenset[str]:
+    """Return the names, in lower case, that a request may call the service by."""
     names = {"127.0.0.1", "localhost", "::1", request.host.lower()}
-    if not _is_loopback(request.host):
+    if not is_loopback(request.host):
         own = socket.gethostname().lower()
         names |= {own, f"{own}.local"}
     return frozenset(names | {name.lower() for name in request.host_name})
@@ -186,7 +188,7 @@ def _names(request: Serve) -> frozenset[str]:
 def _place(request: Serve, port: int, token_file: Path) -> Place:
     host = f"[{request.host}]" if ":" in request.host else request.host
     warnings: tuple[str, ...] = ()
-    if not _is_loopback(request.host):
+    if not is_loopback(request.host):
         warnings = (
             "the token and everything else go unencrypted over the network; put a proxy with TLS "
             "before it, or use an ssh tunnel",

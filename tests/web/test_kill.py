@@ -137,6 +137,18 @@ def test_a_cancel_survives_a_kill_of_the_service(served: Served) -> None:
     assert served.wait(job)["state"] in {"CANCELLED"}
 
 
+def test_a_database_locked_by_another_process_is_waited_for(served: Served) -> None:
+    job = served.submit("s")
+    served.wait(job, reached(3))
+    with closing(sqlite3.connect(served.root / "autotune.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        time.sleep(2)
+        assert served.call("GET", f"/jobs/{job}")["state"] == "RUNNING"  # readers do not wait
+        other.execute("ROLLBACK")
+    assert served.wait(job)["state"] == "SUCCEEDED"
+    check_trials(served.root, 1)
+
+
 def test_two_services_do_not_share_a_place(served: Served) -> None:
     db = f"sqlite:///{served.root}/autotune.db"
     second = subprocess.run(

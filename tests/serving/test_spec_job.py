@@ -327,7 +327,7 @@ def test_synthetic_acceptance_is_refused_where_vllm_has_none(bench: Bench) -> No
         (
             "Using default MoE config. Performance might be sub-optimal! Config file not found at "
             "{folder}/E=8,N=64,y.json, /vllm/configs/E=8,N=64,y.json",
-            "for want of E=8,N=64,y.json: autotune moe makes it",
+            "for want of E=8,N=64,y.json: `autotune files` says what makes it",
         ),
     ],
 )

@@ -202,12 +202,11 @@ def _moe_warnings(result: Result) -> list[str]:
     used = {path for one in details for path in one.get("moe_used", ())}
     missing = {Path(path).name for one in details for path in one.get("moe_missing", ())}
     folders = [result.plan.recipe.settings(t.candidate).env.get(FOLDER) for t in trials]
-    if missing:
-        return [
-            f"vLLM runs its default MoE configuration for want of {', '.join(sorted(missing))}: "
-            "autotune moe makes it"
-        ]
-    return [
+    wanting = [
+        f"vLLM runs its default MoE configuration for want of {', '.join(sorted(missing))}: "
+        "`autotune files` says what makes it"
+    ]
+    return (wanting if missing else []) + [
         f"no server's log says «Using configuration from …» for a file of {given}: its files "
         "made no difference (vLLM runs the kernel that they are for on a GPU only)"
         for given in dict.fromkeys(folders)

@@ -97,7 +97,9 @@ def _trained(target: Checkpoint, drafter: Checkpoint) -> Iterator[Finding]:
             f"{target.ref} is named like a base model: check that the drafter {drafter.ref} was "
             "trained for it and not for the instruction-tuned one",
         )
-    if meant and not any(name in kin for name in meant):
+    origins = {_Name.of(name).full for name in target.base_models}  # of a tuned copy
+    copied = any(name.full in origins for name in meant)
+    if meant and not copied and not any(name in kin for name in meant):
         says = warn if target.from_hub else note
         yield says(
             "other-target",

@@ -33,10 +33,12 @@ def serve(folder: Path, program: tuple[str, ...]) -> Served:
 @pytest.fixture
 def served(tmp_path: Path, browser: Browser) -> Iterator[Served]:
     made = serve(tmp_path, SYNTHETIC)
-    log_in(browser, made)
-    yield made
-    if made.process.poll() is None:
-        made.stop()
+    try:
+        log_in(browser, made)
+        yield made
+    finally:
+        if made.process.poll() is None:
+            made.stop()
 
 
 def log_in(browser: Browser, served: Served) -> None:

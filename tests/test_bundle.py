@@ -362,6 +362,7 @@ def test_the_bundle_that_they_were_made_of_is_fine(
         (gzip.compress(b"\xff\xfe"), "not UTF-8"),
         (gzip.compress(b"[]")[:-3], "gzip"),
     ],
+    ids=["empty", "plain", "cut", "a list", "no study", "NaN", "bytes", "a cut file"],
 )
 def test_what_is_no_bundle(data: bytes, words: str, tmp_path: Path, in_process: Command) -> None:
     path = tmp_path / "b"

@@ -85,6 +85,7 @@ def test_the_truly_best_of_a_small_grid_is_found_on_real_servers(
             env=[f"{name}={value}" for name, value in CPU_ENV.items()],
             vllm=None,
             study=study,
+            dial=True,
         )
     )
     measurer = ServingMeasurer(
@@ -104,5 +105,6 @@ def test_the_truly_best_of_a_small_grid_is_found_on_real_servers(
     assert document["best"]["identical_share"] >= 0.8
     with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
         again = run(plan, store, measurer, lambda _: None)
+    assert again.dialled  # one server drafted 0 tokens and all others
     assert again.fresh_boots == 0
     assert again.selection.winner.candidate.int("gamma") == best

@@ -353,7 +353,7 @@ def test_the_bundle_that_they_were_made_of_is_fine(
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "gzip"),
+        (b"", "not JSON"),
         (b"{}", "gzip"),
         (gzip.compress(b"{"), "not JSON"),
         (gzip.compress(b"[]"), "no bundle"),

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
 from autotune.core import BadInputError
 from autotune.decide.stats import LEAST_PAIRS
 from autotune.engine.arguments import argument_value, whole_value
+from autotune.engine.speculative_keys import speculative_keys
 from autotune.engine.variables import ROUTING
 from autotune.machine.environment import exported
 from autotune.machine.memory import MemoryKind
 from autotune.serving.pair.pairing import check_gamma, check_pair, is_stretched
 from autotune.serving.plan import Plan, memory_findings
-from autotune.serving.recipe import GAMMA
+from autotune.serving.recipe import DRAFTER_OPTION, GAMMA
 from autotune.serving.server.launchers import LocalLauncher
-from autotune.util.finding import Finding, Severity, refuse, warn
+from autotune.util.finding import Finding, Severity, note, refuse, warn
 
 
 def preflight(plan: Plan) -> list[Finding]:
@@ -37,7 +39,7 @@ def preflight(plan: Plan) -> list[Finding]:
                 f"nothing can win below {LEAST_PAIRS}",
             )
         )
-    findings += [*_check_dummy(plan), *_memory_findings(plan)]
+    findings += [*_check_options(plan), *_check_dummy(plan), *_memory_findings(plan)]
     if not any(finding.refuses for finding in findings):  # it may take vLLM seconds to say
         findings += _check_program(plan)
     order = list(Severity)
@@ -55,6 +57,26 @@ def _check_length(plan: Plan, max_model_len: int | None) -> Iterator[Finding]:
             "max-tokens",
             f"--max-tokens {plan.scenario.max_tokens} leaves no room for a prompt: {longest} "
             "tokens are served (--max-model-len); ask for fewer",
+        )
+
+
+def _check_options(plan: Plan) -> Iterator[Finding]:
+    """Options of the drafter that this vLLM lacks, and what vLLM's own of ngram are like."""
+    names = [name for name, _ in plan.space.parameters if name.startswith(DRAFTER_OPTION)]
+    ours = isinstance(plan.launcher, LocalLauncher) and not plan.launcher.program
+    known = speculative_keys() if ours else None
+    for name in names if known else ():
+        key = name.removeprefix(DRAFTER_OPTION)
+        if known is not None and key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            yield refuse("spec-set", f"--spec-set {key}: no key of this vLLM's speculation{hint}")
+    looks_up = any(name.startswith(f"{DRAFTER_OPTION}prompt_lookup_") for name in names)
+    if plan.recipe.method == "ngram" and not looks_up:
+        yield note(
+            "ngram-lookup",
+            "ngram drafts where the last 5 tokens occurred before, unless told otherwise; fewer "
+            "repeat more often: --spec-set prompt_lookup_min=2 --spec-set prompt_lookup_max=4,5",
         )
 
 

@@ -79,6 +79,13 @@ def _add(
 
 def _check_names(names: Iterable[str], where: str) -> None:
     for name in names:
+        if name.startswith(DRAFTER_OPTION):
+            why = parse.SET_BY_US.get(name.removeprefix(DRAFTER_OPTION))
+            if why is not None:
+                raise BadInputError(f"{where}{name}: {why}")
+            continue
+        if name.startswith(VARIABLE):
+            continue
         if flag_of(name) == flag_of(MOE_CONFIG):
             raise BadInputError(f"{where}{name}: is no flag of vLLM; use --moe-config A,B")
         if name != GAMMA and (why := taken(flag_of(name))) is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,9 +12,13 @@ from hypothesis import strategies as st
 
 from autotune.core import BadInputError, Candidate
 from autotune.serving import parse
+from autotune.serving.preflight import preflight
 from autotune.serving.recipe import Recipe, check_server_args
 from autotune.serving.server.capture import FLAG, capture_args, capture_sizes
+from autotune.serving.server.launchers import LocalLauncher
 from autotune.serving.server.server import serve_args
+from tests.serving.test_plan import plan_of
+from tests.serving.tiny_models import TinyModels
 
 
 @given(
@@ -109,3 +115,52 @@ def test_what_is_no_parameter_is_said(reader: object, text: str, why: str) -> No
 def test_sizes_that_are_searched_are_not_given_for_all() -> None:
     with pytest.raises(BadInputError, match="is searched as capture_sizes"):
         check_server_args([FLAG, "1", "2"], ["capture_sizes"])
+
+
+def test_a_key_that_this_vllm_lacks_is_refused_before_the_start(tiny_models: TinyModels) -> None:
+    plan = plan_of(tiny_models.qwen3, spec_set=("prompt_lookup_mx=4", "prompt_lookup_min=2"))
+    plan = dataclasses.replace(plan, launcher=LocalLauncher())
+    said = [finding.message for finding in preflight(plan) if finding.code == "spec-set"]
+    assert said == [
+        "--spec-set prompt_lookup_mx: no key of this vLLM's speculation; did you mean "
+        "prompt_lookup_max?"
+    ]
+
+
+@pytest.mark.parametrize(("options", "told"), [((), True), (("prompt_lookup_max=4",), False)])
+def test_ngram_as_vllm_has_it_is_worth_a_word(
+    tiny_models: TinyModels, options: tuple[str, ...], *, told: bool
+) -> None:
+    plan = plan_of(tiny_models.qwen3, spec_set=options)
+    assert any(finding.code == "ngram-lookup" for finding in preflight(plan)) is told
+
+
+def test_flags_become_parameters_and_a_space_may_name_them(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    plan = plan_of(
+        tiny_models.qwen3,
+        gamma="0,2",
+        spec_set=("prompt_lookup_min=2", "prompt_lookup_max=4,5"),
+        env_set=("VLLM_A=x,y",),
+        capture_sizes="default,64",
+    )
+    named = dict(plan.space.parameters)
+    assert named["spec.prompt_lookup_max"] == ("4", "5")
+    assert named["env.VLLM_A"] == ("x", "y")
+    assert named["capture_sizes"] == ("default", "64")
+    drafting = [c for c in plan.points if c["gamma"]]
+    assert len(drafting) == 2 * 2 * 2
+    plain = [c for c in plan.points if not c["gamma"]]  # where the drafter's options change nothing
+    assert {c["spec.prompt_lookup_max"] for c in plain} == {"4"}
+    space = tmp_path / "s.yaml"
+    text = "name: s\ntitle: t\nsource: u\nparameters:\n  gamma: {values: [0, 2], why: x}\n"
+    space.write_text(f"{text}  spec.prompt_lookup_max: {{values: [4, 5], why: x}}\n")
+    found = plan_of(tiny_models.qwen3, space=str(space)).recipe.settings(
+        Candidate.of({"gamma": 2, "spec.prompt_lookup_max": 5})
+    )
+    assert found.speculative is not None
+    assert found.speculative["prompt_lookup_max"] == 5
+    space.write_text(f"{text}  spec.method: {{values: [mtp], why: x}}\n")
+    with pytest.raises(BadInputError, match=r"spec\.method: the drafter says it"):
+        plan_of(tiny_models.qwen3, space=str(space))

@@ -154,16 +154,16 @@ def _steps(run: Run[Plan, Measurer]) -> Result:
     found = _tuned(plan, measurer, log, told, deadline)
     boots = _boots(run.store.trials(run.record))
     served = load_served(run.store, plan.study, (plan.setup(), plan.scenario))
-    left_out = {**plan.refused, **found.proposer.left_out()}
+    left_out = {**plan.refused, **found.searched.proposer.left_out()}
     for trial in found.contenders.references:
         left_out.pop(trial.candidate, None)
     return Result(
         plan=plan,
         environment=environment(),
-        baseline=found.baseline,
-        trials=[found.baseline, *found.search.trials],
+        baseline=found.searched.baseline,
+        trials=[found.searched.baseline, *found.searched.search.trials],
         references=found.contenders.references,
-        forecast=found.proposer.forecast,
+        forecast=found.searched.proposer.forecast,
         left_out=left_out,
         identical=found.contenders.identical(),
         confirmed=found.confirmed,
@@ -174,10 +174,10 @@ def _steps(run: Run[Plan, Measurer]) -> Result:
         boots_of_load=served.boots,
         apart=served.apart(found.confirmed.trials if found.confirmed else ()),
         fresh_boots=_boots(fresh),
-        out_of_time=found.search.out_of_time,
+        out_of_time=found.searched.search.out_of_time,
         seconds=run.seconds,
-        dialled=found.dialled,
-        no_dial=found.no_dial,
+        dialled=found.searched.dialled,
+        no_dial=found.searched.no_dial,
     )
 
 
@@ -196,16 +196,21 @@ def _boots(trials: Sequence[Trial]) -> int:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Searched:
     baseline: Trial
     search: Search
     proposer: ForecastProposer
+    dialled: bool
+    no_dial: str
+
+
+@dataclass(frozen=True)
+class _Found:
+    searched: _Searched
     contenders: Contenders
     confirmed: Confirmed | None
     selection: Selection
     schedule: Schedule
-    dialled: bool
-    no_dial: str
 
 
 def _tuned(
@@ -216,21 +221,8 @@ def _tuned(
     deadline: float,
 ) -> _Found:
     scenario = plan.scenario
-    column = _column(plan, measurer, log, on_progress) if plan.dial else []
-    dialled = bool(column) and column[0].measurement.outcome is Outcome.OK
-    no_dial = column[0].measurement.message if column and not dialled else ""
-    baseline = column[0] if dialled else _baseline(plan, measurer, log, on_progress)
-    searched = replace(scenario, dial=dialled)
-    proposer = ForecastProposer(plan.grid, baseline, searched, plan.growth(), columns=dialled)
-    search = Search(
-        searched,
-        proposer,
-        Limits(_UNLIMITED, deadline),
-        lambda candidate: rules_of(candidate, searched, plan.baseline, proposer),
-    )
-    for progress in search_all([search], measurer, log):
-        if progress.trial not in column:  # which was told of already
-            on_progress(progress)
+    searched = _search(plan, measurer, log, on_progress, deadline)
+    baseline, search = searched.baseline, searched.search
     trials = [baseline, *(t for t in search.trials if t.candidate in plan.grid)]
 
     def boot(candidate: Candidate) -> Trial:
@@ -249,9 +241,7 @@ def _tuned(
         )
     if not finalists and schedule.candidate is None:
         kept = Selection(scenario.key, baseline, baseline, 1.0, kept_incumbent=True)
-        return _Found(
-            baseline, search, proposer, contenders, None, kept, schedule, dialled, no_dial
-        )
+        return _Found(searched, contenders, None, kept, schedule)
     confirmed = confirm(
         scenario,
         baseline,
@@ -270,9 +260,29 @@ def _tuned(
         reference = None if plan.recipe.synthetic else plain or baseline
         schedule = judge(schedule, confirmed, reference, scenario, plan.min_gain)
     chosen = confirmed.selection
-    return _Found(
-        baseline, search, proposer, contenders, confirmed, chosen, schedule, dialled, no_dial
+    return _Found(searched, contenders, confirmed, chosen, schedule)
+
+
+def _search(
+    plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProgress, deadline: float
+) -> _Searched:
+    """Measure the baseline and what may beat it, by the dial where it can be used."""
+    column = _column(plan, measurer, log, on_progress) if plan.dial else []
+    dialled = bool(column) and column[0].measurement.outcome is Outcome.OK
+    no_dial = column[0].measurement.message if column and not dialled else ""
+    baseline = column[0] if dialled else _baseline(plan, measurer, log, on_progress)
+    scenario = replace(plan.scenario, dial=dialled)
+    proposer = ForecastProposer(plan.grid, baseline, scenario, plan.growth(), columns=dialled)
+    search = Search(
+        scenario,
+        proposer,
+        Limits(_UNLIMITED, deadline),
+        lambda candidate: rules_of(candidate, scenario, plan.baseline, proposer),
     )
+    for progress in search_all([search], measurer, log):
+        if progress.trial not in column:  # which was told of already
+            on_progress(progress)
+    return _Searched(baseline, search, proposer, dialled, no_dial)
 
 
 def _column(plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProgress) -> list[Trial]:

@@ -66,9 +66,7 @@ def merge(request: Merge) -> None:
             f"{facts['device']}, vLLM {facts['vllm']}, Triton {facts['triton']}"
         )
     )
-    typer.echo(
-        f"Measured elsewhere: no command here goes on from it. Look:  autotune report {name}"
-    )
+    typer.echo(f"Made elsewhere: no command here goes on from it. Look:  autotune report {name}")
 
 
 def _check_shown(url: str, name: str, bundle: Bundle, file: Path) -> None:

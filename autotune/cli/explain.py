@@ -80,6 +80,8 @@ def _moe(facts: Facts) -> list[tuple[str, str]]:
     rows = [("MoE taken", f"{path}{' (yours)' if path in own else ''}") for path in facts.moe_used]
     rows = rows[:_FEW]
     rows += [("MoE missing", name) for name in facts.asked_for[:_FEW]]
+    if facts.asked_for:
+        rows.append(("", "a missing one is made by: autotune moe --device auto --model MODEL"))
     if facts.asked_for and facts.folders:
         where = ", ".join(facts.folders[:_FEW])
         hint = f"vLLM looked for these names in {where}: a file of another name there is not read"

@@ -99,4 +99,4 @@ def show_result(result: Result, page: Page, files: list[Path]) -> None:
         f"{'' if result.measured is not None else compiled}{result.seconds:.0f} s"
     )
     show_files(files)
-    typer.echo(try_it(files[-1].parent))
+    typer.echo(try_it(files[-1].parent, result.plan.serve_flags))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from autotune.core import Basis, Candidate, digest
 from autotune.kernels.compile.job import KernelInfo
 from autotune.kernels.moe.constraints import CONSTRAINTS, distinct
+from autotune.kernels.moe.notes import READS
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import MoeShape
 from autotune.kernels.predict.cost_model import MODEL_VERSION
@@ -57,6 +58,11 @@ class Plan:
     """Files whose rows are tried first."""
     unified: bool = False
     """Whether host and GPU share one memory, which is then guarded."""
+
+    @property
+    def serve_flags(self) -> tuple[str, ...]:
+        """Return the flags of ``vllm serve`` without which it would not read the file."""
+        return READS if any(" ".join(READS) in note for note in self.notes) else ()
 
     @property
     def measured(self) -> bool:

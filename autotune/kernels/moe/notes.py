@@ -15,6 +15,8 @@ from autotune.kernels.moe.shape import MoeShape
 from autotune.kernels.request import MoeRequest
 from autotune.machine.devices import Device
 
+READS = ("--moe-backend", "triton")
+"""Flags of ``vllm serve`` with which it reads a file that it would not read otherwise."""
 _REFINES = (0, 32)
 """The vLLM that first refines blocks (fused_moe/oracle/fp8.py)."""
 
@@ -55,7 +57,7 @@ def unread(
         return ()
     return (
         f"on {device.title} vLLM runs these layers in {backend.name}, which reads no such file "
-        f"({backend.why}): serve with --moe-backend triton to use it",
+        f"({backend.why}): serve with {' '.join(READS)} to use it",
     )
 
 

@@ -31,6 +31,10 @@ NARROW = 6
 """Columns of the table that 80 characters hold."""
 MIN_GAIN = 0.01
 """Where neither the caller nor a job says how much a row must gain."""
+LOGS = (
+    "vLLM then logs «Using configuration from …»; where it does not, another backend runs these "
+    "layers: add --moe-backend triton."
+)
 SERVE = "VLLM_TUNED_CONFIG_FOLDER=<this folder> vllm serve …"
 EXPLAINED = (
     "Medians over rounds, each with fresh routings; the default and the finalists take turns. Of "
@@ -349,9 +353,7 @@ class _Sheet:
         """How to serve with the file."""
         if not self.tuned.rows:
             return Section("Use it", [])
-        return Section(
-            "Use it", [Code(SERVE), Text("vLLM then logs «Using configuration from …».")]
-        )
+        return Section("Use it", [Code(SERVE), Text(LOGS)])
 
     def roofline(self) -> Section:
         """Times and shares against the ceilings."""

@@ -68,7 +68,7 @@ def explain(data: bytes) -> Explanation:
         raise BadInputError("not a log: most of it is not text")
     lines = lines_of(data)
     facts, errors = facts_of(lines), find_errors(lines)
-    if not (is_servers(lines) or errors.found):
+    if not (is_servers(lines) or errors.found or facts.moe_missing or facts.moe_used):
         raise BadInputError("not a server's log: no line of vLLM, Docker, Ray or Python")
     ended = facts.dead or errors.stopped is not None
     if facts.up and not ended and not _fatal(errors.recognised()):

@@ -158,7 +158,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     cut = tmp_path / "x.csv.gz"
     cut.write_bytes(gzip.compress(random.Random(0).randbytes(9000))[:3000])
     for path in (tmp_path / "absent.csv", tmp_path / "absent.parquet", tmp_path, broken, cut):
-        with pytest.raises(BadInputError, match="not a landscape"):
+        with pytest.raises(BadInputError, match=r"not a landscape|cannot be read|not of gzip"):
             Landscape.read(path)
 
 

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from autotune.core import BadInputError
 from autotune.export.files import at_home
 from autotune.serving.server.secret_flags import hidden, hidden_words
-from autotune.util import flags
+from autotune.util import edge, flags
 from autotune.util.request import Texts, checked, checked_each, several
 from autotune.util.secret import hide, is_reference
 
@@ -122,7 +122,9 @@ def parse_set(text: str, flag: str = "--set") -> tuple[str, tuple[str, ...]]:
     name, equals, values = text.partition("=")
     name = name.strip().removeprefix("--")
     if not equals or _NAME.fullmatch(name) is None:
-        raise BadInputError(f"{flag} {text}: expected FLAG=VALUE,VALUE such as max-num-seqs=8,16")
+        raise BadInputError(
+            f"{flag} {_said(text)}: expected FLAG=VALUE,VALUE such as max-num-seqs=8,16"
+        )
     parameter = name.replace("-", "_")
     if parameter in {GAMMA, KV_DTYPE, UTILIZATION}:
         raise BadInputError(f"{flag} {name}: has a flag of its own, {flag_of(parameter)}")
@@ -139,7 +141,7 @@ def parse_option(text: str, flag: str = "--spec-set") -> tuple[str, tuple[str, .
     name = name.strip().replace("-", "_")
     if not equals or _NAME.fullmatch(name) is None:
         raise BadInputError(
-            f"{flag} {text}: expected KEY=VALUE,VALUE such as prompt_lookup_max=4,5"
+            f"{flag} {_said(text)}: expected KEY=VALUE,VALUE such as prompt_lookup_max=4,5"
         )
     if name in SET_BY_US:
         raise BadInputError(f"{flag} {name}: {SET_BY_US[name]}")
@@ -169,8 +171,13 @@ def parse_captures(text: str, flag: str = "--capture-sizes") -> tuple[str, ...]:
         if value != "default" and not (
             re.fullmatch(r"\d{1,6}", value, re.ASCII) and int(value) >= 1
         ):
-            raise BadInputError(f"{flag} {text}: expected default or a number of tokens: {value}")
+            raise BadInputError(f"{flag} {_said(value)}: expected default or a number of tokens")
     return values
+
+
+def _said(text: str) -> str:
+    """A text as it was typed, where it stays in its line."""
+    return text if text.isprintable() else edge.shown(text)
 
 
 def parse_words(text: str, flag: str) -> list[str]:

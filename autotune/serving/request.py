@@ -132,6 +132,7 @@ class SpecRequest(Request):
             metavar="KEY=VALUES",
             panel=SEARCH,
             note="Keys of `--speculative-config`; one value sets it for all.",
+            reach="operator",
         ),
     ] = ()
     env_set: Annotated[
@@ -141,6 +142,7 @@ class SpecRequest(Request):
             metavar="NAME=VALUES",
             panel=SEARCH,
             note="The first value is the baseline's.",
+            reach="operator",
         ),
     ] = ()
     capture_sizes: Annotated[
@@ -245,7 +247,7 @@ class SpecRequest(Request):
         bool,
         flag(
             "Measure every gamma on one server, where vLLM can.",
-            panel=SEARCH,
+            panel=DECISION,
             note="From vLLM 0.32 on, with full CUDA graphs or on a CPU; confirmed by servers of "
             "one gamma in any case. `--no-dial` starts one for each gamma.",
         ),

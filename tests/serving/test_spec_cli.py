@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from autotune.cli import spec_runs
+from autotune.core import Candidate
 from tests.serving.test_spec_job import FAKE
 from tests.serving.tiny_models import TinyModels
 from tests.support.formula_measurer import in_memory
@@ -62,7 +63,7 @@ def spec(autotune: Run, folder: Path, target: Path, *args: str, drafter: str = "
     given = (
         f"--target {target} --drafter {drafter} --prompts p.jsonl --concurrency 1 --max-tokens 24"
     )
-    given += " --waves 1 --repeats 6 --confirm-boots 1 --study s"
+    given += " --waves 1 --repeats 6 --confirm-boots 1 --study s --no-dial"
     return autotune(folder, "spec", *given.split(), "--vllm", FAKE, SMALL, *args)
 
 
@@ -205,12 +206,13 @@ def parts_in(database: Path) -> int:
 
 
 @pytest.mark.timing
-def test_kill_9_loses_no_finished_repeat(tiny_models: TinyModels, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["--dial", "--no-dial"])
+def test_kill_9_loses_no_finished_repeat(how: str, tiny_models: TinyModels, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     env = "--env=FAKE_SERVING=" + json.dumps({"base_ms": 6.0})
     args = f"spec --target {tiny_models.qwen3} --drafter ngram --prompts p.jsonl --gamma 0,2"
     args += " --concurrency 1,2 --max-tokens 24 --waves 1 --repeats 8 --confirm-boots 1 --study s"
-    command = [str(BINARY), *args.split(), "--vllm", FAKE, SMALL, "--no-schedule", env]
+    command = [str(BINARY), *args.split(), "--vllm", FAKE, SMALL, "--no-schedule", how, env]
     database = tmp_path / "outputs" / "autotune.db"
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as tuner:
         end = time.monotonic() + 60
@@ -221,13 +223,17 @@ def test_kill_9_loses_no_finished_repeat(tiny_models: TinyModels, tmp_path: Path
     kept = parts_in(database)
     ran = in_processes(tmp_path, *command[1:], "--json")
     assert ran.returncode == 0, ran.stderr
-    baseline = json.loads(ran.stdout)["trials"][0]
-    assert baseline["repeats_of_earlier_runs"] == kept
-    levels = baseline["levels"]
+    trials = json.loads(ran.stdout)["trials"]
+    reused = [trial["repeats_of_earlier_runs"] for trial in trials]
+    # By the dial both gammas were under way; else the baseline alone.
+    assert (sum(reused) if how == "--dial" else reused[0]) == kept
+    levels = trials[0]["levels"]
     assert [len(levels[c]["repeats"]) for c in ("1", "2")] == [8, 8]
     with contextlib.closing(sqlite3.connect(database)) as opened:
         stored = opened.execute(
-            "SELECT value FROM parts WHERE name LIKE 'concurrency 1 %' ORDER BY id LIMIT 8"
+            "SELECT value FROM parts WHERE name LIKE 'concurrency 1 %' AND candidate_key = ? "
+            "ORDER BY id LIMIT 8",
+            (Candidate.of({"gamma": 0}).key,),
         )
         rates = [json.loads(value)["tok_s"] for (value,) in stored]
     assert levels["1"]["repeats"] == pytest.approx(rates, rel=1e-3)
@@ -253,7 +259,7 @@ def test_kill_9_leaves_no_server_and_loses_no_finished_trial(
     env = "--env=FAKE_SERVING=" + json.dumps({"boots": str(boots)})
     args = f"spec --target {tiny_models.qwen3} --drafter ngram --prompts p.jsonl --gamma 0,2"
     args += " --concurrency 1 --max-tokens 24 --waves 1 --repeats 6 --confirm-boots 1 --study s"
-    command = [str(BINARY), *args.split(), "--vllm", FAKE, SMALL, env]
+    command = [str(BINARY), *args.split(), "--vllm", FAKE, SMALL, "--no-dial", env]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as tuner:
         end = time.monotonic() + 60
         while not boots.exists() or len(boots.read_text().splitlines()) < 2:

@@ -182,6 +182,7 @@ def _answers(place: Path) -> bool:
         return probe.connect_ex(str(place)) == 0
 
 
+@pytest.mark.nightly  # after other tests it ran into its 300 s twice, alone it takes 10 s
 def test_files_of_a_daemon_that_is_root_are_the_users(
     podman: Podman, service: str, tmp_path: Path
 ) -> None:

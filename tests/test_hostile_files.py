@@ -339,9 +339,10 @@ def test_hostile_inputs_through_the_commands(every: int) -> None:
         [sys.executable, "-m", "benchmarks.hostile_round", f"--every={every}"],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
         cwd=Path(__file__).parents[1],
     )
+    assert ran.returncode == 0, ran.stderr[-2000:]
     rows = [line.split("\t") for line in ran.stdout.strip().split("\n")[1:]]
     assert len(rows) > 30
     assert {row[0] for row in rows} >= {"config files", "YAML", "databases", "checkouts", "logs"}

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from autotune.core import BadInputError
 from autotune.export.files import at_home
 from autotune.serving.server.secret_flags import hidden, hidden_words
-from autotune.util import edge, flags
+from autotune.util import flags
 from autotune.util.request import Texts, checked, checked_each, several
 from autotune.util.secret import hide, is_reference
 
@@ -47,7 +47,8 @@ def parse_gammas(text: str, flag: str = "--gamma") -> tuple[int, ...]:
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if low > high or high > MOST_GAMMA:
             raise BadInputError(
-                f"{flag} {text}: expected numbers from 0 to {MOST_GAMMA}, such as 0-6 or 0,2,4"
+                f"{flag} {flags.typed(text)}: expected numbers from 0 to {MOST_GAMMA}, such as 0-6 "
+                "or 0,2,4"
             )
         gammas.update(range(low, high + 1))
     return tuple(sorted(gammas))
@@ -70,7 +71,7 @@ def parse_values(text: str, flag: str) -> tuple[str, ...]:
     """
     values = tuple(part.strip() for part in text.split(","))
     if not all(values):
-        raise BadInputError(f"{flag} {text}: an empty value")
+        raise BadInputError(f"{flag} {flags.typed(text)}: an empty value")
     twice = next((v for v in values if values.count(v) > 1), None)
     if twice is not None:
         raise BadInputError(f"{flag}: {twice} is given twice")
@@ -123,7 +124,7 @@ def parse_set(text: str, flag: str = "--set") -> tuple[str, tuple[str, ...]]:
     name = name.strip().removeprefix("--")
     if not equals or _NAME.fullmatch(name) is None:
         raise BadInputError(
-            f"{flag} {_said(text)}: expected FLAG=VALUE,VALUE such as max-num-seqs=8,16"
+            f"{flag} {flags.typed(text)}: expected FLAG=VALUE,VALUE such as max-num-seqs=8,16"
         )
     parameter = name.replace("-", "_")
     if parameter in {GAMMA, KV_DTYPE, UTILIZATION}:
@@ -141,7 +142,7 @@ def parse_option(text: str, flag: str = "--spec-set") -> tuple[str, tuple[str, .
     name = name.strip().replace("-", "_")
     if not equals or _NAME.fullmatch(name) is None:
         raise BadInputError(
-            f"{flag} {_said(text)}: expected KEY=VALUE,VALUE such as prompt_lookup_max=4,5"
+            f"{flag} {flags.typed(text)}: expected KEY=VALUE,VALUE such as prompt_lookup_max=4,5"
         )
     if name in SET_BY_US:
         raise BadInputError(f"{flag} {name}: {SET_BY_US[name]}")
@@ -171,13 +172,10 @@ def parse_captures(text: str, flag: str = "--capture-sizes") -> tuple[str, ...]:
         if value != "default" and not (
             re.fullmatch(r"\d{1,6}", value, re.ASCII) and int(value) >= 1
         ):
-            raise BadInputError(f"{flag} {_said(value)}: expected default or a number of tokens")
+            raise BadInputError(
+                f"{flag} {flags.typed(value)}: expected default or a number of tokens"
+            )
     return values
-
-
-def _said(text: str) -> str:
-    """A text as it was typed, where it stays in its line."""
-    return text if text.isprintable() else edge.shown(text)
 
 
 def parse_words(text: str, flag: str) -> list[str]:
@@ -190,7 +188,7 @@ def parse_words(text: str, flag: str) -> list[str]:
         words = shlex.split(text)
     except ValueError as error:
         hidden(flag, text)  # masks what it may hold
-        raise BadInputError(f"{flag} {text}: {error}".rstrip(".")) from None
+        raise BadInputError(f"{flag} {flags.typed(text)}: {error}".rstrip(".")) from None
     if not words:
         raise BadInputError(f"{flag}: is empty")
     return hidden_words([at_home(word) for word in words])
@@ -224,7 +222,7 @@ def parse_rates(text: str, flag: str = "--synthetic-acceptance") -> tuple[float,
     try:
         return tuple(check_reached([float(part) for part in text.split(",")]))
     except ValueError as error:
-        raise BadInputError(f"{flag} {text}: {error}") from None
+        raise BadInputError(f"{flag} {flags.typed(text)}: {error}") from None
 
 
 def check_slo(text: str, _flag: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 
@@ -11,12 +12,17 @@ MOST_TOKENS = 1_048_576
 """The largest M."""
 
 
+def typed(text: str) -> str:
+    """Show a text as it was typed, where it stays in its line."""
+    return text if text.isprintable() else json.dumps(text)
+
+
 def seconds(text: str, flag: str) -> float:
     """Read ``90s``, ``10m`` or ``2h`` as seconds; a bare number could be any of them."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smh])", text.strip(), re.ASCII)
     value = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if value <= 0:
-        raise BadInputError(f"{flag} {text}: expected a time such as 90s, 10m or 2h")
+        raise BadInputError(f"{flag} {typed(text)}: expected a time such as 90s, 10m or 2h")
     return value
 
 
@@ -32,7 +38,7 @@ def counts(text: str, flag: str, least: int, most: int) -> tuple[int, ...]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise BadInputError(f"{flag} {text}: expected numbers such as 1,8,64") from None
+        raise BadInputError(f"{flag} {typed(text)}: expected numbers such as 1,8,64") from None
     for number in numbers:
         within(number, flag, least, most)
         if numbers.count(number) > 1:
@@ -65,7 +71,7 @@ def mebibytes(text: str | None) -> int | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(?:i?B)?", text.strip())
     value = float(match[1]) * {"M": 1, "G": 1024}[match[2]] if match else 0.0
     if not 512 <= value < 2**30:
-        raise BadInputError(f"--memory-limit {text}: expected 512M or more, such as 16G")
+        raise BadInputError(f"--memory-limit {typed(text)}: expected 512M or more, such as 16G")
     return round(value)
 
 
@@ -84,7 +90,7 @@ def fraction(text: str, flag: str) -> float:
     value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
     if not 0 <= value < 1:
         raise BadInputError(
-            f"{flag} {text}: expected a share from 0 to below 1, such as 1% or 0.01"
+            f"{flag} {typed(text)}: expected a share from 0 to below 1, such as 1% or 0.01"
         )
     return value
 
@@ -104,7 +110,7 @@ def plain_text(text: str, flag: str) -> None:
 def one_of(text: str, flag: str, choices: Iterable[str]) -> None:
     """Refuse what is not among ``choices``."""
     if text not in choices:
-        raise BadInputError(f"{flag} {text}: not one of {', '.join(choices)}")
+        raise BadInputError(f"{flag} {typed(text)}: not one of {', '.join(choices)}")
 
 
 def within(number: int | None, flag: str, least: int, most: int) -> None:

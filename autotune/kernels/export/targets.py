@@ -77,7 +77,8 @@ def _say_folder(tuned: Tuned, folder: Path) -> tuple[str, ...]:
     return (
         f"VLLM_TUNED_CONFIG_FOLDER={shlex.quote(str(folder))} vllm serve …",
         "it is picked up when vLLM logs: Using configuration from "
-        f"{folder / tuned.file_name} for MoE layer; if it does not, add --moe-backend triton",
+        f"{folder / tuned.file_name} for MoE layer.",
+        "where it does not, another backend runs these layers: add --moe-backend triton",
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from autotune.core import BadInputError
 from autotune.serving.measure.timing import RequestRecord
 from autotune.serving.scenario import SpecScenario
+from autotune.util.flags import typed
 
 CLEAR = 0.1
 """A measurement goes on while its best possible rate, plus this share, beats another's."""
@@ -35,16 +36,17 @@ def parse_slo(text: str | None) -> tuple[tuple[str, float], ...]:
         BadInputError: an unknown latency, no unit, not above 0, or given twice.
     """
     limits: dict[str, float] = {}
+    said = f"--slo {typed(text or '')}"
     for part in text.split(",") if text is not None else ():
         name, _, value = (word.strip() for word in part.partition("="))
         found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)(ms|s)", value, re.ASCII)
         if name not in LATENCIES:
             known = ", ".join(LATENCIES)
-            raise BadInputError(f"--slo {text}: {name or 'nothing'} is not one of {known}")
+            raise BadInputError(f"{said}: {name or 'nothing'} is not one of {known}")
         if found is None or not float(found[1]):
-            raise BadInputError(f"--slo {text}: expected a time with its unit, such as {name}=50ms")
+            raise BadInputError(f"{said}: expected a time with its unit, such as {name}=50ms")
         if name in limits:
-            raise BadInputError(f"--slo {text}: {name} is given twice")
+            raise BadInputError(f"{said}: {name} is given twice")
         limits[name] = float(found[1]) * (1000 if found[2] == "s" else 1)
     return tuple((name, limits[name]) for name in LATENCIES if name in limits)
 

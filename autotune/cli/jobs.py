@@ -13,7 +13,6 @@ from autotune.cli.common import print_json
 from autotune.cli.consoles import out
 from autotune.cli.requests import Jobs
 from autotune.core import BadInputError
-from autotune.serving.server.web import UnansweredError
 from autotune.util.edge import EdgeError, bad_input, parse_json, read_json
 from autotune.util.escape import for_terminal
 
@@ -48,6 +47,8 @@ def _do(request: Jobs, remote: Remote) -> None:
     elif request.action == "cancel":
         _show(remote.get("POST", f"/jobs/{job_id}:cancel", {}), as_json=request.as_json)
     elif request.action == "logs" and not request.follow:
+        from autotune.serving.server.web import UnansweredError  # noqa: PLC0415 - as above
+
         try:
             for _, line in far.log_lines(remote, job_id):
                 typer.echo(for_terminal(line))

@@ -88,20 +88,20 @@ def program(tmp_path: Path) -> Path:
     return place
 
 
-WAYS: dict[str, tuple[list[str], str]] = {
-    "env": (["--env", f"MY_SECRET_VALUE={CANARY}"], "MY_SECRET_VALUE"),
-    "env with =": ([f"--env=HF_TOKEN={CANARY}"], "HF_TOKEN"),
-    "env, camel case": (["--env", f"apiKey={CANARY}"], "apiKey"),
-    "env, a password": (["--env", f"DB_PASSWORD={CANARY}"], "DB_PASSWORD"),
-    "env, an URL": (["--env", f"HTTPS_PROXY=http://me:{PLAIN}@127.0.0.1:9"], "HTTPS_PROXY"),
-    "env, JSON": (["--env", f"CONF={json.dumps({'api_key': CANARY})}"], "CONF"),
-    "hf-token": ([f"--server-arg=--hf-token {shlex.quote(CANARY)}"], "HF_TOKEN"),
-    "hf_token=": ([f"--server-arg=--hf_token={shlex.quote(CANARY)}"], "HF_TOKEN"),
-    "among others": (
-        ["--server-arg", f"--max-num-seqs 4 --hf-token {PLAIN} --seed 1"],
-        "HF_TOKEN",
-    ),
+WAYS: dict[str, dict[str, list[str]]] = {
+    "env": {
+        "MY_SECRET_VALUE": ["--env", f"MY_SECRET_VALUE={CANARY}"],
+        "HF_TOKEN": [f"--env=HF_TOKEN={CANARY}"],
+        "apiKey": ["--env", f"apiKey={CANARY}"],
+        "DB_PASSWORD": ["--env", f"DB_PASSWORD={CANARY}"],
+        "HTTPS_PROXY": ["--env", f"HTTPS_PROXY=http://me:{PLAIN}@127.0.0.1:9"],
+        "CONF": ["--env", f"CONF={json.dumps({'api_key': CANARY})}"],
+    },
+    "hf-token": {"HF_TOKEN": [f"--server-arg=--hf-token {shlex.quote(CANARY)}"]},
+    "hf_token=": {"HF_TOKEN": [f"--server-arg=--hf_token={shlex.quote(CANARY)}"]},
+    "among others": {"HF_TOKEN": ["--server-arg", f"--max-num-seqs 4 --hf-token {PLAIN} --seed 1"]},
 }
+"""Variables that the server must find, and the flags that give them."""
 
 
 @pytest.mark.timing
@@ -109,59 +109,64 @@ WAYS: dict[str, tuple[list[str], str]] = {
 def test_a_server_gets_its_secret_and_nothing_else_does(
     way: str, tmp_path: Path, spied: Path, tiny_models: TinyModels
 ) -> None:
-    args, variable = WAYS[way]
+    args = [word for words in WAYS[way].values() for word in words]
     work = tmp_path / "work"
     work.mkdir()
     given = ["--target", str(tiny_models.qwen3), "--drafter", "ngram", "--gamma", "0,2"]
     given += ["--vllm", str(program(tmp_path)), "--image", IMAGE, "--json"]
     ran = run_spec(work, [*given, *args], spied)
     assert ran.returncode == 0, ran.stderr
-    value = PLAIN if PLAIN in str(args) else CANARY
-    for trace in traces(value):
-        assert trace.decode() not in ran.stdout + ran.stderr
-    assert found_in(work, value) == []
-    # The process got it, and not as an argument.
-    seen = (spied / "seen").read_text()
-    assert any(
-        line.startswith(f"{variable}=") and (value in line or "JSON" in way)
-        for line in seen.splitlines()
-    )
-    ours = [
-        line
-        for line in (spied / "argv").read_text().splitlines()
-        if "autotune spec" not in line and "pytest" not in line and f"{BINARY} spec" not in line
-    ]
-    assert not [line for line in ours if value in line]
-    # Files name the variable, so that they work where it is set.
+    for value in (PLAIN, CANARY):
+        for trace in traces(value):
+            assert trace.decode() not in ran.stdout + ran.stderr
+        assert found_in(work, value) == []
+        # Nobody got it as an argument.
+        ours = [
+            line
+            for line in (spied / "argv").read_text().splitlines()
+            if "autotune spec" not in line and "pytest" not in line and f"{BINARY} spec" not in line
+        ]
+        assert not [line for line in ours if value in line]
+    seen = (spied / "seen").read_text().splitlines()
     (document,) = json.loads(f"[{ran.stdout}]")
     line = document["best"]["serve"]
-    script = (work / "outputs/d/spec/serve.sh").read_text()
-    assert line in script
-    env = {"PATH": os.environ["PATH"], "SPY_FOLDER": str(spied)}
     names = {piece[2:-1] for piece, known in secret.split(line) if known}
-    assert len(names) == 1
-    (spied / "seen").unlink()
+    assert len(names) == len(WAYS[way])
     head = line.split(" serve ")[0].replace(str(program(tmp_path)), "printenv #")
+    env = {"PATH": os.environ["PATH"], "SPY_FOLDER": str(spied)}
     shown = subprocess.run(
         ["sh", "-c", head], env=env | dict.fromkeys(names, CANARY), capture_output=True, check=True
     ).stdout.decode()
-    assert f"{variable}={CANARY}" in shown or "JSON" in way
+    # Files name the variable, so that they work where it is set.
+    assert line in (work / "outputs/d/spec/serve.sh").read_text()
     compose = yaml.safe_load((work / "outputs/d/spec/compose.yaml").read_text())
-    written = json.dumps(compose["services"]["vllm"]["environment"][variable])
-    assert any(f"${{{name}}}" in written for name in names)
-    assert "$$" not in written
-    # The same study goes on with the reference in place of the value.
-    again = [word.replace(CANARY, "${MY_SECRET_VALUE}") for word in [*given, *args]]
+    for variable, words in WAYS[way].items():
+        value = PLAIN if PLAIN in str(words) else CANARY
+        is_json = variable == "CONF"
+        (got,) = {one for one in seen if one.startswith(f"{variable}=")}
+        assert value in got or is_json
+        assert variable == "HTTPS_PROXY" or is_json or f"{variable}={CANARY}" in shown
+        written = json.dumps(compose["services"]["vllm"]["environment"][variable])
+        assert any(f"${{{name}}}" in written for name in names)
+        assert "$$" not in written
     if way == "env":
-        before = boots(work)
-        resumed = run_spec(work, again, spied, MY_SECRET_VALUE=CANARY)
-        assert resumed.returncode == 0, resumed.stderr
-        assert "begins anew" not in resumed.stderr
-        assert searches(work) == 1
-        assert boots(work) >= before
-        missing = run_spec(work, again, spied)
-        assert missing.returncode == 3
-        assert "${MY_SECRET_VALUE} is not set; export MY_SECRET_VALUE" in missing.stderr
+        the_same_study_goes_on_with_a_reference(work, given, spied)
+
+
+def the_same_study_goes_on_with_a_reference(work: Path, given: list[str], spied: Path) -> None:
+    """In place of each value; where it is not set, that is said."""
+    others = {name: words for name, words in WAYS["env"].items() if name != "MY_SECRET_VALUE"}
+    again = [*given, "--env", "MY_SECRET_VALUE=${MY_SECRET_VALUE}"]
+    again += [word for words in others.values() for word in words]
+    before = boots(work)
+    resumed = run_spec(work, again, spied, MY_SECRET_VALUE=CANARY)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "begins anew" not in resumed.stderr
+    assert searches(work) == 1
+    assert boots(work) >= before
+    missing = run_spec(work, again, spied)
+    assert missing.returncode == 3
+    assert "${MY_SECRET_VALUE} is not set; export MY_SECRET_VALUE" in missing.stderr
 
 
 def searches(work: Path) -> int:
@@ -175,28 +180,28 @@ def boots(work: Path) -> int:
 
 
 DOCKER_WAYS: dict[str, list[str]] = {
-    "-e": ["--docker-arg", f"-e TOKEN={PLAIN}"],
-    "-e joined": ["--docker-arg", f"-eTOKEN={PLAIN}"],
-    "--env=": [f"--docker-arg=--env=TOKEN={PLAIN}"],
-    "--env": ["--docker-arg", f"--shm-size 1g --env TOKEN={PLAIN}"],
-    "env": ["--env", f"TOKEN={PLAIN}"],
-    "hf-token": ["--server-arg", f"--hf-token {PLAIN}"],
+    "APART_TOKEN": ["--docker-arg", f"-e APART_TOKEN={PLAIN}"],
+    "JOINED_TOKEN": ["--docker-arg", f"-eJOINED_TOKEN={PLAIN}"],
+    "EQUAL_TOKEN": [f"--docker-arg=--env=EQUAL_TOKEN={PLAIN}"],
+    "LONG_TOKEN": ["--docker-arg", f"--shm-size 1g --env LONG_TOKEN={PLAIN}"],
+    "OUR_TOKEN": ["--env", f"OUR_TOKEN={PLAIN}"],
+    "HF_TOKEN": ["--server-arg", f"--hf-token {PLAIN}"],
 }
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("way", DOCKER_WAYS)
-def test_a_container_gets_its_secret_from_dockers_environment(
-    way: str, tmp_path: Path, tiny_models: TinyModels
+def test_a_container_gets_its_secrets_from_dockers_environment(
+    tmp_path: Path, tiny_models: TinyModels
 ) -> None:
     docker = Docker(tmp_path)
     given = ["--target", str(tiny_models.qwen3), "--drafter", "ngram", "--gamma", "0,2"]
-    ran = docker.tune(*given, *DOCKER_WAYS[way])
+    ran = docker.tune(*given, *(word for words in DOCKER_WAYS.values() for word in words))
     assert ran.returncode == 0, ran.stderr
     assert PLAIN not in ran.stdout + ran.stderr
     assert found_in(tmp_path, PLAIN) == []  # docker's arguments are among the files here
-    name = "HF_TOKEN" if way == "hf-token" else "TOKEN"
-    script = (tmp_path / "outputs/d/spec/serve.sh").read_text().splitlines()[-1]
-    assert script.startswith(f'{name}="${{{name}}}" docker run')
+    before, _, after = (tmp_path / "outputs/d/spec/serve.sh").read_text().rpartition("docker run")
     (first,) = docker.servers[:1]
-    assert f"-e{name}" in first or f"--env={name}" in first or name in first
+    for name in DOCKER_WAYS:
+        assert f'{name}="${{{name}}}"' in before.splitlines()[-1]
+        assert name in after
+        assert f"-e{name}" in first or f"--env={name}" in first or name in first

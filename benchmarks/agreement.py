@@ -39,11 +39,13 @@ def searched(folder: Path) -> Times:
         with Store.open(f"sqlite:///{path}", create=False) as store:
             for summary in store.list_studies():
                 for search in store.get_study(summary.study.name).searches:
-                    ms = {w.key: int(w.spec["m"]) for w in store.workloads(search)}
+                    batch_sizes = {w.key: int(w.spec["m"]) for w in store.workloads(search)}
                     for trial in store.trials(search):
                         value = trial.measurement.value
                         if value is not None and trial.phase in {Phase.SEARCH, Phase.BASELINE}:
-                            found.setdefault(ms[trial.workload_key], {})[trial.candidate] = value
+                            found.setdefault(batch_sizes[trial.workload_key], {})[
+                                trial.candidate
+                            ] = value
     return found
 
 

@@ -59,7 +59,7 @@ class Key:
 
 def cases() -> dict[str, tuple[MoeShape, Path, bool]]:
     """Name, shape, file, and whether the defaults above are those of the shape."""
-    held_out = explicit_shape(
+    midpoints = explicit_shape(
         experts=256,
         intermediate=512,
         hidden=2048,
@@ -73,7 +73,7 @@ def cases() -> dict[str, tuple[MoeShape, Path, bool]]:
     return {
         "e128-n704-channel": (gemma, RESULTS / "landscape-h200-e128-n704-channel.csv.gz", True),
         "e256-n512-block (held out)": (
-            held_out,
+            midpoints,
             RESULTS / "landscape-h200-e256-n512-block.csv.gz",
             False,
         ),

@@ -79,13 +79,13 @@ def recorded(landscape: Landscape) -> dict[int, dict[Candidate, float]]:
     return table
 
 
-def plan(ms: tuple[int, ...]) -> Plan:
+def plan(batch_sizes: tuple[int, ...]) -> Plan:
     return Plan(
         study="strategies",
         device=get_device("h200"),
         model="gemma-4-26b-a4b",
         shape=SHAPE,
-        ms=ms,
+        batch_sizes=batch_sizes,
         space=load_space("stock", "moe"),
         effort="standard",
         budget_s=None,

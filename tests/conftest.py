@@ -8,12 +8,17 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
 from autotune import cli
 from autotune.util import secret
 
 with contextlib.suppress(ImportError):
     from _pytest.nodeid import coerce_node_id
+
+# A busy machine is no fault of the code: bounds on time stand in benchmarks/.
+settings.register_profile("autotune", deadline=None)
+settings.load_profile("autotune")
 
 ONE_AT_A_TIME = ("server", "browser", "timing", "container")
 """Markers whose tests share one worker each: they need the machine, or its time, to themselves."""

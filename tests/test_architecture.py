@@ -196,7 +196,17 @@ def test_the_command_line_starts_without_the_heavy_packages() -> None:
     loaded = set(ran.stdout.split())
     assert "autotune" in loaded
     heavy = {"torch", "triton", "vllm", "optuna", "pandas", "transformers", "scipy"}
-    heavy |= {"aiohttp", "sqlalchemy", "numpy", "plotly", "jinja2", "optuna_dashboard", "fastapi", "uvicorn", "starlette"}
+    heavy |= {
+        "aiohttp",
+        "sqlalchemy",
+        "numpy",
+        "plotly",
+        "jinja2",
+        "optuna_dashboard",
+        "fastapi",
+        "uvicorn",
+        "starlette",
+    }
     assert not loaded & heavy
 
 

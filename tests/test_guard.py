@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.core import BadInputError, MissingEnvironmentError
@@ -155,7 +155,6 @@ def test_a_watcher_in_time_does_not(source: Path, childless: int) -> None:
     assert guard.check() is None
 
 
-@settings(deadline=None)
 @given(
     available=st.floats(0, 200),
     before=st.floats(0, 200),

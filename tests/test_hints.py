@@ -110,10 +110,10 @@ def fixed(m: int) -> Proposer:
 
 
 def searches(
-    trials: int = TRIALS, kind: str = "fixed", ms: Sequence[int] = MS
+    trials: int = TRIALS, kind: str = "fixed", batch_sizes: Sequence[int] = MS
 ) -> tuple[list[Search], list[Listening]]:
-    listening = [Listening(tpe(m) if kind == "tpe" else fixed(m)) for m in ms]
-    pairs = zip(ms, listening, strict=True)
+    listening = [Listening(tpe(m) if kind == "tpe" else fixed(m)) for m in batch_sizes]
+    pairs = zip(batch_sizes, listening, strict=True)
     return [Search(Size(m), it, Limits(trials)) for m, it in pairs], listening
 
 
@@ -162,7 +162,7 @@ def test_a_hint_is_tried_at_once() -> None:
 
 
 def test_one_alone_has_no_neighbours() -> None:
-    made, listening = searches(ms=(64,))
+    made, listening = searches(batch_sizes=(64,))
     assert len(list(search_all(made, Ahead(), Memory()))) == TRIALS
     assert all(hints == () for _, hints, _ in listening[0].asked)
 

@@ -187,7 +187,6 @@ def test_the_patterns_of_checkpoints_are_taken(pattern: str) -> None:
 
 FEW = settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 fragments = st.sampled_from([value for value in VALUES.values() if len(value) < 10_000])

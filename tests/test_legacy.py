@@ -77,15 +77,17 @@ def test_kernels_go_on_from_what_is_stored(left: Path, monkeypatch: pytest.Monke
     known = detail_of(left, MOE)
     (search,) = known.searches
     shape = MoeShape.from_json(known.study.identity["shape"])
-    plan = kernel_plan(gpus=(), ms=(1, 64, 4096), shape=shape, study=MOE, effort="quick")
+    plan = kernel_plan(gpus=(), batch_sizes=(1, 64, 4096), shape=shape, study=MOE, effort="quick")
     monkeypatch.setattr(kernel_plans.Plan, "identity", lambda _: known.study.identity)
     monkeypatch.setattr(kernel_plans.Plan, "setup", lambda _: search.setup)
     measurer = MadeUp()
     with Store.open(f"sqlite:///{left}/autotune.db") as store:
-        ms = {w.key: w.spec["m"] for w in store.workloads(search)}
+        batch_sizes = {w.key: w.spec["m"] for w in store.workloads(search)}
         baselines = [t for t in store.trials(search) if t.phase is Phase.BASELINE]
-        defaults = {ms[t.workload_key]: t.candidate for t in baselines}
-        monkeypatch.setattr(measurer, "defaults", lambda ms: {m: defaults[m] for m in ms})
+        defaults = {batch_sizes[t.workload_key]: t.candidate for t in baselines}
+        monkeypatch.setattr(
+            measurer, "defaults", lambda batch_sizes: {m: defaults[m] for m in batch_sizes}
+        )
         result = tune_kernels(plan, store, measurer, lambda _: None)
         trials = store.trials(search)
     assert (result.trials, result.fresh) == (len(trials), len(trials) - 39)

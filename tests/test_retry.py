@@ -11,7 +11,7 @@ import pytest
 
 from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
 from autotune.kernels.moe.shape import MoeWorkload
-from autotune.store.retry import LatestLog
+from autotune.store.retry import ResumableLog
 from autotune.store.run_log import recorded
 from autotune.store.store import Store
 from tests.kernels.test_gpu import SHAPE, candidate
@@ -22,12 +22,14 @@ NONE: frozenset[Phase] = frozenset()
 
 
 @contextmanager
-def log(folder: Path, retry: bool = False, always: frozenset[Phase] = NONE) -> Iterator[LatestLog]:
+def log(
+    folder: Path, retry: bool = False, always: frozenset[Phase] = NONE
+) -> Iterator[ResumableLog]:
     """The log of another run."""
     with Store.open(f"sqlite:///{folder}/a.db") as store:
         search = store.search(store.study("s", "moe", {}), {})
         with recorded(store, search, "autotune") as stored:
-            yield LatestLog(stored, retry_failed=retry, always=always)
+            yield ResumableLog(stored, retry_failed=retry, always=always)
 
 
 def trial(one: Candidate, outcome: Outcome, phase: Phase = Phase.SEARCH, **details: Any) -> Trial:
@@ -37,7 +39,7 @@ def trial(one: Candidate, outcome: Outcome, phase: Phase = Phase.SEARCH, **detai
     )
 
 
-def loaded(it: LatestLog, phase: Phase = Phase.SEARCH) -> list[tuple[Candidate, Outcome, int]]:
+def loaded(it: ResumableLog, phase: Phase = Phase.SEARCH) -> list[tuple[Candidate, Outcome, int]]:
     found = it.load(WORKLOAD, phase)
     return [(t.candidate, t.measurement.outcome, t.sequence) for t in found]
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.cli.common import check_study, tell_of
+from autotune.cli.common import check_study, warn_setup_changed
 from autotune.core import (
     AutotuneError,
     BadInputError,
@@ -81,7 +81,7 @@ trials = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batch=st.lists(trials, max_size=6, unique_by=lambda t: (t.phase, t.sequence)))
 def test_trials_come_back_exactly(
     batch: list[Trial], tmp_path_factory: pytest.TempPathFactory
@@ -200,7 +200,7 @@ def test_a_command_under_another_setup_says_so(
     store.add_trials(run, store.workload(search, Size(1)).id, [trial(0)])
     for seed in (1, 2):
         assert not capfd.readouterr().err
-        tell_of("s", check_study(store, "s", "moe", {"device": "gb10"}, {"seed": seed}))
+        warn_setup_changed("s", check_study(store, "s", "moe", {"device": "gb10"}, {"seed": seed}))
     said = " ".join(capfd.readouterr().err.split())
     assert said == (
         "Study s: 1 trial was made with another seed (1, now 2); they stay, and this command "

@@ -75,7 +75,7 @@ def check_study(
     """Tell before the plan is shown that the study is of something else, or being tuned.
 
     Returns:
-        How the setup differs from the one measured under, for :func:`tell_of`.
+        How the setup differs from the one measured under, for :func:`warn_setup_changed`.
 
     Raises:
         BadInputError: another shape or pair stands under this name, or another process tunes it.
@@ -88,7 +88,7 @@ def check_study(
     return store.measured_otherwise(study, setup)
 
 
-def tell_of(study: str, otherwise: str | None) -> None:
+def warn_setup_changed(study: str, otherwise: str | None) -> None:
     """Say that what was measured under another setup cannot be gone on from."""
     if otherwise:
         err.print(
@@ -98,7 +98,7 @@ def tell_of(study: str, otherwise: str | None) -> None:
         )
 
 
-def tuned_for(store: Store, study: str, ref: str) -> Device:
+def study_device(store: Store, study: str, ref: str) -> Device:
     """The device of ``--device``, which must be the study's own.
 
     Raises:

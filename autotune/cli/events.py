@@ -31,7 +31,7 @@ def kernel_plan(plan: KernelPlan) -> dict[str, Any]:
         "device": plan.device.name,
         "model": plan.model,
         "file": plan.file_name,
-        "batch_sizes": list(plan.ms),
+        "batch_sizes": list(plan.batch_sizes),
         "candidates": plan.trials_per_m,
         "feasible": len(plan.feasible),
         "compilations": estimate.compilations(plan),

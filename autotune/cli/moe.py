@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.cli.common import check_study, print_json, tell_of
+from autotune.cli.common import check_study, print_json, warn_setup_changed
 from autotune.cli.requests import Moe
 from autotune.machine.environment import visible_gpus
 
@@ -46,8 +46,8 @@ def moe(request: Moe) -> None:
         otherwise = check_study(store, plan.study, plan.kind, plan.identity(), plan.setup())
         if not request.dry_run:
             check_writable(place)
-        check_keys_stay(plan, {*stored_keys(store, plan), *plan.ms}, place)
-        tell_of(plan.study, otherwise)
+        check_keys_stay(plan, {*stored_keys(store, plan), *plan.batch_sizes}, place)
+        warn_setup_changed(plan.study, otherwise)
         show_plan(plan)
         described = kernel_plan(plan)
         if request.dry_run:

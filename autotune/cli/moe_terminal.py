@@ -80,7 +80,7 @@ def show_plan(plan: Plan) -> None:
         f"topk={shape.topk} {shape.weight_dtype}{scales}\n"
         f"       vLLM {plan.kernel.vllm_version}, Triton {plan.kernel.triton_version}, "
         f"sm_{plan.device.arch}, {plan.workers} compile processes\n"
-        f"       {counted(len(plan.ms), 'batch size')} × ({plan.trials_per_m} of "
+        f"       {counted(len(plan.batch_sizes), 'batch size')} × ({plan.trials_per_m} of "
         f"{len(plan.feasible)} feasible candidates + the default), space {plan.space.name}, "
         f"study {plan.study}\n"
         f"       about {estimate.compilations(plan)} compilations, "

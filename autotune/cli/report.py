@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from autotune.cli.common import print_json, reads_studies, tuned_for
+from autotune.cli.common import print_json, reads_studies, study_device
 from autotune.cli.consoles import err
 from autotune.cli.requests import Dashboard, Report
 from autotune.core import BadInputError
@@ -62,7 +62,9 @@ def _moe(store: Store, request: Report) -> tuple[Page, Path]:
         store,
         request.study,
         min_gain=None if gain is None else flags.fraction(gain, "--min-gain"),
-        device=None if request.device is None else tuned_for(store, request.study, request.device),
+        device=None
+        if request.device is None
+        else study_device(store, request.study, request.device),
         out=request.out,
     )
     return page, folder_of(request.out, request.study, Basis(page.basis))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.cli import spec_terminal as terminal
-from autotune.cli.common import check_study, print_json, tell_of
+from autotune.cli.common import check_study, print_json, warn_setup_changed
 from autotune.cli.consoles import err
 from autotune.cli.events import existing_plan, serving_plan, told
 from autotune.cli.requests import Spec
@@ -128,7 +128,7 @@ def _check(store: Store, plan: Plan | ExistingPlan, folder: Path | None) -> None
     otherwise = check_study(store, plan.study, plan.kind, plan.identity(), plan.setup())
     if folder is not None:
         check_writable(folder)
-    tell_of(plan.study, otherwise)
+    warn_setup_changed(plan.study, otherwise)
 
 
 def _logs(out: Path, plan: Plan) -> Path:

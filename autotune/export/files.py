@@ -41,7 +41,7 @@ def json_file(document: Mapping[str, object], *, sort: bool = True) -> bytes:
     return (text + "\n").encode()
 
 
-def at_home(path: str) -> str:
+def expand_user(path: str) -> str:
     """``~`` and ``~user`` written out; a user that does not exist is left as it is."""
     return os.path.expanduser(path)  # noqa: PTH111 - Path's raises for an unknown ~user
 

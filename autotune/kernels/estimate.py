@@ -42,8 +42,8 @@ def compilations(plan: Plan) -> int:
     if not plan.measured:
         distinct = len({without_group(candidate) for candidate in plan.feasible})
         others = _OTHER_TILES
-    specialisations = len({specialise(plan.shape, m) for m in plan.ms})
-    own = 1 + others * (1 - specialisations / len(plan.ms))
+    specialisations = len({specialise(plan.shape, m) for m in plan.batch_sizes})
+    own = 1 + others * (1 - specialisations / len(plan.batch_sizes))
     return round(2 * min(own * plan.trials_per_m, distinct) * specialisations)
 
 
@@ -54,8 +54,8 @@ def seconds(plan: Plan) -> float:
     if not plan.measured:
         return min(compiling, limit)
     searched, confirmed = plan.trials_per_m + 1, FINALISTS + 3  # three: the default, twice, a gap
-    measuring = sum(searched * _one(plan, m, SEARCH_REPLAYS) for m in plan.ms)
-    confirming = sum(confirmed * _one(plan, m, ROUNDS * _ROUND_REPLAYS) for m in plan.ms)
+    measuring = sum(searched * _one(plan, m, SEARCH_REPLAYS) for m in plan.batch_sizes)
+    confirming = sum(confirmed * _one(plan, m, ROUNDS * _ROUND_REPLAYS) for m in plan.batch_sizes)
     # Kernels are compiled while the measuring processes start, and while others are measured.
     searching = max(compiling - MEASURED_START_S, measuring)
     return MEASURED_START_S + min(searching, limit) + confirming

@@ -92,4 +92,4 @@ def grouped(origins: Mapping[int, str]) -> list[str]:
     for m, said in sorted(origins.items()):
         if said != DEFAULT:
             by_origin.setdefault(said, []).append(str(m))
-    return [f"M={', '.join(ms)}: {said}" for said, ms in by_origin.items()]
+    return [f"M={', '.join(batch_sizes)}: {said}" for said, batch_sizes in by_origin.items()]

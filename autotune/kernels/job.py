@@ -28,7 +28,7 @@ from autotune.kernels.decide.confirm import (
     Checked,
     check_between,
     confirm,
-    held_out,
+    midpoints,
     select_stored,
 )
 from autotune.kernels.first import OriginLog, first_rows, origins_of
@@ -46,7 +46,7 @@ from autotune.kind import Run, tune
 from autotune.machine.environment import environment, others_on
 from autotune.propose.proposers import OptunaProposer, OrderedProposer
 from autotune.stopwatch import Stopwatch, TimedLog, TimedProposer
-from autotune.store.retry import OF_THE_MOMENT, LatestLog
+from autotune.store.retry import TRANSIENT, ResumableLog
 from autotune.store.store import Store
 from autotune.tune import Limits, OnProgress, Search, TrialLog, measure_all, search_all
 
@@ -181,10 +181,10 @@ def _tuned(run: Run[Plan, KernelMeasurer]) -> Result:
     plan, store, measurer = run.plan, run.store, run.measurer
     # Without the default nothing can be confirmed, and measuring it costs little.
     always = frozenset({Phase.BASELINE} if plan.measured else ())
-    log = LatestLog(run.log, retry_failed=plan.retry_failed, always=always)
+    log = ResumableLog(run.log, retry_failed=plan.retry_failed, always=always)
     # Keys tuned by earlier commands stay in the file: fewer keys are a worse file.
-    ms = [w.spec["m"] for w in store.workloads(run.record)]
-    earlier = _earlier(plan, store.trials(run.record), ms)
+    batch_sizes = [w.spec["m"] for w in store.workloads(run.record)]
+    earlier = _earlier(plan, store.trials(run.record), batch_sizes)
     cache = _CountingCache(store)
     measurer.use(cache)
     if plan.measured:
@@ -230,7 +230,7 @@ def _predicted(
     log: TrialLog,
     on_progress: OnProgress,
 ) -> _Found:
-    defaults = measurer.defaults(plan.ms)
+    defaults = measurer.defaults(plan.batch_sizes)
     proposers, origins = _proposers(plan, defaults)
     baselines = _baselines(plan, defaults, measurer, log, on_progress)
     noted = OriginLog(log, origins)
@@ -249,7 +249,7 @@ def _predicted(
 
 def _spare_the_host(plan: Plan, measurer: KernelTimer, log: TrialLog) -> None:
     """Keep from batch sizes at which an earlier command ran the host short of memory."""
-    for m in plan.ms if plan.unified else ():
+    for m in plan.batch_sizes if plan.unified else ():
         trials = [t for phase in Phase for t in log.load(MoeWorkload(plan.shape, m), phase)]
         if any(t.measurement.outcome is Outcome.HOST_MEMORY for t in trials):
             measurer.spare(m)
@@ -267,8 +267,8 @@ def _measured(
     timed = TimedLog(log, watch)
     others = others_on(plan.gpus)
     with watch.running("start"):
-        keys = [*{*earlier, *plan.ms}]
-        defaults = measurer.defaults([*{*keys, *held_out(keys)}])
+        keys = [*{*earlier, *plan.batch_sizes}]
+        defaults = measurer.defaults([*{*keys, *midpoints(keys)}])
         # Ranking takes a second or two, in which the measuring processes are starting.
         proposers, origins = _proposers(plan, defaults)
         baselines = _baselines(plan, defaults, measurer, timed, on_progress)
@@ -326,7 +326,7 @@ def _check_any_works(baselines: Mapping[int, Trial]) -> None:
     Raises:
         MissingEnvironmentError: with what the last one said.
     """
-    failed = [t for t in baselines.values() if t.measurement.outcome in OF_THE_MOMENT]
+    failed = [t for t in baselines.values() if t.measurement.outcome in TRANSIENT]
     if len(failed) == len(baselines):
         raise MissingEnvironmentError(
             "vLLM's default fails at every batch size, so nothing can be measured here: "
@@ -345,7 +345,7 @@ def _check_between(
     """Check the file between its keys, which are others where a batch size failed."""
     if not selections:
         return Checked({}, [])
-    unknown = [m for m in held_out(list(selections)) if m not in defaults]
+    unknown = [m for m in midpoints(list(selections)) if m not in defaults]
     more = measurer.defaults(unknown) if unknown else {}
     return check_between(
         plan.shape,
@@ -358,10 +358,12 @@ def _check_between(
     )
 
 
-def _earlier(plan: Plan, trials: Sequence[Trial], ms: Sequence[int]) -> dict[int, Selection]:
+def _earlier(
+    plan: Plan, trials: Sequence[Trial], batch_sizes: Sequence[int]
+) -> dict[int, Selection]:
     """Selections for the keys of this search that this command did not ask for."""
     selections = {}
-    for m in set(ms) - set(plan.ms):
+    for m in set(batch_sizes) - set(plan.batch_sizes):
         workload = MoeWorkload(plan.shape, m)
         own = [t for t in trials if t.workload_key == workload.key]
         baseline = latest_baseline(own)
@@ -385,9 +387,11 @@ def _baselines(
     on_progress: OnProgress,
 ) -> dict[int, Trial]:
     """VLLM's default at every M."""
-    jobs = [Job(defaults[m], MoeWorkload(plan.shape, m)) for m in plan.ms]
+    jobs = [Job(defaults[m], MoeWorkload(plan.shape, m)) for m in plan.batch_sizes]
     baselines = {}
-    for m, progress in zip(plan.ms, measure_all(jobs, Phase.BASELINE, measurer, log), strict=True):
+    for m, progress in zip(
+        plan.batch_sizes, measure_all(jobs, Phase.BASELINE, measurer, log), strict=True
+    ):
         baselines[m] = progress.trial
         on_progress(progress)
     return baselines
@@ -418,11 +422,11 @@ def _controlled(
     measurer: KernelTimer,
 ) -> Controlled:
     """Time the default again with every batch of a search; where it works, that is."""
-    keys = {m: MoeWorkload(plan.shape, m).key for m in plan.ms}
+    keys = {m: MoeWorkload(plan.shape, m).key for m in plan.batch_sizes}
     values = {keys[m]: trial.measurement.value for m, trial in baselines.items()}
     return Controlled(
         measurer,
-        {keys[m]: defaults[m] for m in plan.ms},
+        {keys[m]: defaults[m] for m in plan.batch_sizes},
         {key: value for key, value in values.items() if value is not None},
     )
 
@@ -433,7 +437,7 @@ def _proposers(
     """Return a proposer for every M, and by workload where what it tries first comes from."""
     proposers: dict[int, Proposer] = {}
     origins: dict[str, dict[Candidate, str]] = {}
-    for m in plan.ms:
+    for m in plan.batch_sizes:
         workload = MoeWorkload(plan.shape, m)
         ranked = rank(plan, m)
         origins[workload.key] = first_rows(plan, m, defaults[m], ranked)

@@ -47,7 +47,7 @@ def make_plan(request: MoeRequest, visible: str | None) -> Plan:
         device=device,
         model=model,
         shape=shape,
-        ms=request.ladder,
+        batch_sizes=request.ladder,
         space=load_space(request.space, "moe", whole=FIELDS),
         effort=request.effort,
         budget_s=None if request.budget is None else flags.seconds(request.budget, "--budget"),

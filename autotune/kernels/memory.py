@@ -51,11 +51,11 @@ def buffer_bytes(shape: MoeShape, m: int) -> int:
     return rows * (reference + 2 * caches)
 
 
-def process_bytes(shape: MoeShape, device: Device, ms: tuple[int, ...]) -> int:
+def process_bytes(shape: MoeShape, device: Device, batch_sizes: tuple[int, ...]) -> int:
     """Estimate the bytes of one measuring process."""
     weights = weight_bytes(shape)
     copies = copies_of(weights, device.l2_bytes)
-    return PROCESS + copies * weights + max(FACTS, buffer_bytes(shape, max(ms)))
+    return PROCESS + copies * weights + max(FACTS, buffer_bytes(shape, max(batch_sizes)))
 
 
 def measuring_bytes(plan: Plan) -> int:
@@ -63,7 +63,7 @@ def measuring_bytes(plan: Plan) -> int:
 
     On unified memory the one that searches is closed before the one that compares is opened.
     """
-    return len(plan.gpus) * process_bytes(plan.shape, plan.device, plan.ms)
+    return len(plan.gpus) * process_bytes(plan.shape, plan.device, plan.batch_sizes)
 
 
 def memory_of(device: Device, gpus: Sequence[GpuInfo]) -> MemoryReading:

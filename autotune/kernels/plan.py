@@ -34,7 +34,7 @@ class Plan:
     device: Device
     model: str
     shape: MoeShape
-    ms: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
     space: Space
     effort: str
     budget_s: float | None
@@ -97,8 +97,8 @@ class Plan:
     @property
     def steps(self) -> int:
         """Count the trials of the whole job for a progress bar; when measured, about so many."""
-        steps = len(self.ms) * (self.trials_per_m + 1)
-        return steps + len(self.ms) * (FINALISTS + 3) if self.measured else steps
+        steps = len(self.batch_sizes) * (self.trials_per_m + 1)
+        return steps + len(self.batch_sizes) * (FINALISTS + 3) if self.measured else steps
 
     def identity(self) -> dict[str, Any]:
         """Return what the study is about, which must not change between two commands."""

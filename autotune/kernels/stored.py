@@ -11,7 +11,7 @@ from autotune.core import BadInputError, Basis, Candidate, Outcome, Phase, Selec
 from autotune.decide.selection import select_confirmed
 from autotune.decide.stats import Ratio, geometric_mean, paired_ratio
 from autotune.kernels.config_file import look_up
-from autotune.kernels.decide.confirm import comparisons, deciding, held_out, loses
+from autotune.kernels.decide.confirm import comparisons, deciding, loses, midpoints
 from autotune.kernels.first import origin_of
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.predict.choose import select_predicted
@@ -290,7 +290,7 @@ def _between(
 ) -> tuple[tuple[Gap, ...], dict[int, Row]]:
     """Stored comparisons between the keys, and the keys that they add."""
     gaps, pinned = [], {}
-    for m in held_out(list(rows)):
+    for m in midpoints(list(rows)):
         compared = comparisons(own.get(m, ()))
         group = dict(compared[-1]) if compared else {}
         key = look_up({key: key for key in rows}, m)

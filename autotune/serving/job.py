@@ -36,7 +36,7 @@ from autotune.serving.memory.search import search_utilization
 from autotune.serving.memory.utilization import Borders
 from autotune.serving.plan import Plan
 from autotune.serving.recipe import GAMMA, without_schedule
-from autotune.serving.retry import OF_THE_MOMENT, LatestLog
+from autotune.serving.retry import TRANSIENT, ResumableLog
 from autotune.serving.stored import Apart, load_served
 from autotune.store.store import Store
 from autotune.tune import Limits, OnProgress, Progress, Search, TrialLog, measure_all, search_all
@@ -147,7 +147,7 @@ def _steps(run: Run[Plan, Measurer]) -> Result:
         fresh.extend([] if progress.reused else [progress.trial])
         run.on_progress(progress)
 
-    log = LatestLog(run.log, retry_failed=run.plan.retry_failed)
+    log = ResumableLog(run.log, retry_failed=run.plan.retry_failed)
     measurer = _boots_of(run, log)
     plan, borders = search_utilization(run.plan, measurer, log, told)
     deadline = float("inf") if plan.budget_s is None else run.began + plan.budget_s
@@ -181,7 +181,7 @@ def _steps(run: Run[Plan, Measurer]) -> Result:
     )
 
 
-def _boots_of(run: Run[Plan, Measurer], log: LatestLog) -> Measurer:
+def _boots_of(run: Run[Plan, Measurer], log: ResumableLog) -> Measurer:
     """Keep from the measurer what hung this machine before, or ran it short of memory."""
     if run.plan.retry_failed or run.plan.memory.kind is not MemoryKind.UNIFIED:
         return Boots(run.measurer, log)
@@ -337,7 +337,7 @@ def _baseline(plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProg
                 f"vLLM refuses what the server without speculation is given: {measurement.message} "
                 f"(log {measurement.details.get('log')})"
             )
-        again = "; --retry-failed tries again" if measurement.outcome in OF_THE_MOMENT else ""
+        again = "; --retry-failed tries again" if measurement.outcome in TRANSIENT else ""
         raise NoFeasibleCandidateError(
             f"the server without speculation does not work: {measurement.message} "
             f"({measurement.outcome.value}, log {measurement.details.get('log')}){again}"

@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from autotune.core import BadInputError
-from autotune.export.files import at_home
+from autotune.export.files import expand_user
 from autotune.serving.server.secret_flags import hidden, hidden_words
 from autotune.util import flags
 from autotune.util.request import Texts, checked, checked_each, several
@@ -191,7 +191,7 @@ def parse_words(text: str, flag: str) -> list[str]:
         raise BadInputError(f"{flag} {flags.typed(text)}: {error}".rstrip(".")) from None
     if not words:
         raise BadInputError(f"{flag}: is empty")
-    return hidden_words([at_home(word) for word in words])
+    return hidden_words([expand_user(word) for word in words])
 
 
 def parse_variable(text: str, flag: str = "--env") -> tuple[str, str]:
@@ -258,14 +258,14 @@ def check_gpus(text: str, flag: str = "--gpus") -> None:
 
 # Fields of a request that hold such texts.
 
-Home = Annotated[str, AfterValidator(at_home)]
+Home = Annotated[str, AfterValidator(expand_user)]
 """A path or another name; ``~`` is written out, which a shell leaves alone in ``--target=~/m``."""
 Homes = Annotated[
     tuple[str, ...],
     BeforeValidator(several),
-    AfterValidator(lambda texts: tuple(map(at_home, texts))),
+    AfterValidator(lambda texts: tuple(map(expand_user, texts))),
 ]
-Folder = Annotated[Path, AfterValidator(lambda path: Path(at_home(str(path))))]
+Folder = Annotated[Path, AfterValidator(lambda path: Path(expand_user(str(path))))]
 Gammas = Annotated[str, checked(parse_gammas), Field(examples=["0-6", "0,2,4"])]
 Values = Annotated[str, checked(parse_values)]
 Utilization = Annotated[str, checked(check_utilization), Field(examples=["0.8,0.85", "0.4:0.9"])]

@@ -9,11 +9,11 @@ from __future__ import annotations
 from autotune.core import Trial
 from autotune.store import retry
 
-OF_THE_MOMENT = retry.OF_THE_MOMENT
+TRANSIENT = retry.TRANSIENT
 
 
-class LatestLog(retry.LatestLog):
-    """See :class:`autotune.store.retry.LatestLog`."""
+class ResumableLog(retry.ResumableLog):
+    """See :class:`autotune.store.retry.ResumableLog`."""
 
     def failed(self, trial: Trial) -> bool:
         """Whether another try may change it."""

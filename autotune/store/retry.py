@@ -16,7 +16,7 @@ from autotune.core import Candidate, Outcome, Phase, Trial, Workload
 if TYPE_CHECKING:
     from autotune.store.run_log import StoredLog
 
-OF_THE_MOMENT = frozenset(
+TRANSIENT = frozenset(
     {
         Outcome.OUT_OF_MEMORY,
         Outcome.HOST_MEMORY,
@@ -28,7 +28,7 @@ OF_THE_MOMENT = frozenset(
 """Outcomes that another try may change; a wrong result or a bad flag stays what it is."""
 
 
-class LatestLog:
+class ResumableLog:
     """The log of a run; a :class:`autotune.tune.TrialLog`.
 
     Nothing stored is changed or taken away: a retried candidate has both trials, and the latest
@@ -83,7 +83,7 @@ class LatestLog:
 
     def failed(self, trial: Trial) -> bool:
         """Whether another try may change it."""
-        return trial.measurement.outcome in OF_THE_MOMENT
+        return trial.measurement.outcome in TRANSIENT
 
     def _hidden(self, trial: Trial) -> bool:
         ours = (trial.workload_key, trial.phase, trial.sequence) in self._own

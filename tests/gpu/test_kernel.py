@@ -51,9 +51,9 @@ def measurer(
         yield opened
 
 
-def defaults(shape: MoeShape, *ms: int) -> dict[int, Candidate]:
+def defaults(shape: MoeShape, *batch_sizes: int) -> dict[int, Candidate]:
     with CompileProcesses(kernel_info(), 1) as processes:
-        return processes.defaults(shape, ms)
+        return processes.defaults(shape, batch_sizes)
 
 
 def with_group(candidate: Candidate, group: int) -> Candidate:

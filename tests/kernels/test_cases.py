@@ -418,7 +418,7 @@ def test_blocks_that_vllm_refines(width: int, hidden: int, tp: int, block: tuple
     assert shape.config_file_name("NVIDIA_GB10").endswith(wanted)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     width=st.integers(1, 64).map(lambda n: n * 16),
     hidden=st.integers(1, 64).map(lambda n: n * 16),

@@ -29,7 +29,7 @@ from autotune.kernels.decide.confirm import (
     Confirmed,
     check_between,
     confirm,
-    held_out,
+    midpoints,
     select_stored,
     side_by_side,
 )
@@ -140,7 +140,7 @@ def chosen(
 
 
 @pytest.mark.parametrize(
-    ("ms", "expected"),
+    ("batch_sizes", "expected"),
     [
         ((1,), (2,)),
         ((8,), (16,)),
@@ -151,15 +151,15 @@ def chosen(
         ((1, 2, 4, 8, 16, 24, 32), (3, 6, 12, 20, 28, 64)),
     ],
 )
-def test_held_out_of(ms: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    assert held_out(ms) == expected
+def test_held_out_of(batch_sizes: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    assert midpoints(batch_sizes) == expected
 
 
 @given(st.sets(st.integers(1, 5000), min_size=1, max_size=20))
-def test_held_out_are_between_and_one_above(ms: set[int]) -> None:
-    found, ordered = held_out(list(ms)), sorted(ms)
+def test_held_out_are_between_and_one_above(batch_sizes: set[int]) -> None:
+    found, ordered = midpoints(list(batch_sizes)), sorted(batch_sizes)
     assert list(found) == sorted(set(found))
-    assert not ms & set(found), "a key is not held out"
+    assert not batch_sizes & set(found), "a key is not held out"
     assert found[-1] == 2 * ordered[-1]
     for a, b in pairwise(ordered):
         inside = [m for m in found if a < m < b]
@@ -423,7 +423,7 @@ def between(
         on_progress=nothing,
     ).selections
     assert {m: s.winner.candidate for m, s in first.items()} == chosen
-    needed = {*chosen, *held_out(list(chosen))}
+    needed = {*chosen, *midpoints(list(chosen))}
     found = check_between(
         SHAPE,
         first,

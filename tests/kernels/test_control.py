@@ -116,7 +116,7 @@ def test_jobs_that_run_dry_and_come_again_are_answered_in_order() -> None:
     assert told == [120 + n for n in range(24)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from([ONE, TWO]), st.integers(1, 30)), max_size=40),
     st.lists(st.floats(0.7, 1.6), min_size=1, max_size=9),

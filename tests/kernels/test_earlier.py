@@ -20,11 +20,11 @@ from tests.kernels.test_gpu import SHAPE, candidate
 from tests.kernels.test_measured_job import plan
 
 
-def lay(folder: Path, one: Plan, ms: Iterable[int], **provenance: object) -> Path:
+def lay(folder: Path, one: Plan, batch_sizes: Iterable[int], **provenance: object) -> Path:
     """A file with these keys, and what stands beside it."""
     folder.mkdir(exist_ok=True)
     path = folder / one.file_name
-    path.write_bytes(render(dict.fromkeys(ms, candidate()), "3.8.0"))
+    path.write_bytes(render(dict.fromkeys(batch_sizes, candidate()), "3.8.0"))
     if provenance:
         (folder / "provenance.json").write_text(json.dumps(provenance))
     return path
@@ -36,7 +36,7 @@ def later(one: Plan) -> Plan:
 
 
 def test_fewer_keys_are_refused_with_the_cause(tmp_path: Path) -> None:
-    one = plan(ms=(8192,))
+    one = plan(batch_sizes=(8192,))
     path = lay(tmp_path, one, (1, 8, 64), setup=one.setup())
     with pytest.raises(BadInputError) as error:
         check_keys_stay(later(one), {8192}, tmp_path)
@@ -90,7 +90,9 @@ def test_nobody_knows_how_it_was_made(tmp_path: Path, left: str | None) -> None:
         check_keys_stay(one, {8}, tmp_path)
 
 
-def search(store: Store, one: Plan, ms: Iterable[int], between: Iterable[int] = ()) -> None:
+def search(
+    store: Store, one: Plan, batch_sizes: Iterable[int], between: Iterable[int] = ()
+) -> None:
     """Store a search of these keys, and comparisons between them."""
     record = store.search(store.study(one.study, "moe", one.identity()), one.setup())
     run = store.start_run(record, store.environment({"gpus": []}), one.command)
@@ -98,7 +100,7 @@ def search(store: Store, one: Plan, ms: Iterable[int], between: Iterable[int] = 
         Outcome.OK, Basis.MEASURED, 1.0, (1.0,) * 9, details={"compared": "c", "error": 0.004}
     )
     for phases, places in (
-        ((Phase.BASELINE, Phase.SEARCH, Phase.CONFIRM), ms),
+        ((Phase.BASELINE, Phase.SEARCH, Phase.CONFIRM), batch_sizes),
         ((Phase.CONFIRM,), between),
     ):
         for m in places:

@@ -115,7 +115,7 @@ COMPILED = {"registers": 64, "spill_bytes": 0, "shared_bytes": 1024, "mma": "QMM
 
 def tuned(folder: Path, best: Candidate, **changes: Any) -> Result:
     with Store.open(f"sqlite:///{folder}/a.db") as store:
-        made = plan(gpus=(), ms=(8,), **changes)
+        made = plan(gpus=(), batch_sizes=(8,), **changes)
         return run(made, store, Wanted(best), lambda _: None)
 
 

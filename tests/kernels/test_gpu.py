@@ -82,8 +82,8 @@ class NoCompiler(CompileProcesses):
                 seconds=0.5,
             )
 
-    def defaults(self, shape: MoeShape, ms: Sequence[int]) -> dict[int, Candidate]:
-        return {m: candidate(columns=64, stages=4) for m in ms}
+    def defaults(self, shape: MoeShape, batch_sizes: Sequence[int]) -> dict[int, Candidate]:
+        return {m: candidate(columns=64, stages=4) for m in batch_sizes}
 
     def widens_fp8(self, shape: MoeShape, arch: int, cache: object) -> bool:
         return self.widens
@@ -304,7 +304,7 @@ JOB = """
         folder = Path(sys.argv[1])
         with Store.open(f"sqlite:///{folder}/a.db") as store:
             timer = measurer(kernel=sys.argv[2], uuids={0: "GPU-0"}, locks=(folder / "locks",))
-            result = job.run(plan(ms=(1, 64)), store, timer, lambda progress: None)
+            result = job.run(plan(batch_sizes=(1, 64)), store, timer, lambda progress: None)
             page = page_of(store, "fake")
         export.write(result, page, folder)
         print(result.fresh)

@@ -78,7 +78,7 @@ def plan(**changes: Any) -> Plan:
         "device": get_device("h200"),
         "model": "fake",
         "shape": SHAPE,
-        "ms": (1, 8, 64),
+        "batch_sizes": (1, 8, 64),
         "space": load_space("stock", "moe"),
         "effort": "quick",
         "budget_s": None,
@@ -158,7 +158,7 @@ def test_a_second_command_measures_nothing_again(tmp_path: Path) -> None:
 
 def test_keys_of_an_earlier_command_stay(tmp_path: Path) -> None:
     tune(tmp_path)
-    result, _ = tune(tmp_path, ms=(256,))
+    result, _ = tune(tmp_path, batch_sizes=(256,))
     assert set(result.selections) >= {1, 8, 64, 256}
     assert result.measured is not None
     # The file is checked between all its keys, not only those of this command.
@@ -166,7 +166,7 @@ def test_keys_of_an_earlier_command_stay(tmp_path: Path) -> None:
 
 
 def test_counts_what_does_not_compile(tmp_path: Path) -> None:
-    result, _ = tune(tmp_path, effort="exhaustive", ms=(8,))
+    result, _ = tune(tmp_path, effort="exhaustive", batch_sizes=(8,))
     assert result.counts[Outcome.COMPILE_ERROR.value] > 10
 
 
@@ -206,9 +206,9 @@ def test_where_no_batch_size_can_be_confirmed_there_is_no_file(
 ) -> None:
     monkeypatch.setenv(FAILS, "compare")
     with pytest.raises(NoFeasibleCandidateError, match="M=8: vLLM's default fails beside"):
-        tune(tmp_path, ms=(8,))
+        tune(tmp_path, batch_sizes=(8,))
     monkeypatch.delenv(FAILS)
-    result, _ = tune(tmp_path, ms=(8,))
+    result, _ = tune(tmp_path, batch_sizes=(8,))
     assert 8 in result.selections
 
 
@@ -217,14 +217,14 @@ def test_a_gpu_on_which_nothing_runs_is_told_at_once(
 ) -> None:
     monkeypatch.setenv(FAILS, "timing")
     with pytest.raises(MissingEnvironmentError) as error:
-        tune(tmp_path, ms=(1, 8))
+        tune(tmp_path, batch_sizes=(1, 8))
     assert str(error.value) == (
         "vLLM's default fails at every batch size, so nothing can be measured here: the device "
         "was lost"
     )
     assert {t.phase for t in trials(tmp_path)} == {Phase.BASELINE}
     monkeypatch.delenv(FAILS)
-    result, _ = tune(tmp_path, ms=(1, 8))
+    result, _ = tune(tmp_path, batch_sizes=(1, 8))
     assert {1, 8} <= set(result.selections)
 
 
@@ -232,7 +232,7 @@ def test_a_default_that_fails_somewhere_is_tried_by_every_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FAILS, "stages 4 at 8")
-    tune(tmp_path, ms=(8, 64))
+    tune(tmp_path, batch_sizes=(8, 64))
     (first,) = [
         t.measurement.outcome
         for t in trials(tmp_path)
@@ -240,7 +240,7 @@ def test_a_default_that_fails_somewhere_is_tried_by_every_command(
     ]
     assert first is Outcome.RUNTIME_ERROR
     monkeypatch.delenv(FAILS)
-    again, _ = tune(tmp_path, ms=(8, 64))
+    again, _ = tune(tmp_path, batch_sizes=(8, 64))
     assert again.fresh == 1
     (second,) = [t for t in trials(tmp_path) if t.phase is Phase.BASELINE and t.sequence == 1]
     assert second.measurement.outcome is Outcome.OK
@@ -254,17 +254,17 @@ def test_failures_of_the_moment_are_tried_again_on_request(
         return [t.measurement.outcome for t in searched if t.candidate.int("num_stages") == 3]
 
     monkeypatch.setenv(FAILS, "stages 3 at 8")
-    tune(tmp_path, ms=(8,))
+    tune(tmp_path, batch_sizes=(8,))
     failed = len(outcomes())
     assert set(outcomes()) == {Outcome.RUNTIME_ERROR}
     monkeypatch.delenv(FAILS)
-    unasked, _ = tune(tmp_path, ms=(8,))
+    unasked, _ = tune(tmp_path, batch_sizes=(8,))
     assert unasked.fresh == 0
-    asked, _ = tune(tmp_path, ms=(8,), retry_failed=True)
+    asked, _ = tune(tmp_path, batch_sizes=(8,), retry_failed=True)
     assert asked.fresh >= failed
     assert outcomes().count(Outcome.RUNTIME_ERROR) == failed, "nothing stored is changed"
     assert outcomes().count(Outcome.OK) > 0
-    once_more, _ = tune(tmp_path, ms=(8,), retry_failed=True)
+    once_more, _ = tune(tmp_path, batch_sizes=(8,), retry_failed=True)
     assert once_more.fresh == 0
 
 
@@ -273,9 +273,9 @@ def test_failures_of_the_moment_are_tried_again_on_request(
 
 def test_less_effort_later_takes_nothing_away(tmp_path: Path) -> None:
     """The file and its page are of all trials of the batch size."""
-    standard, _ = tune(tmp_path, ms=(8,), effort="standard")
+    standard, _ = tune(tmp_path, batch_sizes=(8,), effort="standard")
     assert {t.measurement.value for t in trials(tmp_path) if t.sequence >= 24}
-    quick, _ = tune(tmp_path, ms=(8,), effort="quick")
+    quick, _ = tune(tmp_path, batch_sizes=(8,), effort="quick")
     assert quick.fresh == 0
     assert {m: s.winner for m, s in quick.selections.items()} == {
         m: s.winner for m, s in standard.selections.items()
@@ -286,14 +286,14 @@ def test_less_effort_later_takes_nothing_away(tmp_path: Path) -> None:
 
 
 def test_every_measurement_names_its_gpu(tmp_path: Path) -> None:
-    tune(tmp_path, ms=(8,))
+    tune(tmp_path, batch_sizes=(8,))
     ok = [t.measurement for t in trials(tmp_path) if t.measurement.outcome is Outcome.OK]
     assert {m.details["gpu"] for m in ok} == {"GPU-0"}
 
 
 @pytest.mark.parametrize("widens", [True, False])
 def test_fp8_multiplied_as_fp16_is_warned_of(tmp_path: Path, widens: bool) -> None:
-    result, _ = tune(tmp_path, ms=(8,), widens=widens)
+    result, _ = tune(tmp_path, batch_sizes=(8,), widens=widens)
     assert result.fp16_fallback is widens
     assert any("fp16 tensor-core" in text for text in warnings(result)) is widens
     assert provenance(result)["measured_on"]["fp16_fallback"] is widens
@@ -326,6 +326,6 @@ def test_what_else_used_the_gpu_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "others_on", lambda gpus: [f"GPU {gpus[0].index} is 37 % busy"])
-    result, _ = tune(tmp_path, ms=(8,))
+    result, _ = tune(tmp_path, batch_sizes=(8,))
     assert result.noticed == ["when measuring began, GPU 0 is 37 % busy: times may be too long"]
     assert provenance(result)["measured_on"]["others"] == ["GPU 0 is 37 % busy"]

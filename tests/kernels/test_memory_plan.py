@@ -40,7 +40,7 @@ def plan(workers: int = 18, measured: bool = True) -> Plan:
         "device": GB10,
         "model": "gemma",
         "shape": SHAPE,
-        "ms": (1, 4096),
+        "batch_sizes": (1, 4096),
         "workers": workers,
         "gpus": (GPU,) if measured else (),
         "notes": (),

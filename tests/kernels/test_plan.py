@@ -109,7 +109,7 @@ def test_a_model_or_sizes(machine: Any) -> None:
 def test_what_is_asked_for_is_in_the_plan(machine: Any) -> None:
     found = made(retry_failed=True, seed=3, study="s", batch_sizes="8", workers=5, budget="9s")
     assert (found.retry_failed, found.seed, found.study) == (True, 3, "s")
-    assert (found.ms, found.workers, found.budget_s) == ((8,), 5, 9.0)
+    assert (found.batch_sizes, found.workers, found.budget_s) == ((8,), 5, 9.0)
     # What failed is no part of what makes trials comparable.
     assert found.setup() == made(seed=3).setup()
 
@@ -128,7 +128,7 @@ def test_a_slower_device_takes_longer(machine: Any) -> None:
 def test_the_estimate_is_near_what_an_h200_took() -> None:
     """85 s and 904 kernels with 15 compile processes (docs/lab/h200.md, its database)."""
     found = replace(made(), device=get_device("h200"), gpus=(gpu(0, "NVIDIA H200"),), workers=15)
-    assert found.ms == STANDARD_LADDER
+    assert found.batch_sizes == STANDARD_LADDER
     assert estimate.seconds(found) == pytest.approx(85, rel=0.25)
     assert estimate.compilations(found) == pytest.approx(904, rel=0.1)
 

@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.core import (
@@ -64,7 +64,6 @@ def test_expected_routing_agrees_with_drawing_experts(m: int, block_m: int) -> N
     assert routing.row_blocks == pytest.approx(blocks, rel=0.03)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 4096), st.integers(1, 4096), st.sampled_from([16, 64, 256]))
 def test_more_tokens_never_need_fewer_experts_or_tiles(a: int, b: int, block_m: int) -> None:
     less, more = (expected_routing(m, 8, 128, 128, block_m) for m in sorted((a, b)))
@@ -123,7 +122,6 @@ def test_warps_of_a_block_cover_its_tile() -> None:
                 assert rows <= block_m // 16
 
 
-@settings(deadline=None)
 @given(st.sampled_from([1, 3, 8, 64, 777, 4096]), st.sampled_from([16, 64, 128]))
 def test_predictions_are_finite_positive_and_name_a_limit(m: int, block_m: int) -> None:
     found = predicted(m, Tile(block_m, 64, 128, 1, 4, 3))

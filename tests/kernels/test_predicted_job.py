@@ -39,8 +39,8 @@ class MadeUp(HoldsNothing):
     def use(self, cache: Cache) -> None:
         """Nothing is compiled."""
 
-    def defaults(self, ms: Sequence[int]) -> dict[int, Candidate]:
-        return {m: candidate(columns=64, stages=4) for m in ms}
+    def defaults(self, batch_sizes: Sequence[int]) -> dict[int, Candidate]:
+        return {m: candidate(columns=64, stages=4) for m in batch_sizes}
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
         for job in jobs:
@@ -59,22 +59,22 @@ def predict(folder: Path, crashes: Iterable[int] = (), **changes: Any) -> Result
 
 
 def test_a_batch_size_at_which_nothing_works_is_left_out(tmp_path: Path) -> None:
-    result = predict(tmp_path, {8}, ms=(1, 8, 64))
+    result = predict(tmp_path, {8}, batch_sizes=(1, 8, 64))
     assert set(result.selections) == {1, 64}
     assert result.failed == {8: "M=8: no candidate works (crash)"}
     assert "M=8" in result.noticed[0]
     with pytest.raises(NoFeasibleCandidateError, match="M=8: no candidate works"):
-        predict(tmp_path / "alone", {8}, ms=(8,))
-    assert predict(tmp_path, ms=(8,)).failed.keys() == {8}, "it was not asked to try again"
-    mended = predict(tmp_path, ms=(8,), retry_failed=True)
+        predict(tmp_path / "alone", {8}, batch_sizes=(8,))
+    assert predict(tmp_path, batch_sizes=(8,)).failed.keys() == {8}, "it was not asked to try again"
+    mended = predict(tmp_path, batch_sizes=(8,), retry_failed=True)
     assert (set(mended.selections), mended.failed) == ({1, 8, 64}, {})
     assert mended.selections[8].incumbent is not None
 
 
 def test_less_effort_later_takes_nothing_away(tmp_path: Path) -> None:
-    best = predict(tmp_path, ms=(8,), effort="standard").selections[8].winner
+    best = predict(tmp_path, batch_sizes=(8,), effort="standard").selections[8].winner
     assert (best.phase, best.sequence) == (Phase.SEARCH, 31)
-    quick = predict(tmp_path, ms=(8,), effort="quick")
+    quick = predict(tmp_path, batch_sizes=(8,), effort="quick")
     assert quick.fresh == 0
     assert quick.selections[8].winner == best
     with Store.open(f"sqlite:///{tmp_path}/a.db") as store:

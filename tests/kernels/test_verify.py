@@ -242,14 +242,14 @@ FILES = JSON | st.dictionaries(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=FILES, name=st.sampled_from([GB10, FILE, "x.json"]))
 def test_whatever_a_file_holds_is_judged(content: Any, name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text(json.dumps(content))
     done = verify(path, Judge())
-    if done.rows and done.shape is not None and done.tuned_for is not None:
-        ladder.judge(done, {}, ladder.predicted(done.shape, done.tuned_for), "PREDICTED")
+    if done.rows and done.shape is not None and done.study_device is not None:
+        ladder.judge(done, {}, ladder.predicted(done.shape, done.study_device), "PREDICTED")
     assert json.dumps(done.as_json())
     assert done.rows or done.worst() == "error"
 
@@ -288,8 +288,8 @@ def test_a_file_with_gaps(write: Write) -> None:
     ]
     done = verify(path, Judge())
     assert done.shape is not None
-    assert done.tuned_for is not None
-    clock = ladder.predicted(done.shape, done.tuned_for)
+    assert done.study_device is not None
+    clock = ladder.predicted(done.shape, done.study_device)
     better = candidate(BLOCK_SIZE_M=64, num_stages=3)
     ladder.judge(done, {4096: better}, clock, "PREDICTED")
     (top,) = [f for f in done.findings if f.keys == (512,)]

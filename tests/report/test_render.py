@@ -94,7 +94,7 @@ def test_the_data_of_a_plot_cannot_end_its_element() -> None:
     assert not set("<>&\u2028") & set(data)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
 def test_any_text_leaves_the_page_as_it_is(text: str) -> None:
     page = Elements(to_html(a_page(text)))

@@ -424,7 +424,7 @@ _PARTS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.one_of(st.binary(max_size=300), st.lists(_PARTS, max_size=30).map("".join)))
 def test_no_log_breaks_the_reader(log: bytes | str) -> None:
     data = log.encode() if isinstance(log, str) else log

@@ -57,12 +57,12 @@ def trial(m: int, phase: Phase, sequence: int, columns: int, us: float | None) -
 
 
 def stored(
-    store: Store, trials: list[Trial], ms: tuple[int, ...], setup: dict[str, Any] = SETUP
+    store: Store, trials: list[Trial], batch_sizes: tuple[int, ...], setup: dict[str, Any] = SETUP
 ) -> SearchRecord:
     study = store.study("p", "moe", {"device": "gb10", "shape": SHAPE.as_json()})
     search = store.search(study, setup)
     run = store.start_run(search, store.environment({"driver": "1"}), "autotune moe --x")
-    for m in ms:
+    for m in batch_sizes:
         workload = MoeWorkload(SHAPE, m)
         own = [t for t in trials if t.workload_key == workload.key]
         store.add_trials(run, store.workload(search, workload).id, own)

@@ -35,9 +35,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=2)),
     max_leaves=4,
 )
-SETTINGS = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SETTINGS = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def args_of(kind: str) -> st.SearchStrategy[dict[str, Any]]:

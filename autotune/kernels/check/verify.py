@@ -81,7 +81,7 @@ class Verified:
         return next((level for level in LEVELS if level in found), None)
 
     @property
-    def tuned_for(self) -> Device | None:
+    def study_device(self) -> Device | None:
         """The device's whole description; None where only its limits are known, or nothing."""
         return self.limits if isinstance(self.limits, Device) else None
 

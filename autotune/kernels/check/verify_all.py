@@ -97,7 +97,7 @@ def _timed(done: Verified, options: Options) -> bool:
     """Whether times are known for its rows."""
     if not done.rows or done.shape is None:
         return False
-    modelled = done.tuned_for is not None and not (done.named and done.named.weight_only)
+    modelled = done.study_device is not None and not (done.named and done.named.weight_only)
     return _landscape_of(done, options) is not None or modelled
 
 
@@ -113,7 +113,7 @@ def _landscape_of(done: Verified, options: Options) -> Landscape | None:
 
 def _names(done: Verified) -> set[str]:
     """What the file's device may be called in a landscape's note."""
-    device = done.tuned_for
+    device = done.study_device
     if device is not None:
         return {device.name, *device.gpu_names}
     return set() if done.named is None else {done.named.device.replace("_", " ")}
@@ -130,8 +130,8 @@ def _ladder(
         landscape = _landscape_of(done, options)
         if landscape is not None:
             clock, basis = ladder.recorded(landscape), landscape.basis.value
-        elif done.tuned_for is not None:
-            clock, basis = ladder.predicted(done.shape, done.tuned_for), "PREDICTED"
+        elif done.study_device is not None:
+            clock, basis = ladder.predicted(done.shape, done.study_device), "PREDICTED"
         if options.landscape is not None and landscape is None:
             done.say("note", "landscape-unused", "--landscape is of another layer or device")
         if kernel is not None and pool is not None:

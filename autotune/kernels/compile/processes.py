@@ -64,9 +64,9 @@ class CompileProcesses:
             keep=keep,
         )
 
-    def defaults(self, shape: MoeShape, ms: Sequence[int]) -> dict[int, Candidate]:
+    def defaults(self, shape: MoeShape, batch_sizes: Sequence[int]) -> dict[int, Candidate]:
         """Ask vLLM for its defaults; see :func:`autotune.kernels.moe.defaults.default_rows`."""
-        return default_rows(self._pool, self._kernel, shape, ms)
+        return default_rows(self._pool, self._kernel, shape, batch_sizes)
 
     def widens_fp8(self, shape: MoeShape, arch: int, cache: Cache | None) -> bool:
         """Tell whether this Triton multiplies fp8 as fp16: one kernel, compiled and read.

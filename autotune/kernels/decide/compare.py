@@ -181,16 +181,18 @@ def device_warnings(first: File, second: File, device: str | None) -> list[str]:
     return said
 
 
-def compared(first: File, second: File, ms: Sequence[int], source: Source) -> Iterator[Row]:
+def compared(
+    first: File, second: File, batch_sizes: Sequence[int], source: Source
+) -> Iterator[Row]:
     """What both files come to at each M.
 
     Args:
         first: the one that is there.
         second: the one that might replace it.
-        ms: batch sizes.
+        batch_sizes: batch sizes.
         source: of the times.
     """
-    chosen = {m: (look_up(first.rows, m), look_up(second.rows, m)) for m in ms}
+    chosen = {m: (look_up(first.rows, m), look_up(second.rows, m)) for m in batch_sizes}
     differing = [(m, a, b) for m, (a, b) in chosen.items() if a != b]
     found = source.pairs(differing)
     for m, (a, b) in chosen.items():

@@ -24,7 +24,7 @@ from autotune.decide.stats import Ratio, paired_ratio
 from autotune.kernels.config_file import look_up
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.plan import FINALISTS
-from autotune.store.retry import OF_THE_MOMENT
+from autotune.store.retry import TRANSIENT
 from autotune.tune import OnProgress, Progress, TrialLog
 
 LEAST_LOSS = 0.01
@@ -32,13 +32,13 @@ LEAST_LOSS = 0.01
 _CONFIRM_SEED, _BETWEEN_SEED = 1_000_000, 2_000_000
 
 
-def held_out(ms: Sequence[int]) -> tuple[int, ...]:
+def midpoints(batch_sizes: Sequence[int]) -> tuple[int, ...]:
     """Batch sizes between the keys, and one above: about where the look-up changes its mind.
 
     For each two neighbours the middle, rounded up; vLLM takes the nearest key, so that there the
     file's row is farthest from where it was tuned.
     """
-    ordered = sorted(ms)
+    ordered = sorted(batch_sizes)
     middles = [(a + b + 1) // 2 for a, b in itertools.pairwise(ordered) if b - a > 1]
     return (*middles, 2 * ordered[-1])
 
@@ -142,7 +142,7 @@ def select_stored(
 
 def _settled(group: Mapping[Candidate, Trial], default: Candidate) -> bool:
     """Whether something works, and the default too unless it fails for good."""
-    if default not in group or group[default].measurement.outcome in OF_THE_MOMENT:
+    if default not in group or group[default].measurement.outcome in TRANSIENT:
         return False
     return any(trial.measurement.outcome is Outcome.OK for trial in group.values())
 
@@ -250,14 +250,14 @@ def check_between(
     Args:
         shape: of the workloads.
         selections: of the keys.
-        defaults: at least for the keys and :func:`held_out` of them.
+        defaults: at least for the keys and :func:`midpoints` of them.
         measurer: measures side by side.
         log: takes the trials.
         seed: of the routings.
         on_progress: told after every trial.
     """
     rows = {m: s.winner.candidate for m, s in selections.items()}
-    chosen = {m: look_up(rows, m) for m in held_out(list(selections))}
+    chosen = {m: look_up(rows, m) for m in midpoints(list(selections))}
     groups = {
         MoeWorkload(shape, m): [defaults[m], row] for m, row in chosen.items() if row != defaults[m]
     }

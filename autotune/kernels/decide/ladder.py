@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from autotune.core import Candidate
 from autotune.kernels.check.verify import Level, Verified
 from autotune.kernels.config_file import FIELDS, look_up
-from autotune.kernels.decide.confirm import LEAST_LOSS, held_out
+from autotune.kernels.decide.confirm import LEAST_LOSS, midpoints
 from autotune.kernels.moe.constraints import CONSTRAINTS
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.predict.cost_model import predict
@@ -49,7 +49,7 @@ def gaps(keys: Sequence[int]) -> list[tuple[int, int]]:
 
 def asked(keys: Sequence[int]) -> list[int]:
     """Where the look-up is judged: about where it changes its mind, and at the standard sizes."""
-    return sorted({*held_out(keys), *(m for m in STANDARD_LADDER if m not in set(keys))})
+    return sorted({*midpoints(keys), *(m for m in STANDARD_LADDER if m not in set(keys))})
 
 
 def losses(

@@ -107,8 +107,8 @@ def check_keys_stay(
     raise BadInputError(f"{path}: would lose M={_listed(lost)}: {cause}; {advice}")
 
 
-def _listed(ms: Collection[int]) -> str:
-    return ",".join(map(str, sorted(ms)))
+def _listed(batch_sizes: Collection[int]) -> str:
+    return ",".join(map(str, sorted(batch_sizes)))
 
 
 def _cause(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:

@@ -239,9 +239,9 @@ class GpuMeasurer:
         """Take a cache of compile results, for the probe of fp8."""
         self._cache = cache
 
-    def defaults(self, ms: Sequence[int]) -> dict[int, Candidate]:
+    def defaults(self, batch_sizes: Sequence[int]) -> dict[int, Candidate]:
         """Return what vLLM would run at each M without a file."""
-        return self._processes.defaults(self._shape, ms)
+        return self._processes.defaults(self._shape, batch_sizes)
 
     @property
     def spent(self) -> Mapping[str, float]:

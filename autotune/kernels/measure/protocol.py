@@ -14,7 +14,7 @@ class KernelMeasurer(Measurer, Protocol):
     def use(self, cache: Cache) -> None:
         """Take a cache of compile results; once it is entered, and only where the cache is."""
 
-    def defaults(self, ms: Sequence[int]) -> dict[int, Candidate]:
+    def defaults(self, batch_sizes: Sequence[int]) -> dict[int, Candidate]:
         """Return what vLLM would run at each M without a file, where this measurer measures.
 
         Raises:

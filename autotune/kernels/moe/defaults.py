@@ -19,7 +19,7 @@ from autotune.measure.pool import TaskStatus, WorkerPool
 class _Question:
     path: Path
     shape: MoeShape
-    ms: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
 
 
 def _answer(question: _Question) -> dict[int, dict[str, int]]:
@@ -34,7 +34,7 @@ def _answer(question: _Question) -> dict[int, dict[str, int]]:
     shape = question.shape
     block = list(shape.block_shape) if shape.block_shape else None
     rows = {}
-    for m in question.ms:
+    for m in question.batch_sizes:
         row = module.get_default_config(
             m, shape.experts, shape.intermediate, shape.hidden, shape.topk, shape.dtype, block
         )
@@ -43,7 +43,7 @@ def _answer(question: _Question) -> dict[int, dict[str, int]]:
 
 
 def default_rows(
-    pool: WorkerPool, kernel: KernelInfo, shape: MoeShape, ms: Sequence[int]
+    pool: WorkerPool, kernel: KernelInfo, shape: MoeShape, batch_sizes: Sequence[int]
 ) -> dict[int, Candidate]:
     """What vLLM uses at each M when no file is found.
 
@@ -52,7 +52,7 @@ def default_rows(
     Raises:
         MissingEnvironmentError: if the installed vLLM cannot be asked.
     """
-    question = _Question(kernel.path, shape, tuple(ms))
+    question = _Question(kernel.path, shape, tuple(batch_sizes))
     result = next(pool.map_ordered(_answer, [question], timeout_s=120))
     if result.status is not TaskStatus.OK or result.value is None:
         raise MissingEnvironmentError(

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.engine.hub import Config, HubUnreachableError, hub_file, text_config
 from autotune.engine.quantization import APART, lacks_quantisation, with_quantisation
-from autotune.export.files import at_home
+from autotune.export.files import expand_user
 from autotune.kernels.moe.layers import ExpertLayers, chosen, expert_layers, type_of
 from autotune.kernels.moe.shape import DTYPES, MoeShape, Scheme
 from autotune.util import edge
@@ -53,7 +53,7 @@ def load_config(ref: str) -> dict[str, Any]:
     if ref in model_names():
         path = data_root() / "search_spaces" / "models" / f"{ref}.yaml"
         return load_yaml(path, _Preset).config
-    path = Path(at_home(ref))
+    path = Path(expand_user(ref))
     try:
         if path.is_dir():
             path /= "config.json"

@@ -149,9 +149,9 @@ class PredictingMeasurer:
         """Take a cache of compile results."""
         self._cache = cache
 
-    def defaults(self, ms: Sequence[int]) -> dict[int, Candidate]:
+    def defaults(self, batch_sizes: Sequence[int]) -> dict[int, Candidate]:
         """Return what vLLM would run at each M without a file."""
-        return self._processes.defaults(self._shape, ms)
+        return self._processes.defaults(self._shape, batch_sizes)
 
     @property
     def basis(self) -> Basis:

@@ -105,7 +105,9 @@ class _Sheet:
             else Ceilings.published(tuned.device, tuned.shape)
         )
         self.runs = [run for run in detail.all_runs if run.search_id == search.id]
-        self.ms = {w.key: int(w.spec["m"]) for w in detail.workloads if w.search_id == search.id}
+        self.batch_sizes = {
+            w.key: int(w.spec["m"]) for w in detail.workloads if w.search_id == search.id
+        }
         self.predicted = tuned.basis is not Basis.MEASURED
         self.routing = Routing.from_setup(tuned.setup)
         self.shares: dict[int, Share] = {
@@ -139,7 +141,7 @@ class _Sheet:
 
     def where(self, trial: Trial) -> str:
         """Such as ``M=64``."""
-        return f"M={self.ms[trial.workload_key]}"
+        return f"M={self.batch_sizes[trial.workload_key]}"
 
     def result(self) -> str:
         """How many rows differ from vLLM's default, and what they gain."""
@@ -317,7 +319,7 @@ class _Sheet:
         found = next(
             d.trial.measurement.details
             for d in self.dated
-            if self.ms[d.trial.workload_key] == row.m
+            if self.batch_sizes[d.trial.workload_key] == row.m
             and d.trial.candidate == row.config
             and d.trial.measurement.value == row.us
         )
@@ -375,7 +377,7 @@ class _Sheet:
             trial = dated.trial
             whole = set(FIELDS) <= trial.candidate.params.keys()
             if trial.phase is Phase.SEARCH and whole and trial.measurement.value is not None:
-                trials.setdefault(self.ms[trial.workload_key], []).append(trial)
+                trials.setdefault(self.batch_sizes[trial.workload_key], []).append(trial)
         if not trials:
             return Section("Landscape", [])
         blocks: list[Block] = [
@@ -397,7 +399,7 @@ class _Sheet:
         """Against trials and against seconds."""
         found = best_so_far(self.dated, self.runs)
         searched = {d.trial.workload_key for d in self.dated if d.trial.phase is Phase.SEARCH}
-        steps = {self.ms[key]: found[key] for key in found if key in searched}
+        steps = {self.batch_sizes[key]: found[key] for key in found if key in searched}
         if not steps:
             return Section("Search history", [])
         return Section(

@@ -19,9 +19,11 @@ APART = 3
 """Factor in operations per byte between two labelled points: nearer ones would overlap."""
 
 
-def _tokens(ms: Sequence[int]) -> Axis:
+def _tokens(batch_sizes: Sequence[int]) -> Axis:
     """M on a logarithmic axis."""
-    powers = [2**k for k in range(24) if min(ms) <= 2**k <= max(ms)] or [min(ms)]
+    powers = [2**k for k in range(24) if min(batch_sizes) <= 2**k <= max(batch_sizes)] or [
+        min(batch_sizes)
+    ]
     step = -(-len(powers) // FEW)
     return Axis("M (tokens)", log=True, ticks=powers[::step])
 

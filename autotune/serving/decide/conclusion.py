@@ -14,7 +14,7 @@ from autotune.serving.forecast.forecast import others
 from autotune.serving.job import Result
 from autotune.serving.recipe import GAMMA, MOE_CONFIG
 from autotune.serving.report.tables import by_concurrency, said_against, setting
-from autotune.serving.retry import OF_THE_MOMENT
+from autotune.serving.retry import TRANSIENT
 from autotune.serving.server.moe_config import DEFAULT
 from autotune.util.finding import Severity
 
@@ -75,7 +75,7 @@ def verdict(result: Result) -> str:
             said += f"; in fresh boots {names} did not win: a tie, or slower"
     else:
         said = _best(result)
-    failed = [t.candidate for t in result.trials if t.measurement.outcome in OF_THE_MOMENT]
+    failed = [t.candidate for t in result.trials if t.measurement.outcome in TRANSIENT]
     if failed:
         names = ", ".join(map(setting, dict.fromkeys(failed)))
         said += f"; NOT measured, because the server failed: {names} (--retry-failed tries again)"

@@ -40,7 +40,7 @@ _GROWING = {
 
 
 class BootLog(Protocol):
-    """The part of the store that knows of boots, such as ``autotune.store.retry.LatestLog``."""
+    """The part of the store that knows of boots, such as ``autotune.store.retry.ResumableLog``."""
 
     def boot(self, workload: Workload, candidate: Candidate) -> AbstractContextManager[None]:
         """Store that a server is about to be started, and after the block that it ended."""

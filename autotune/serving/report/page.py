@@ -15,7 +15,7 @@ from autotune.serving.report import plots
 from autotune.serving.report.figures import described, interval, number, percent, rate
 from autotune.serving.report.tables import setting
 from autotune.serving.report.verdict import Verdict, last_verdict
-from autotune.serving.retry import OF_THE_MOMENT
+from autotune.serving.retry import TRANSIENT
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.stored import Served, folder_of, level_repeats, load_served
 from autotune.space.published import cell
@@ -97,7 +97,7 @@ class _Sheet:
         first = next((t for t in self.served.searched if t.phase is Phase.BASELINE), None)
         if first is not None and first.measurement.outcome is not Outcome.OK:
             outcome = first.measurement.outcome
-            again = "; --retry-failed tries it again" if outcome in OF_THE_MOMENT else ""
+            again = "; --retry-failed tries it again" if outcome in TRANSIENT else ""
             return (
                 f"The server without speculation does not work ({outcome.value}), so nothing was "
                 f"compared{again}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autotune.core import BadInputError, digest
 from autotune.engine.variables import FOLDER
-from autotune.export.files import at_home
+from autotune.export.files import expand_user
 from autotune.machine.environment import exported
 from autotune.util import edge
 
@@ -57,7 +57,7 @@ def digest_of(values: Sequence[str]) -> str:
 
 
 def _from_root(name: str) -> str:
-    return str(Path(at_home(name)).absolute())
+    return str(Path(expand_user(name)).absolute())
 
 
 def _folder(name: str) -> str:

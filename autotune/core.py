@@ -271,12 +271,16 @@ class Measurer(Protocol):
 class Group:
     """A group of candidates is to be measured side by side on one workload.
 
-    ``seed`` is of what is drawn at random for all of them alike, such as routings.
+    ``seed`` is of what is drawn at random for all of them alike, such as routings. The first is
+    what the others are compared with. ``parts`` is what earlier runs had finished of each, by name.
     """
 
     workload: Workload
     candidates: tuple[Candidate, ...]
     seed: int
+    parts: Mapping[Candidate, Mapping[str, Mapping[str, Any]]] = field(
+        default_factory=dict, compare=False
+    )
 
 
 @runtime_checkable
@@ -285,9 +289,10 @@ class SideBySide(Measurer, Protocol):
 
     def compare(
         self, groups: Iterable[Group], *, check: bool
-    ) -> Iterator[dict[Candidate, Measurement]]:
+    ) -> Iterator[dict[Candidate, Measurement] | Part]:
         """Yield the measurements of each group, in the order given; in a group in any order.
 
+        Parts come in between, as in :meth:`Measurer.measure`, from a measurer that knows of them.
         Nothing of a search has run where they are made. Each measurement's details name its
         comparison (``compared``) and the ``seed``; samples of a comparison are paired by their
         place.

@@ -19,12 +19,14 @@ from typing import Any, Protocol, Self
 
 from autotune.core import (
     Candidate,
+    Group,
     Job,
     Measurement,
     Measurer,
     Part,
     Phase,
     Proposer,
+    SideBySide,
     Trial,
     Workload,
 )
@@ -100,6 +102,27 @@ def measured(jobs: Iterable[Job], measurer: Measurer, log: TrialLog) -> Iterator
             else:
                 yield event
     finally:  # at once, if the log fails: what is measured may be a server that runs
+        if isinstance(events, Generator):
+            events.close()
+
+
+def compared(
+    groups: Iterable[Group], measurer: SideBySide, log: TrialLog, *, check: bool
+) -> Iterator[dict[Candidate, Measurement]]:
+    """Yield what was measured side by side of each group; parts as in :func:`measured`."""
+
+    def with_parts(group: Group) -> Group:
+        kept = {c: log.load_parts(group.workload, c) for c in group.candidates}
+        return replace(group, parts=kept)
+
+    events = measurer.compare(map(with_parts, groups), check=check)
+    try:
+        for event in events:
+            if isinstance(event, Part):
+                log.append_part(event.workload, event.candidate, event.name, event.value)
+            else:
+                yield event
+    finally:
         if isinstance(events, Generator):
             events.close()
 

@@ -23,9 +23,10 @@ from autotune.core import (
 from autotune.kind import Run, tune
 from autotune.machine.environment import environment
 from autotune.machine.memory import MemoryKind
-from autotune.serving.decide.confirm import Confirmed, confirm
+from autotune.serving.decide.confirm import Confirmed, Contest
 from autotune.serving.decide.contenders import Contenders
 from autotune.serving.decide.schedule import Schedule, judge, offer
+from autotune.serving.decide.side_by_side import confirm_either_way
 from autotune.serving.forecast.forecast import Forecast, ForecastProposer
 from autotune.serving.measure.boots import Boots, ran_short
 from autotune.serving.measure.load import LoadOptions
@@ -108,7 +109,7 @@ def local_measurer(plan: Plan, logs: Path) -> ServingMeasurer:
         plan: says how.
         logs: the folder for the servers' output.
     """
-    need = partial(boot_bytes, plan.pair, plan.recipe, plan.memory.total)
+    need = partial(boot_bytes, plan.pair, plan.memory)
     return ServingMeasurer(
         plan.launcher,
         plan.recipe.settings,
@@ -242,19 +243,20 @@ def _tuned(
     if not finalists and schedule.candidate is None:
         kept = Selection(scenario.key, baseline, baseline, 1.0, kept_incumbent=True)
         return _Found(searched, contenders, None, kept, schedule)
-    confirmed = confirm(
+    contest = Contest(
         scenario,
         baseline,
         finalists,
-        plan.confirm_rounds,
+        [schedule.candidate] if schedule.candidate is not None else [],
+        plan.min_gain,
+        plan.tasks.tolerance if plan.tasks is not None else None,
+        contenders.instead_of,
         measurer,
         log,
-        min_gain=plan.min_gain,
-        on_progress=on_progress,
-        beside=[schedule.candidate] if schedule.candidate is not None else (),
-        tolerance=plan.tasks.tolerance if plan.tasks is not None else None,
-        instead_of=contenders.instead_of,
+        on_progress,
     )
+    dialled = {t.candidate: t for t in trials} if searched.dialled else {}
+    confirmed = confirm_either_way(plan, contest, dialled)
     if schedule.candidate is not None:
         plain = contenders.reference(without_schedule(schedule.candidate))
         reference = None if plan.recipe.synthetic else plain or baseline

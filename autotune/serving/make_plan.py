@@ -76,6 +76,7 @@ def make_plan(request: SpecRequest) -> Plan:
         launcher=_launcher(request, mounts),
         memory=_memory(request, recipe),
         confirm_rounds=request.confirm_boots,
+        confirm=request.confirm,
         min_gain=flags.fraction(request.min_gain, "--min-gain"),
         budget_s=None if request.budget is None else flags.seconds(request.budget, "--budget"),
         start_timeout_s=flags.seconds(request.start_timeout, "--start-timeout"),

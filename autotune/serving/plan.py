@@ -29,6 +29,8 @@ from autotune.serving.server.server import Launcher
 from autotune.space.space import Space
 from autotune.util.finding import Finding
 
+AUTO, SIDE_BY_SIDE, IN_TURN = CONFIRM = ("auto", "side-by-side", "in-turn")
+"""How the servers of a confirmation run: all at once where the memory holds them, or not."""
 FINALISTS = 2
 """Settings that meet the baseline again in fresh boots; of a Pareto front, its knee and ends."""
 START_ESTIMATE_S = {MemoryKind.CPU: 30.0, MemoryKind.GPU: 160.0, MemoryKind.UNIFIED: 240.0}
@@ -65,6 +67,7 @@ class Plan:
         force: try what the checks before the start refuse.
         findings: what these checks said when the plan was made.
         dial: whether a dial turns gamma, so that one boot measures all of them (``dial/``).
+        confirm: one of :data:`CONFIRM`.
     """
 
     kind: ClassVar[str] = SPEC
@@ -92,6 +95,7 @@ class Plan:
     force: bool = False
     findings: tuple[Finding, ...] = ()
     dial: bool = False
+    confirm: str = AUTO
 
     @property
     def basis(self) -> Basis:

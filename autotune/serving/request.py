@@ -212,6 +212,17 @@ class SpecRequest(Request):
     confirm_boots: Annotated[
         int, flag("Fresh boots of the best to confirm.", panel=DECISION, least=1, most=100)
     ] = 2
+    confirm: Annotated[
+        str,
+        flag(
+            "auto, side-by-side or in-turn.",
+            panel=DECISION,
+            enum=["auto", "side-by-side", "in-turn"],
+            note="Side by side, the servers of the best and of the baseline are up at once and "
+            "loaded in turn, `--confirm-boots` × `--repeats` times each; `auto` does so where the "
+            "memory holds them.",
+        ),
+    ] = "auto"
     quality: Annotated[
         Values | None,
         flag(

@@ -20,6 +20,21 @@ by ``geomean``."""
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Servers are up at once on one device, and the loads take turns.
+
+    Attributes:
+        rivals: a digest of their settings: figures are compared within one such group.
+        rounds: in each of which every server is loaded at every concurrency.
+        kv_bytes: of KV cache that each server is given.
+    """
+
+    rivals: str
+    rounds: int
+    kv_bytes: int
+
+
+@dataclass(frozen=True)
 class SpecScenario:
     """A serving load; a :class:`autotune.core.Workload`.
 
@@ -40,6 +55,7 @@ class SpecScenario:
         slo: limits in ms on 99th percentiles, by name; see ``measure/stopping.py``.
         dial: whether one server serves every gamma, which the dial turns (``dial/``); such values
             are compared among themselves only.
+        beside: of a confirmation whose servers are up at once; None where they are not.
     """
 
     target: str
@@ -57,6 +73,7 @@ class SpecScenario:
     slo: tuple[tuple[str, float], ...] = ()
     tasks: tuple[str, ...] = ()
     dial: bool = False
+    beside: Beside | None = None
 
     @cached_property
     def key(self) -> str:
@@ -75,6 +92,8 @@ class SpecScenario:
         """Such as ``c=1,4,8`` or ``c=1,4,8 round 2``."""
         levels = ",".join(map(str, self.concurrency))
         how = " dial" if self.dial else ""
+        if self.beside is not None:
+            return f"c={levels} side by side"
         return f"c={levels} round {self.round}" if self.round else f"c={levels}{how}"
 
     def as_json(self) -> dict[str, Any]:
@@ -86,6 +105,8 @@ class SpecScenario:
             del values["tasks"]
         if not self.dial:
             del values["dial"]
+        if self.beside is None:
+            del values["beside"]
         return values
 
     @property
@@ -95,7 +116,16 @@ class SpecScenario:
 
     def in_round(self, number: int) -> SpecScenario:
         """The same load in round ``number`` of the confirmation, each server of one gamma."""
-        return replace(self, round=number, dial=False)
+        return replace(self, round=number, dial=False, beside=None)
+
+    def side_by_side(self, beside: Beside) -> SpecScenario:
+        """The same load in a confirmation whose servers, of one gamma each, are up at once."""
+        return replace(self, round=1, dial=False, beside=beside)
+
+    @property
+    def loads(self) -> int:
+        """How often each concurrency is loaded."""
+        return self.repeats if self.beside is None else self.beside.rounds
 
     @property
     def measure(self) -> str:

@@ -12,7 +12,7 @@ from autotune.decide.stats import Ratio, paired_ratio
 from autotune.kind import SPEC
 from autotune.serving.decide.quality import share_of, without_speculation
 from autotune.serving.recipe import GAMMA
-from autotune.serving.scenario import SpecScenario
+from autotune.serving.scenario import Beside, SpecScenario
 from autotune.store.records import DatedTrial, SearchRecord
 from autotune.store.store import Store
 
@@ -39,11 +39,13 @@ class Served:
         search: under which set-up.
         scenario: the load.
         searched: one trial of every setting, the baseline first.
-        confirmed: the trials of fresh boots, by setting and round.
+        confirmed: the trials of fresh boots, by setting and round; those of the last comparison
+            where servers were up side by side.
         dated: every trial of this load, in the order stored.
         others: other loads and searches of the study that have trials.
         rounds: which round a trial's workload is, by the workload's key; 0 is the search.
         environments: in which a run was, by its id.
+        beside: how the servers of :attr:`confirmed` ran; None one after the other.
     """
 
     study: str
@@ -55,6 +57,7 @@ class Served:
     others: int
     rounds: Mapping[str, int]
     environments: Mapping[int, int]
+    beside: Beside | None = None
 
     @property
     def ok(self) -> list[Trial]:
@@ -165,15 +168,32 @@ def load_served(
     else:
         raise BadInputError(f"study {study!r} has measured nothing yet; run `autotune spec` again")
     (search,) = (s for s in detail.searches if s.id == number)
-    rounds = {
-        key: known.round
+    own = {
+        key: known
         for (search_id, key), known in loads.items()
         if search_id == number and known.in_round(0) == load
     }
+    rounds = {key: known.round for key, known in own.items()}
     dated = [d for d in made[number] if d.trial.workload_key in rounds]
-    searched, confirmed = _by_purpose([d.trial for d in dated], rounds)
+    beside, counting = _last_confirmation([d.trial for d in dated], own)
+    searched, confirmed = _by_purpose(counting, rounds)
     places = {run.id: run.environment_id for run in detail.all_runs}
-    return Served(study, search, load, searched, confirmed, dated, len(used) - 1, rounds, places)
+    others = len(used) - 1
+    return Served(study, search, load, searched, confirmed, dated, others, rounds, places, beside)
+
+
+def _last_confirmation(
+    trials: Sequence[Trial], loads: Mapping[str, SpecScenario]
+) -> tuple[Beside | None, list[Trial]]:
+    """How the servers of the last confirmation ran; its trials, and all of the search."""
+    ways = [loads[t.workload_key].beside for t in trials if loads[t.workload_key].round]
+    last = ways[-1] if ways else None
+    kept = [
+        t
+        for t in trials
+        if not loads[t.workload_key].round or loads[t.workload_key].beside == last
+    ]
+    return last, kept
 
 
 def _by_purpose(
@@ -201,6 +221,8 @@ def _scenario(spec: Mapping[str, Any]) -> SpecScenario:
     """The load; the tasks that its first round evaluated too are left out."""
     known = {field.name for field in fields(SpecScenario)} - {"tasks"}
     values = {name: value for name, value in spec.items() if name in known}
+    if isinstance(beside := values.get("beside"), Mapping):
+        values["beside"] = Beside(**beside)
     lists = {"concurrency": tuple(spec["concurrency"]), "slo": tuple(spec.get("slo", {}).items())}
     return SpecScenario(**values | lists)
 

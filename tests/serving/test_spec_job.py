@@ -51,6 +51,7 @@ def make_request(target: Path, prompts: Path | str, **changes: Any) -> SpecReque
         "repeats": 6,
         "waves": 1,
         "confirm_boots": 1,
+        "confirm": "in-turn",
         "vllm": None if changes.get("launcher") == "docker" else FAKE,
         "start_timeout": "60s",
         "request_timeout": "20s",

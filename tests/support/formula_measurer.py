@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -167,7 +167,9 @@ class FormulaMeasurer(ServingMeasurer):
     """Boots formulas; what they are like stands in their environment, as for ``fake_serving``."""
 
     @contextmanager
-    def _booted(self, settings: ServeSettings, log: Path, guard: MemoryGuard) -> Iterator[Wire]:
+    def _launched(
+        self, settings: ServeSettings, log: Path, guard: MemoryGuard
+    ) -> Iterator[Callable[[], Wire]]:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as said:
 
@@ -178,12 +180,18 @@ class FormulaMeasurer(ServingMeasurer):
             given = json.loads(settings.env.get("FAKE_SERVING", "{}"))
             args = ["serve", *serve_args(settings, "127.0.0.1", 1)]
             formula, handle = Formula(given, args, settings.env, say), _Handle(log)
+
+            def ready() -> Wire:
+                try:
+                    formula.boot()
+                except EndError as end:
+                    raise ServerFailedError(classify(log, end.status, served=False)) from None
+                return FormulaWire(_Server(handle, formula), formula)
+
             try:
-                formula.boot()
-            except EndError as end:
-                raise ServerFailedError(classify(log, end.status, served=False)) from None
-            with _Server(handle, formula) as server:
-                yield FormulaWire(server, formula)
+                yield ready
+            finally:
+                handle.stop()
 
 
 def in_memory(plan: Plan, logs: Path) -> FormulaMeasurer:

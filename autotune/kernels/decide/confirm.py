@@ -25,7 +25,7 @@ from autotune.kernels.config_file import look_up
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.plan import FINALISTS
 from autotune.store.retry import TRANSIENT
-from autotune.tune import OnProgress, Progress, TrialLog
+from autotune.tune import OnProgress, Progress, TrialLog, compared
 
 LEAST_LOSS = 0.01
 """A look-up between keys that costs less is not worth a key of its own."""
@@ -171,9 +171,9 @@ def side_by_side(
                 on_progress(Progress(workload, trial, reused=True))
     missing = {w: list(candidates) for w, candidates in groups.items() if w not in found}
     wanted = (Group(workload, tuple(c), seed) for workload, c in missing.items())
-    results = measurer.compare(wanted, check=check)
-    for workload, compared in zip(missing, results, strict=True):
-        trials = _logged(workload, compared, len(stored[workload]), log, on_progress)
+    results = compared(wanted, measurer, log, check=check)
+    for workload, result in zip(missing, results, strict=True):
+        trials = _logged(workload, result, len(stored[workload]), log, on_progress)
         order = missing[workload]
         found[workload] = sorted(trials, key=lambda trial: order.index(trial.candidate))
     return {workload: found[workload] for workload in groups}
@@ -193,13 +193,13 @@ def _whole_comparison(
 
 def _logged(
     workload: MoeWorkload,
-    compared: Mapping[Candidate, Measurement],
+    result: Mapping[Candidate, Measurement],
     start: int,
     log: TrialLog,
     on_progress: OnProgress,
 ) -> list[Trial]:
     trials = []
-    for sequence, (candidate, measurement) in enumerate(compared.items(), start=start):
+    for sequence, (candidate, measurement) in enumerate(result.items(), start=start):
         details = dict(measurement.details)
         # Of its own, so that the trials of a comparison that is made again do not mix.
         details["compared"] = f"{details['compared']}-{start}"

@@ -22,8 +22,23 @@ from autotune.decide.selection import select_confirmed
 from autotune.decide.stats import Ratio, paired_ratio
 from autotune.serving.measure.race import rules_of
 from autotune.serving.measure.tasks import fallen, scores_of
-from autotune.serving.scenario import SpecScenario
+from autotune.serving.scenario import Beside, SpecScenario
 from autotune.tune import OnProgress, TrialLog, measure_all
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the servers of a confirmation ran.
+
+    Attributes:
+        beside: side by side; None one after the other.
+        why: they did not run side by side; empty where they did, or nothing is known.
+        left_out: finalists for which there was no memory, or which the dial showed to be slower.
+    """
+
+    beside: Beside | None = None
+    why: str = ""
+    left_out: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,7 @@ class Confirmed:
         dropped: finalists that left after their first boot, because it failed or a task speaks
             against them; the next best took their place.
         broken: why a boot of the baseline failed, which leaves nothing to compare with; else empty.
+        way: whether the servers were up at once.
     """
 
     selection: Selection
@@ -48,6 +64,7 @@ class Confirmed:
     fell: Mapping[Candidate, Sequence[str]] = field(default_factory=dict)
     dropped: Mapping[Candidate, Trial] = field(default_factory=dict)
     broken: str = ""
+    way: Way = field(default_factory=Way)
 
     @property
     def first_boots(self) -> dict[Candidate, Trial]:
@@ -55,72 +72,107 @@ class Confirmed:
         return {c: trials[0] for c, trials in self.trials.items()} | dict(self.dropped)
 
 
-def confirm(
-    scenario: SpecScenario,
-    baseline: Trial,
-    finalists: Sequence[Candidate],
-    rounds: int,
-    measurer: Measurer,
-    log: TrialLog,
-    *,
-    min_gain: float,
-    on_progress: OnProgress,
-    beside: Sequence[Candidate] = (),
-    tolerance: float | None = None,
-    instead_of: Callable[[Candidate], Candidate | None] = lambda _: None,
-) -> Confirmed:
+@dataclass(frozen=True)
+class Contest:
+    """Who meets the baseline again, who measures it, and what decides.
+
+    Attributes:
+        scenario: the load.
+        baseline: the trial without speculation.
+        finalists: what may be chosen, the best first.
+        beside: compared too, and cannot be chosen.
+        min_gain: least gain over the baseline, as a fraction.
+        tolerance: by which scores of tasks may fall; None evaluates none.
+        instead_of: the next best in place of a finalist that is out.
+        measurer: boots.
+        log: takes what is learnt.
+        on_progress: told after every trial.
+    """
+
+    scenario: SpecScenario
+    baseline: Trial
+    finalists: Sequence[Candidate]
+    beside: Sequence[Candidate]
+    min_gain: float
+    tolerance: float | None
+    instead_of: Callable[[Candidate], Candidate | None]
+    measurer: Measurer
+    log: TrialLog
+    on_progress: OnProgress
+
+    @property
+    def home(self) -> Candidate:
+        """Return what the others are compared with."""
+        return self.baseline.candidate
+
+    def unchanged(self) -> Selection:
+        """Keep the baseline."""
+        return Selection(self.scenario.key, self.baseline, self.baseline, 1.0, kept_incumbent=True)
+
+    def check_scores(self, first: Trial) -> None:
+        """See that tasks could be evaluated without speculation, if they were to be.
+
+        Raises:
+            NoFeasibleCandidateError: they could not.
+        """
+        if self.tolerance is not None and not scores_of(first):
+            why = first.measurement.details.get("tasks", {}).get("error", "no scores")
+            raise NoFeasibleCandidateError(
+                f"--quality: not known without speculation: {why}; --retry-failed tries again"
+            )
+
+    def said_by_tasks(self, first: Trial, trial: Trial) -> list[str]:
+        """Say what tasks have against a setting that works; empty where nothing."""
+        if self.tolerance is None or trial.measurement.outcome is not Outcome.OK:
+            return []
+        return fallen(first, trial, self.tolerance)
+
+
+def confirm(contest: Contest, rounds: int) -> Confirmed:
     """Boot all in turn, ``rounds`` times, every other round backwards; then choose.
 
     Samples are paired by round and repeat, which have the same prompts. A finalist replaces the
     baseline if the 95 % interval of its speed-up lies above 1 and it is ahead in every round: pairs
     of one boot share that boot's luck, which the interval does not know of. What is ``beside`` is
-    booted in the same turns and cannot be chosen. With a ``tolerance`` for the scores of tasks, a
-    finalist of which one falls by more cannot be chosen either. A finalist that is out after the
-    first round is replaced by ``instead_of`` it, as often as there are places.
+    booted in the same turns. A finalist of which the score of a task falls by more than the
+    tolerance cannot be chosen. One that is out after the first round is replaced by ``instead_of``
+    it, as often as there are places.
 
     Raises:
         NoFeasibleCandidateError: tasks could not be evaluated without speculation.
     """
-    home = baseline.candidate
-    boots = _Boots(scenario, home, measurer, log, on_progress)
-    boots.run(1, [home, *finalists, *beside])
-    kept, dropped, fell = list(finalists), dict[Candidate, Trial](), dict[Candidate, list[str]]()
+    home, beside = contest.home, contest.beside
+    boots = _Boots(contest)
+    boots.run(1, [home, *contest.finalists, *beside])
+    kept, dropped = list(contest.finalists), dict[Candidate, Trial]()
+    fell = dict[Candidate, list[str]]()
     if not boots.failure(home):
-        kept, dropped, fell = _keep(boots, home, finalists, beside, tolerance, instead_of)
+        kept, dropped, fell = _keep(boots, contest)
         for number in range(2, rounds + 1):
             turn = [home, *kept, *beside]
             boots.run(number, turn if number % 2 else turn[::-1])
     broken = boots.failure(home)
     if broken:
-        stays = Selection(scenario.key, baseline, baseline, 1.0, kept_incumbent=True)
-        return Confirmed(stays, boots.found, {}, (), fell, dropped, broken)
-    together = {c: _together(scenario, boots.found[c]) for c in (home, *kept)}
-    chosen = _chosen(scenario, together, boots.found, home, min_gain)
-    return replace(chosen, fell=fell, dropped=dropped)
+        return Confirmed(contest.unchanged(), boots.found, {}, (), fell, dropped, broken)
+    together = {c: _together(contest.scenario, boots.found[c]) for c in (home, *kept)}
+    return replace(chosen_of(contest, together, boots.found), fell=fell, dropped=dropped)
 
 
 class _Boots:
     """Fresh boots so far, by candidate, one for each round."""
 
-    def __init__(
-        self,
-        scenario: SpecScenario,
-        home: Candidate,
-        measurer: Measurer,
-        log: TrialLog,
-        on_progress: OnProgress,
-    ) -> None:
-        self._scenario, self._home, self._measurer, self._log = scenario, home, measurer, log
-        self._on_progress = on_progress
+    def __init__(self, contest: Contest) -> None:
+        self._contest = contest
         self.found: dict[Candidate, list[Trial]] = {}
 
     def run(self, number: int, turn: Sequence[Candidate]) -> None:
         """Boot the candidates of a round, in order."""
-        workload = self._scenario.in_round(number)
-        jobs = [Job(c, workload, rules_of(c, workload, self._home)) for c in turn]
-        for progress in measure_all(jobs, Phase.CONFIRM, self._measurer, self._log):
+        contest = self._contest
+        workload = contest.scenario.in_round(number)
+        jobs = [Job(c, workload, rules_of(c, workload, contest.home)) for c in turn]
+        for progress in measure_all(jobs, Phase.CONFIRM, contest.measurer, contest.log):
             self.found.setdefault(progress.trial.candidate, []).append(progress.trial)
-            self._on_progress(progress)
+            contest.on_progress(progress)
 
     def failure(self, candidate: Candidate) -> str:
         """Why a boot of a candidate has no value; empty where all have one."""
@@ -129,39 +181,28 @@ class _Boots:
 
 
 def _keep(
-    boots: _Boots,
-    home: Candidate,
-    finalists: Sequence[Candidate],
-    beside: Sequence[Candidate],
-    tolerance: float | None,
-    instead_of: Callable[[Candidate], Candidate | None],
+    boots: _Boots, contest: Contest
 ) -> tuple[list[Candidate], dict[Candidate, Trial], dict[Candidate, list[str]]]:
     """Who goes on after the first round, who does not, and what tasks say.
 
     Raises:
         NoFeasibleCandidateError: tasks could not be evaluated without speculation.
     """
-    first = boots.found[home][0]
-    if tolerance is not None and not scores_of(first):
-        why = first.measurement.details.get("tasks", {}).get("error", "no scores")
-        raise NoFeasibleCandidateError(
-            f"--quality: not known without speculation: {why}; --retry-failed tries again"
-        )
+    first = boots.found[contest.home][0]
+    contest.check_scores(first)
     fell: dict[Candidate, list[str]] = {}
 
     def is_out(candidate: Candidate) -> bool:
         (trial,) = boots.found[candidate]
-        works = trial.measurement.outcome is Outcome.OK
-        said = fallen(first, trial, tolerance) if tolerance is not None and works else []
-        if said:
+        if said := contest.said_by_tasks(first, trial):
             fell[candidate] = said
-        return not works or bool(said)
+        return trial.measurement.outcome is not Outcome.OK or bool(said)
 
-    for candidate in beside:
+    for candidate in contest.beside:
         is_out(candidate)
     dropped: dict[Candidate, Trial] = {}
     kept: list[Candidate] = []
-    queue = deque(finalists)
+    queue = deque(contest.finalists)
     while queue:
         candidate = queue.popleft()
         if candidate not in boots.found:
@@ -170,30 +211,32 @@ def _keep(
             kept.append(candidate)
             continue
         (dropped[candidate],) = boots.found.pop(candidate)
-        other = instead_of(candidate) if len(dropped) <= len(finalists) else None
+        other = contest.instead_of(candidate) if len(dropped) <= len(contest.finalists) else None
         queue.extend([other] if other is not None else [])
     return kept, dropped, fell
 
 
-def _chosen(
-    scenario: SpecScenario,
+def chosen_of(
+    contest: Contest,
     together: Mapping[Candidate, Trial],
     found: Mapping[Candidate, Sequence[Trial]],
-    baseline: Candidate,
-    min_gain: float,
 ) -> Confirmed:
-    before = together[baseline]
-    stays = not any(t.measurement.details.get("slo_missed") for t in found[baseline])
+    """Choose among settings of which all rounds are there.
+
+    Args:
+        contest: what decides.
+        together: all rounds of each as one trial.
+        found: the rounds.
+    """
+    home, scenario = contest.home, contest.scenario
+    before = together[home]
+    stays = not any(t.measurement.details.get("slo_missed") for t in found[home])
     ok = {c: t for c, t in together.items() if t.measurement.outcome is Outcome.OK}
-    ahead = [
-        t
-        for c, t in ok.items()
-        if c != baseline and (not stays or _always_ahead(found, c, baseline))
-    ]
-    selection = select_confirmed(scenario, before if stays else None, ahead, min_gain)
-    ratios = {c: _ratio(before, t) for c, t in ok.items() if c != baseline}
+    ahead = [t for c, t in ok.items() if c != home and (not stays or _always_ahead(found, c, home))]
+    selection = select_confirmed(scenario, before if stays else None, ahead, contest.min_gain)
+    ratios = {c: _ratio(before, t) for c, t in ok.items() if c != home}
     winner = selection.winner
-    rivals = [t for c, t in ok.items() if c not in {winner.candidate, baseline}]
+    rivals = [t for c, t in ok.items() if c not in {winner.candidate, home}]
     beaten = [t.candidate for t in rivals if _ratio(t, winner).low > 1]
     ties = tuple(t.candidate for t in rivals if t.candidate not in beaten)
     return Confirmed(selection, found, ratios, ties)

@@ -7,12 +7,13 @@ and never ended; then neither it nor anything as large is started again until th
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Protocol
 
 from autotune.core import (
     Basis,
     Candidate,
+    Group,
     HoldsNothing,
     Job,
     Measurement,
@@ -20,6 +21,7 @@ from autotune.core import (
     Outcome,
     Part,
     Scalar,
+    SideBySide,
     Workload,
 )
 from autotune.serving.dial.columns import columns, largest
@@ -57,7 +59,9 @@ def ran_short(trials: Iterable[DatedTrial]) -> dict[Candidate, str]:
 
 
 def _booted(dated: DatedTrial) -> bool:
-    return bool(dated.trial.measurement.details.get("boots"))
+    """Alone: what several servers ran short of together, none of them did by itself."""
+    details = dated.trial.measurement.details
+    return bool(details.get("boots")) and "compared" not in details
 
 
 def is_as_large(candidate: Candidate, other: Candidate) -> bool:
@@ -121,6 +125,25 @@ class Boots(HoldsNothing):
                 continue
             with self._log.boot(started.workload, started.candidate):
                 yield from self._measured(group, started)
+
+    def compare(
+        self, groups: Iterable[Group], *, check: bool
+    ) -> Iterator[dict[Candidate, Measurement] | Part]:
+        """All of a group at once; see :class:`autotune.core.SideBySide`.
+
+        A fall of several servers together tells of none of them that it is too large.
+        """
+        if not isinstance(self._measurer, SideBySide):
+            raise TypeError(f"{self._measurer} compares nothing")
+        for group in groups:
+            kept = next(filter(None, map(self._kept_from, group.candidates)), None)
+            if kept is not None:
+                yield dict.fromkeys(group.candidates, kept)
+                continue
+            with ExitStack() as stack:
+                for candidate in group.candidates:
+                    stack.enter_context(self._log.boot(group.workload, candidate))
+                yield from self._measurer.compare([group], check=check)
 
     def _measured(self, group: Sequence[Job], started: Job) -> Iterator[Measurement | Part]:
         events = self._measurer.measure(group)

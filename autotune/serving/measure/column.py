@@ -6,7 +6,7 @@ that a device that slows down slows all of them. A gamma leaves when it can win 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -37,17 +37,74 @@ from autotune.serving.scenario import SpecScenario
 
 
 @dataclass
-class _Cell:
-    """One gamma: its job, what it said, and the repeats so far."""
+class Cell:
+    """What one job is measured by: the wire, what was said, and the repeats so far."""
 
     job: Job
+    wire: Wire
+    base: Load
     outputs: list[str] = field(default_factory=list)
     levels: dict[int, Level] = field(default_factory=dict)
     stopped: UnservedError | None = None
 
+    @classmethod
+    def of(cls, job: Job, wire: Wire, options: LoadOptions) -> Cell:
+        """Make one of which nothing is measured yet."""
+        scenario = cast("SpecScenario", job.workload)
+        levels = {c: Level(c) for c in scenario.concurrency}
+        return cls(job, wire, base_load(wire, scenario, options), levels=levels)
+
+    @property
+    def scenario(self) -> SpecScenario:
+        """Return the load."""
+        return cast("SpecScenario", self.job.workload)
+
     @property
     def gamma(self) -> int:
+        """Return the drafted tokens."""
         return self.job.candidate.int(GAMMA)
+
+    def load(self, concurrency: int) -> Load:
+        """Return the load of one repeat."""
+        requests = self.scenario.waves * concurrency
+        return replace(self.base, concurrency=concurrency, requests=requests)
+
+    def ask(self) -> None:
+        """Take the outputs to compare."""
+        self.outputs = outputs_of(self.wire, self.base)
+
+    def warm(self, numbers: Iterable[int]) -> None:
+        """Warm up at every concurrency of which one of these repeats is still to be made."""
+        for c in self.levels:
+            if any(kept(self.job, c, number) is None for number in numbers):
+                warm_up(self.wire, self.load(c), f"warm-{self.gamma}")
+
+    def repeat(self, concurrency: int, number: int) -> Generator[Part, None, None]:
+        """Measure a repeat, unless the job brings it.
+
+        Raises:
+            UnservedError: it fails, or the rest is not worth its time.
+            DialUnfitError: a dialled server drafts other than the dial says.
+        """
+        level, repeat = self.levels[concurrency], kept(self.job, concurrency, number)
+        level.reused += repeat is not None
+        if repeat is None:
+            earlier = self.wire.metrics()
+            salt = f"{self.gamma}-{concurrency}-{number}"
+            result = timed(self.wire, self.load(concurrency), number, salt)
+            repeat = Repeat.of(result, since(earlier, self.wire.metrics()))
+            if self.scenario.dial and repeat.drafts is not None:
+                repeat = replace(repeat, drafts=_own(repeat.drafts, self.gamma))
+            yield part(self.job, concurrency, number, repeat)
+        level.repeats.append(repeat)
+        check(self.scenario, self.levels, level, self.job.rules or Rules())
+
+    def result(self) -> Served | UnservedError:
+        """Put together what was measured, or why it was stopped."""
+        if self.stopped is not None:
+            self.stopped.details |= partial(self.levels, self.outputs)
+            return self.stopped
+        return served(self.wire, self.scenario, self.levels, self.outputs)
 
 
 def measure_column(
@@ -71,56 +128,26 @@ def measure_column(
         UnservedError: the server died, hung or refuses requests: nothing more of any gamma.
         DialUnfitError: the server does not draft what the dial says.
     """
-    scenario = cast("SpecScenario", jobs[0].workload)
-    base = base_load(wire, scenario, options)
-    cells = [_Cell(job, levels={c: Level(c) for c in scenario.concurrency}) for job in jobs]
+    cells = [Cell.of(job, wire, options) for job in jobs]
+    scenario = cells[0].scenario
     for cell in cells:
         dial.turn(cell.gamma)
-        cell.outputs = outputs_of(wire, base)
-        _warm(wire, base, cell, scenario)
+        cell.ask()
+        cell.warm(range(scenario.repeats))
     for number in range(scenario.repeats):
         for cell in cells if number % 2 == 0 else cells[::-1]:
             if cell.stopped is not None:
                 continue
             dial.turn(cell.gamma)
             try:
-                yield from _round(wire, base, cell, number)
+                for c in cell.levels:
+                    yield from cell.repeat(c, number)
             except UnservedError as error:
                 if error.outcome not in {Outcome.CANNOT_WIN, Outcome.SLO_MISSED}:
                     raise
                 cell.stopped = error
         _leave(scenario, cells)
-    return [_result(wire, scenario, cell) for cell in cells]
-
-
-def _load(base: Load, scenario: SpecScenario, concurrency: int) -> Load:
-    return replace(base, concurrency=concurrency, requests=scenario.waves * concurrency)
-
-
-def _warm(wire: Wire, base: Load, cell: _Cell, scenario: SpecScenario) -> None:
-    """Each concurrency of which a repeat is still to be made."""
-    for c in scenario.concurrency:
-        if any(kept(cell.job, c, number) is None for number in range(scenario.repeats)):
-            warm_up(wire, _load(base, scenario, c), f"warm-{cell.gamma}")
-
-
-def _round(wire: Wire, base: Load, cell: _Cell, number: int) -> Generator[Part, None, None]:
-    """One repeat at every concurrency, less those that the job brings."""
-    scenario = cast("SpecScenario", cell.job.workload)
-    for c, level in cell.levels.items():
-        repeat = kept(cell.job, c, number)
-        level.reused += repeat is not None
-        if repeat is None:
-            earlier = wire.metrics()
-            load = _load(base, scenario, c)
-            result = timed(wire, load, number, f"{cell.gamma}-{c}-{number}")
-            counted = since(earlier, wire.metrics())
-            repeat = Repeat.of(result, counted)
-            drafts = None if repeat.drafts is None else _own(repeat.drafts, cell.gamma)
-            repeat = replace(repeat, drafts=drafts)
-            yield part(cell.job, c, number, repeat)
-        level.repeats.append(repeat)
-        check(scenario, cell.levels, level, cell.job.rules or Rules())
+    return [cell.result() for cell in cells]
 
 
 def _own(drafts: DraftCounters, gamma: int) -> DraftCounters | None:
@@ -135,7 +162,7 @@ def _own(drafts: DraftCounters, gamma: int) -> DraftCounters | None:
     return replace(drafts, accepted_by_position=drafts.accepted_by_position[:gamma])
 
 
-def _leave(scenario: SpecScenario, cells: Sequence[_Cell]) -> None:
+def _leave(scenario: SpecScenario, cells: Sequence[Cell]) -> None:
     """Stop what can win nowhere any more; the ends stay, from which the rest is forecast."""
     going = [cell for cell in cells if cell.stopped is None]
     rounds = min(
@@ -155,16 +182,9 @@ def _leave(scenario: SpecScenario, cells: Sequence[_Cell]) -> None:
             cell.stopped = error
 
 
-def _bar(scenario: SpecScenario, cells: Sequence[_Cell]) -> Bar:
+def _bar(scenario: SpecScenario, cells: Sequence[Cell]) -> Bar:
     rates: list[Mapping[int, float]] = [
         {c: float(level.as_json()["tok_s"]) for c, level in cell.levels.items()} for cell in cells
     ]
     best = {c: max(one[c] for one in rates) for c in scenario.concurrency}
     return Bar(min(scenario.microseconds(one) for one in rates), best)
-
-
-def _result(wire: Wire, scenario: SpecScenario, cell: _Cell) -> Served | UnservedError:
-    if cell.stopped is not None:
-        cell.stopped.details |= partial(cell.levels, cell.outputs)
-        return cell.stopped
-    return served(wire, scenario, cell.levels, cell.outputs)

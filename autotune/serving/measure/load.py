@@ -292,7 +292,7 @@ def check(scenario: SpecScenario, levels: Mapping[int, Level], level: Level, rul
     if len(level.repeats) == 1:
         _check_accepted(level)
     records = [record for result in level.results for record in result.records]
-    planned = scenario.repeats * scenario.waves * level.concurrency
+    planned = scenario.loads * scenario.waves * level.concurrency
     missed = slo_missed(rules.slo, records, planned)
     if missed is not None:
         level.missed = f"{missed} at concurrency {level.concurrency}"

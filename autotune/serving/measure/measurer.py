@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ from typing import Any, cast
 from autotune.core import (
     Basis,
     Candidate,
+    Group,
     HoldsNothing,
     Job,
     Measurement,
@@ -24,15 +25,18 @@ from autotune.machine.resident import shortage
 from autotune.serving.dial.columns import columns, is_dialled, largest
 from autotune.serving.dial.dial import Dial
 from autotune.serving.dial.trust import DialUnfitError, check_log
-from autotune.serving.measure.column import measure_column
+from autotune.serving.measure.beside import NOTHING_BESIDE, measure_beside
+from autotune.serving.measure.column import Cell, measure_column
 from autotune.serving.measure.load import LoadOptions, Served, UnservedError, measure_server
+from autotune.serving.measure.stopping import Rules
 from autotune.serving.measure.tasks import Tasks, evaluate
 from autotune.serving.measure.wire import Wire
 from autotune.serving.memory.sustain import FullLoad, measure_sustained
+from autotune.serving.memory.together import alongside
 from autotune.serving.recipe import GAMMA
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.moe_log import moe_files
-from autotune.serving.server.server import Launcher, ServerFailedError, ServeSettings, start
+from autotune.serving.server.server import Launched, Launcher, ServerFailedError, ServeSettings
 
 START_TIMEOUT_S = 1800.0
 """A start with compilation and CUDA graphs of a large model took 165 s on an H200; loading weights
@@ -40,7 +44,7 @@ from a slow disk takes longer."""
 
 
 class ServingMeasurer(HoldsNothing):
-    """Boots a server for every candidate; implements :class:`autotune.core.Measurer`.
+    """Boots a server for every candidate; implements :class:`autotune.core.SideBySide`.
 
     ``value`` and ``samples`` are µs per output token by the scenario's objective: of the median
     rates over the repeats, and of every repeat. A server that fails is an outcome with the telling
@@ -58,7 +62,7 @@ class ServingMeasurer(HoldsNothing):
         start_timeout_s: float = START_TIMEOUT_S,
         tasks: Tasks | None = None,
         unified: bool = False,
-        need_of: Callable[[Candidate], int] | None = None,
+        need_of: Callable[[ServeSettings], int] | None = None,
     ) -> None:
         """Make a measurer.
 
@@ -71,8 +75,8 @@ class ServingMeasurer(HoldsNothing):
             start_timeout_s: wall seconds that a start may take.
             tasks: what lm-eval evaluates where the scenario asks for it.
             unified: whether the GPU allocates from the host's memory, which is then guarded.
-            need_of: bytes of that memory which a candidate's server will take; None starts it
-                however little there is.
+            need_of: bytes of that memory which a server will take; None starts it however little
+                there is.
         """
         self._unified, self._need_of = unified, need_of
         self._tasks = tasks
@@ -97,22 +101,36 @@ class ServingMeasurer(HoldsNothing):
                 yield (yield from self._measured(group[0]))
 
     @contextmanager
+    def _launched(
+        self, settings: ServeSettings, log: Path, guard: MemoryGuard
+    ) -> Iterator[Callable[[], Wire]]:
+        """Launch a server, and stop it in the end; what is given waits until it serves.
+
+        Raises:
+            ServerFailedError: of the wait, where it does not serve.
+        """
+        with Launched(self._launcher, settings, log, self._start_timeout_s, guard) as launched:
+            yield lambda: Wire(launched.wait())
+
+    @contextmanager
     def _booted(self, settings: ServeSettings, log: Path, guard: MemoryGuard) -> Iterator[Wire]:
         """Start a server, and stop it in the end.
 
         Raises:
             ServerFailedError: it does not serve.
         """
-        with start(self._launcher, settings, log, self._start_timeout_s, guard) as server:
-            yield Wire(server)
+        with self._launched(settings, log, guard) as ready:
+            yield ready()
 
-    def _wait_for_room(self, candidate: Candidate, guard: MemoryGuard) -> None:
-        """Wait until a candidate's server has room.
+    def _wait_for_room(self, servers: Iterable[ServeSettings], guard: MemoryGuard) -> None:
+        """Wait until all of these servers have room together.
 
         Raises:
-            MissingEnvironmentError: it has none.
+            MissingEnvironmentError: they have none.
         """
-        need = self._need_of(candidate) if self._unified and self._need_of else -RESERVE
+        need = -RESERVE
+        if self._unified and self._need_of:
+            need = sum(map(self._need_of, servers))
         if not guard.has_room(need):
             said = shortage("the next server", need, guard.available())
             raise MissingEnvironmentError(
@@ -132,7 +150,7 @@ class ServingMeasurer(HoldsNothing):
     def _measured_column(self, jobs: list[Job]) -> Generator[Part, None, list[Measurement]]:
         """Every gamma of one server; what ends the server is the outcome of all."""
         with guarded(self._unified) as guard:
-            self._wait_for_room(largest(jobs).candidate, guard)
+            self._wait_for_room([self._settings_of(largest(jobs).candidate)], guard)
             found = yield from self._column_under(jobs, guard)
         least = {} if guard.lowest is None else {"available_least": guard.lowest}
         return [replace(one, details={**one.details, **least}) for one in found]
@@ -158,8 +176,7 @@ class ServingMeasurer(HoldsNothing):
                         raise UnservedError(Outcome.HOST_MEMORY, str(wire.server.fall))
                     details |= moe_files(wire.server.log)
         except ServerFailedError as error:
-            failed = {"failure": error.failure.kind.value}
-            found = [UnservedError(error.failure.outcome, error.failure.line, failed)] * len(jobs)
+            found = [_unserved(error)] * len(jobs)
         except UnservedError as error:
             found = [error] * len(jobs)
         except DialUnfitError as error:
@@ -171,6 +188,61 @@ class ServingMeasurer(HoldsNothing):
             self._as_measurement(one, {"boots": booted, **details}, seconds)
             for booted, one in zip(boots, found, strict=True)
         ]
+
+    def compare(
+        self,
+        groups: Iterable[Group],
+        *,
+        check: bool,  # noqa: ARG002 - outputs are taken in any case
+    ) -> Iterator[dict[Candidate, Measurement] | Part]:
+        """The servers of a group are up at once; see :class:`autotune.core.SideBySide`."""
+        for group in groups:
+            with guarded(self._unified) as guard:
+                found = yield from self._compared(group, guard)
+            least = {} if guard.lowest is None else {"available_least": guard.lowest}
+            yield {c: replace(one, details={**one.details, **least}) for c, one in found.items()}
+
+    def _compared(
+        self, group: Group, guard: MemoryGuard
+    ) -> Generator[Part, None, dict[Candidate, Measurement]]:
+        began, scenario = time.monotonic(), cast("SpecScenario", group.workload)
+        room = 0 if scenario.beside is None else scenario.beside.kv_bytes
+        settings = {c: alongside(self._settings_of(c), room) for c in group.candidates}
+        self._wait_for_room(settings.values(), guard)
+        found: dict[Candidate, Served | UnservedError] = {}
+        named = {"compared": scenario.key, "seed": group.seed, "boots": 1}
+        logs = {c: self._logs / f"{c.key}-{scenario.key}.log" for c in settings}
+        details: dict[Candidate, dict[str, Any]] = {
+            c: {**named, "log": str(log)} for c, log in logs.items()
+        }
+        with ExitStack() as stack:
+            ready = {
+                c: stack.enter_context(self._launched(one, logs[c], guard))
+                for c, one in settings.items()
+            }
+            wires = _served_of(ready, found)
+            cells = [Cell.of(_rival(group, c), wire, self._options) for c, wire in wires.items()]
+            if len(wires) == len(ready) or _goes_on(group, found):
+                results = yield from measure_beside(cells)
+                for cell, result in zip(cells, results, strict=True):
+                    candidate, server = cell.job.candidate, cell.wire.server
+                    found[candidate] = self._evaluated(cell, result)
+                    details[candidate] |= {"start_s": server.start_seconds, **moe_files(server.log)}
+        unmeasured = UnservedError(Outcome.RUNTIME_ERROR, NOTHING_BESIDE)
+        seconds = (time.monotonic() - began) / len(settings)
+        return {
+            c: self._as_measurement(found.get(c, unmeasured), details[c], seconds) for c in settings
+        }
+
+    def _evaluated(self, cell: Cell, found: Served | UnservedError) -> Served | UnservedError:
+        """Add what tasks say of it, where the scenario asks for them."""
+        server, scenario = cell.wire.server, cell.scenario
+        if server.fall is not None:
+            return UnservedError(Outcome.HOST_MEMORY, str(server.fall))
+        if isinstance(found, Served) and scenario.evaluates and self._tasks is not None:
+            out = self._logs / f"{cell.job.candidate.key}-{scenario.key}-tasks"
+            found.details["tasks"] = evaluate(server, self._tasks, chat=scenario.chat, out=out)
+        return found
 
     def _as_measurement(
         self, found: Served | UnservedError, details: dict[str, Any], seconds: float
@@ -194,7 +266,7 @@ class ServingMeasurer(HoldsNothing):
 
     def _measured(self, job: Job) -> Generator[Part, None, Measurement]:
         with guarded(self._unified) as guard:
-            self._wait_for_room(job.candidate, guard)
+            self._wait_for_room([self._settings_of(job.candidate)], guard)
             found = yield from self._measured_under(job, guard)
         if guard.lowest is None:
             return found
@@ -214,8 +286,45 @@ class ServingMeasurer(HoldsNothing):
                     raise UnservedError(Outcome.HOST_MEMORY, str(wire.server.fall))
                 details |= moe_files(wire.server.log)
         except ServerFailedError as error:
-            failed = {"failure": error.failure.kind.value}
-            found = UnservedError(error.failure.outcome, error.failure.line, failed)
+            found = _unserved(error)
         except UnservedError as error:
             found = error
         return self._as_measurement(found, details, time.monotonic() - began)
+
+
+def _rival(group: Group, candidate: Candidate) -> Job:
+    """One of a group as a job; what the others are compared with goes on if it misses an SLO."""
+    scenario = cast("SpecScenario", group.workload)
+    rules = Rules(dict(scenario.slo), to_the_end=candidate == group.candidates[0])
+    return Job(candidate, scenario, rules, group.parts.get(candidate, {}))
+
+
+def _served_of(
+    ready: Mapping[Candidate, Callable[[], Wire]], failed: dict[Candidate, Served | UnservedError]
+) -> dict[Candidate, Wire]:
+    """Wait for every server; those that do not serve are noted in ``failed``."""
+    found = {}
+    for candidate, wait in ready.items():
+        try:
+            found[candidate] = wait()
+        except ServerFailedError as error:
+            failed[candidate] = _unserved(error)
+    return found
+
+
+def _unserved(error: ServerFailedError) -> UnservedError:
+    said = {"failure": error.failure.kind.value}
+    return UnservedError(error.failure.outcome, error.failure.line, said)
+
+
+def _goes_on(group: Group, failed: Mapping[Candidate, Served | UnservedError]) -> bool:
+    """Whether the rest is worth measuring, where some did not start.
+
+    Not without what it is compared with, and not where the device is too small for all: then they
+    are measured one after the other.
+    """
+    memory = {Outcome.OUT_OF_MEMORY, Outcome.HOST_MEMORY}
+    short = any(isinstance(one, UnservedError) and one.outcome in memory for one in failed.values())
+    return (
+        not short and group.candidates[0] not in failed and len(failed) < len(group.candidates) - 1
+    )

@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from autotune.core import BadInputError, Candidate
+from autotune.core import BadInputError
 from autotune.engine.arguments import argument_value, is_given, whole_value
 from autotune.machine.memory import MemoryKind, MemoryReading
-from autotune.serving.memory.model import ENGINE, USUAL_SHARE, Serving, check_memory, memory_need
+from autotune.serving.memory.model import (
+    CPU_ENGINE,
+    ENGINE,
+    USUAL_SHARE,
+    Serving,
+    check_memory,
+    memory_need,
+)
 from autotune.serving.memory.weights import weight_bytes
 from autotune.serving.pair.pairing import Pair
-from autotune.serving.recipe import KV_DTYPE, UTILIZATION, Recipe, flag_of
+from autotune.serving.recipe import KV_DTYPE, UTILIZATION, flag_of
 from autotune.serving.server.server import ServeSettings
 from autotune.util.finding import Finding, warn
 
@@ -55,7 +62,7 @@ def check_fit(
     if served is None:
         return []
     loaded = pair if settings.speculative is not None else replace(pair, drafter=None)
-    serving = _serving(settings, served, concurrency, memory.kind)
+    serving = serving_of(settings, served, concurrency, memory.kind)
     found = check_memory(memory_need(loaded, serving), memory, serving)
     unsure = [flag for flag in _NUMBERS if is_given(args, flag) and whole_value(args, flag) is None]
     lessening = [f for f in _LESSENING if f not in _PARTLY or memory.kind is not MemoryKind.UNIFIED]
@@ -63,29 +70,29 @@ def check_fit(
     return [_softened(f, unsure) if f.refuses and unsure else f for f in found]
 
 
-def boot_bytes(pair: Pair, recipe: Recipe, total: int, candidate: Candidate) -> int:
-    """Estimate the bytes that a server takes of unified memory.
+def boot_bytes(pair: Pair, memory: MemoryReading, settings: ServeSettings) -> int:
+    """Estimate the bytes that a server takes of the first device's memory, or of the host's.
 
     Its share of all; or, where ``--kv-cache-memory-bytes`` is given, that with the weights and what
     an engine was seen to take beside both.
 
     Args:
-        pair: the models; the drafter counts where the setting speculates.
-        recipe: what all servers share.
-        total: bytes of the memory.
-        candidate: the setting.
+        pair: the models; the drafter counts where the settings speculate.
+        memory: of which kind, and how much there is.
+        settings: of the server.
 
     Raises:
         BadInputError: a size in a configuration, or a flag, that cannot be.
     """
-    settings = recipe.settings(candidate)
     fixed = whole_value(settings.extra_args, "--kv-cache-memory-bytes")
     if fixed is None:
-        return math.ceil(total * _utilization(settings, USUAL_SHARE))
+        return math.ceil(memory.total * _utilization(settings, USUAL_SHARE))
     weights = weight_bytes(pair.target)
     if settings.speculative is not None and pair.drafter is not None:
         weights += weight_bytes(pair.drafter)
-    return weights + fixed + ENGINE
+    if memory.kind is MemoryKind.GPU:
+        weights //= serving_of(settings, 1, 1, memory.kind).shards
+    return weights + fixed + (CPU_ENGINE if memory.kind is MemoryKind.CPU else ENGINE)
 
 
 def _softened(finding: Finding, unsure: list[str]) -> Finding:
@@ -96,7 +103,12 @@ def _softened(finding: Finding, unsure: list[str]) -> Finding:
     return warn(finding.code, message)
 
 
-def _serving(settings: ServeSettings, served: int, concurrency: int, kind: MemoryKind) -> Serving:
+def serving_of(settings: ServeSettings, served: int, concurrency: int, kind: MemoryKind) -> Serving:
+    """What the flags say of the memory of a server of ``served`` tokens.
+
+    Raises:
+        BadInputError: a flag that cannot be.
+    """
     args, usual = settings.extra_args, Serving(served)
     dtype = settings.kv_cache_dtype or argument_value(args, flag_of(KV_DTYPE))
     shards = [whole_value(args, f"--{way}-parallel-size") or 1 for way in ("tensor", "pipeline")]

@@ -41,6 +41,8 @@ FIXED_SHARE = 0.5
 """Of unified memory, where none is asked for and the KV cache has a size of its own."""
 ENGINE = int(5.6 * 2**30)
 """Bytes that an engine was seen to take on a GB10 beside weights and KV cache."""
+CPU_ENGINE = 2 * 2**30
+"""Bytes that a server of vLLM 0.32 with a tiny model was seen to hold on a CPU, all processes."""
 
 _SERVER_ITSELF = 800 * 2**20
 """Bytes that a CPU server's two processes hold before vLLM asks what is free.

@@ -277,45 +277,96 @@ def start(
     timeout_s: float,
     guard: MemoryGuard | None = None,
 ) -> Server:
-    """Start a server and wait until it serves.
-
-    A port that somebody took between our look and the server's start is no failure of the
-    settings: another one is tried, :data:`_PORT_TRIES` times in all. Neither is it one that memory
-    was given back while vLLM measured what is free: it waits until that is over and tries again.
-
-    Args:
-        launcher: how.
-        settings: what.
-        log: the file for its output; each attempt begins it anew.
-        timeout_s: wall seconds from launch to the first healthy answer.
-        guard: of the host's memory; ends the server, while it starts and later, where that falls
-            short.
+    """Start a server and wait until it serves; see :class:`Launched`.
 
     Raises:
         ServerFailedError: it does not serve; nothing of it runs any more.
         MissingEnvironmentError: the program is not there.
     """
-    attempt = 0
-    while True:
-        attempt += 1
-        began = time.monotonic()
-        handle = launcher.launch(settings, log)
-        watched = None if guard is None else _Watched(handle, guard)
+    return Launched(launcher, settings, log, timeout_s, guard).wait()
+
+
+class Launched:
+    """A server that was launched; several that were come up at the same time.
+
+    Leaving the ``with`` block ends it, whether it serves by then or not.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        settings: ServeSettings,
+        log: Path,
+        timeout_s: float,
+        guard: MemoryGuard | None = None,
+    ) -> None:
+        """Launch it.
+
+        Args:
+            launcher: how.
+            settings: what.
+            log: the file for its output; each attempt begins it anew.
+            timeout_s: wall seconds from launch to the first healthy answer.
+            guard: of the host's memory; ends the server, while it starts and later, where that
+                falls short.
+
+        Raises:
+            MissingEnvironmentError: the program is not there.
+        """
+        self._launcher, self._settings, self._log = launcher, settings, log
+        self._timeout_s, self._guard = timeout_s, guard
+        self._launch()
+
+    def _launch(self) -> None:
+        self._began = time.monotonic()
+        self._handle = self._launcher.launch(self._settings, self._log)
+        self._watched = None if self._guard is None else _Watched(self._handle, self._guard)
+
+    def wait(self) -> Server:
+        """Wait until it serves.
+
+        A port that somebody took between our look and the server's start is no failure of the
+        settings: another one is tried, :data:`_PORT_TRIES` times in all. Neither is it one that
+        memory was given back while vLLM measured what is free: it waits until that is over and
+        tries again.
+
+        Raises:
+            ServerFailedError: it does not serve; nothing of it runs any more.
+            MissingEnvironmentError: the program is not there.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            left = max(0.5, self._timeout_s - (time.monotonic() - self._began))
+            try:
+                model, context = _wait(self._handle, left)
+            except BaseException as error:
+                self.close()
+                fall = None if self._watched is None else self._watched.fall
+                if fall is not None and isinstance(error, ServerFailedError):
+                    raise ServerFailedError(_fell(fall, self._handle)) from None
+                kind = error.failure.kind if isinstance(error, ServerFailedError) else None
+                if attempt >= _TRIES.get(kind, 1):
+                    raise
+                if kind is FailureKind.MEMORY_CHANGED:
+                    time.sleep(_MEMORY_WAIT_S)
+                    if self._guard is not None:
+                        self._guard.settle()
+                self._launch()
+            else:
+                took = time.monotonic() - self._began
+                return Server(self._handle, model, context, took, self._watched)
+
+    def close(self) -> None:
+        """End it with every process it started; does nothing the second time."""
         try:
-            model, context = _wait(handle, timeout_s)
-        except BaseException as error:
-            handle.stop()
-            fall = None if watched is None else watched.fall
-            if watched is not None:
-                watched.close()
-            if fall is not None and isinstance(error, ServerFailedError):
-                raise ServerFailedError(_fell(fall, handle)) from None
-            kind = error.failure.kind if isinstance(error, ServerFailedError) else None
-            if attempt >= _TRIES.get(kind, 1):
-                raise
-            if kind is FailureKind.MEMORY_CHANGED:
-                time.sleep(_MEMORY_WAIT_S)
-                if guard is not None:
-                    guard.settle()
-        else:
-            return Server(handle, model, context, time.monotonic() - began, watched)
+            self._handle.stop()
+        finally:
+            if self._watched is not None:
+                self._watched.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -14,7 +14,7 @@ from autotune.engine.variables import ROUTING
 from autotune.machine.environment import exported
 from autotune.machine.memory import MemoryKind
 from autotune.serving.pair.pairing import check_gamma, check_pair, is_stretched
-from autotune.serving.plan import Plan, memory_findings
+from autotune.serving.plan import SIDE_BY_SIDE, Plan, memory_findings
 from autotune.serving.recipe import DRAFTER_OPTION, GAMMA
 from autotune.serving.server.launchers import LocalLauncher
 from autotune.util.finding import Finding, Severity, note, refuse, warn
@@ -31,7 +31,7 @@ def preflight(plan: Plan) -> list[Finding]:
     findings += _check_length(plan, length)
     findings += _unless_all(list(check_gamma(plan.pair, gamma)) for gamma in plan.gammas if gamma)
     pairs = plan.confirm_rounds * plan.scenario.repeats
-    if pairs < LEAST_PAIRS:
+    if pairs < LEAST_PAIRS and plan.confirm != SIDE_BY_SIDE:
         findings.append(
             warn(
                 "few-pairs",

@@ -189,9 +189,7 @@ def _last_confirmation(
     ways = [loads[t.workload_key].beside for t in trials if loads[t.workload_key].round]
     last = ways[-1] if ways else None
     kept = [
-        t
-        for t in trials
-        if not loads[t.workload_key].round or loads[t.workload_key].beside == last
+        t for t in trials if not loads[t.workload_key].round or loads[t.workload_key].beside == last
     ]
     return last, kept
 

@@ -5,7 +5,8 @@ virtual time. What is given: ``base_ms`` and ``draft_ms`` (time of a step and of
 ``crowd_ms`` (of a drafted token for every other request), ``reached`` (acceptance by position),
 ``fast`` (factors on the time by ``flag=value``), ``no_schedule`` (refuse one), and lists of gammas:
 ``oom`` at the start, unless the file ``well`` is there, ``dies`` under load, ``other_text``,
-``refuses`` requests. ``oom_at`` is the number of the one start that fails, by gamma (needs
+``refuses`` requests; ``oom_beside`` and ``dies_beside`` where its cache has a size in bytes.
+``oom_at`` is the number of the one start that fails, by gamma (needs
 ``boots``); ``right_text`` a ``flag=value`` with which no text is another. ``says`` are lines of the
 log; ``tuned`` the factor of a server that finds a tuned MoE file; ``dialled`` that of one whose
 gamma a dial turns, which one of ``no_dial`` does not know; ``memory`` gives the KV cache's
@@ -148,6 +149,9 @@ class Formula:
         ):
             self.say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
             raise EndError(1)
+        if self.has_own_cache() and gamma in given.get("oom_beside", ()):
+            self.say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 3.00 GiB.")
+            raise EndError(1)
         if self.schedule and given.get("no_schedule"):
             self.say(
                 "TypeError: unexpected keyword argument 'num_speculative_tokens_per_batch_size'"
@@ -164,6 +168,10 @@ class Formula:
             self.say("autotune: the gamma dial is in place")
             self.factor *= given.get("dialled", 1.0)
         self._set_pace()
+
+    def has_own_cache(self) -> bool:
+        """Whether its cache has a size in bytes, as where others are up beside it."""
+        return "--kv-cache-memory-bytes" in self.args
 
     def begin(self) -> None:
         """Take what a process takes when it starts."""
@@ -215,7 +223,8 @@ class Formula:
         """
         given, counters = self.given, self.counters
         gamma = counters.drafted() if counters.dial is not None else self.gamma
-        if gamma in given.get("dies", ()):
+        dies = given.get("dies_beside", ()) if self.has_own_cache() else given.get("dies", ())
+        if gamma in dies:
             self.say(
                 "(EngineCore pid=7) ERROR 01-01 10:00:00 [core.py:1] torch.OutOfMemoryError: boom"
             )

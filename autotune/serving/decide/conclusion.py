@@ -155,8 +155,9 @@ def _boot_warnings(result: Result) -> Iterator[str]:
         return
     for candidate, why in result.confirmed.fell.items():
         yield f"{setting(candidate)}: {'; '.join(why)}: not recommended"
+    in_turn = result.confirmed.way.beside is None
     pairs = result.plan.confirm_rounds * result.plan.scenario.repeats
-    if pairs < LEAST_PAIRS:
+    if in_turn and pairs < LEAST_PAIRS:
         yield (
             f"{pairs} pairs of repeats give no 95 % interval, so nothing can win: raise --repeats "
             f"or --confirm-boots until their product is {LEAST_PAIRS}"
@@ -169,7 +170,7 @@ def _boot_warnings(result: Result) -> Iterator[str]:
             f"{max(known) / min(known) - 1:.0%}: is other work on the machine? Smaller differences "
             "between settings say little (--study NAME measures anew)"
         )
-    if result.plan.confirm_rounds == 1:
+    if in_turn and result.plan.confirm_rounds == 1:
         yield (
             "one fresh boot each: speed differs from boot to boot, which its interval does not "
             "know of; --confirm-boots 2 or more tells"
@@ -182,6 +183,13 @@ def _boot_warnings(result: Result) -> Iterator[str]:
             f"the last {apart.seconds / 3600:.1f} h apart: they did not take turns (--study NAME "
             "measures anew)"
         )
+
+
+def boots_spread(result: Result) -> float | None:
+    """By what share fresh boots of one setting differ, at most; None with one boot of each."""
+    trials = () if result.confirmed is None else result.confirmed.trials.values()
+    values = [[v for t in boots if (v := t.measurement.value) is not None] for boots in trials]
+    return max((max(v) / min(v) - 1 for v in values if len(v) > 1), default=None)
 
 
 def _boots_of_baseline(result: Result) -> list[Trial]:

@@ -183,16 +183,19 @@ def _compared(
         raise TypeError("nothing can be compared side by side")
     beside = replace(way.beside, rivals=digest(sorted(c.key for c in candidates)))
     workload = contest.scenario.side_by_side(beside)
-    stored = {t.candidate: t for t in contest.log.load(workload, Phase.CONFIRM)}
-    reused = all(c in stored for c in candidates)
+
+    def stored() -> dict[Candidate, Trial]:
+        return {t.candidate: t for t in contest.log.load(workload, Phase.CONFIRM)}
+
+    reused = {*candidates} <= stored().keys()
     if not reused:
         groups = [Group(workload, tuple(candidates), 0)]
         (measured,) = compared(groups, contest.measurer, contest.log, check=True)
         for candidate in candidates:
             trial = Trial(candidate, workload.key, Phase.CONFIRM, 0, measured[candidate])
             contest.log.append(workload, trial)
-            stored[candidate] = trial
-    found = {c: stored[c] for c in candidates}
+    known = stored()
+    found = {c: known[c] for c in candidates}
     for trial in found.values():
         contest.on_progress(Progress(workload, trial, reused))
     return replace(way, beside=beside), found
@@ -204,7 +207,7 @@ def _check_together(found: Mapping[Candidate, Trial], home: Candidate) -> None:
     Raises:
         NotTogetherError: it did; one after the other may work.
     """
-    for candidate, trial in found.items():
-        outcome = trial.measurement.outcome
-        if outcome in _SHORT or (candidate == home and outcome is not Outcome.OK):
-            raise NotTogetherError(trial.measurement.message or outcome.value)
+    short = [t for t in found.values() if t.measurement.outcome in _SHORT]
+    for trial in (*short, found[home]):
+        if trial.measurement.outcome is not Outcome.OK:
+            raise NotTogetherError(trial.measurement.message or trial.measurement.outcome.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from autotune.serving.decide.conclusion import verdict, warnings
+from autotune.serving.decide.conclusion import boots_spread, verdict, warnings
 from autotune.serving.decide.objectives import front_rows, objective_rows
 from autotune.serving.decide.stopped import stopped_rows
 from autotune.serving.job import Result
@@ -66,7 +66,23 @@ def document(result: Result) -> dict[str, Any]:
             for candidate, why in result.left_out.items()
         ],
         "confirmed": confirm_rows(result),
+        "confirmation": confirmation_document(result),
         "published": published.as_json() if (published := plan.space.published) else None,
+    }
+
+
+def confirmation_document(result: Result) -> dict[str, Any] | None:
+    """How the servers of the confirmation ran; None where there was none."""
+    if result.confirmed is None:
+        return None
+    way = result.confirmed.way
+    return {
+        "side_by_side": way.beside is not None,
+        "why_not": way.why,
+        "rounds": None if way.beside is None else way.beside.rounds,
+        "kv_bytes": None if way.beside is None else way.beside.kv_bytes,
+        "left_out": [setting(candidate) for candidate in way.left_out],
+        "spread_between_boots": boots_spread(result),
     }
 
 

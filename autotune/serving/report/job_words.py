@@ -7,7 +7,8 @@ import json
 from autotune.report.page import Block, Code, Section, Table, Text
 from autotune.serving.report import plots
 from autotune.serving.report.figures import interval, number, percent
-from autotune.serving.report.verdict import Memory, Verdict
+from autotune.serving.report.verdict import Confirmation, Memory, Verdict
+from autotune.serving.scenario import Beside
 from autotune.space.published import Published
 
 
@@ -71,6 +72,34 @@ def forecast(words: Verdict, basis: str) -> Section:
     heads = ("γ", "concurrency", "PREDICTED tok/s", f"{basis} tok/s", "error")
     drawn = plots.forecast([row.model_dump() for row in found], basis)
     return Section("Forecast against measured", [*drawn, Table(heads, rows)])
+
+
+def confirmation(words: Confirmation | None, beside: Beside | None) -> str:
+    """How the servers that confirm ran, and what it costs where they were not up at once.
+
+    Args:
+        words: of the job; None of an older one.
+        beside: how the servers ran.
+    """
+    if beside is not None:
+        said = (
+            f"Servers of one gamma that were up at once on one device, loaded in turn in "
+            f"{beside.rounds} rounds, each with {beside.kv_bytes / 2**30:.2f} GiB of KV cache: "
+            "what changes with time does so for all of them."
+        )
+        left_out = ", ".join(words.left_out) if words is not None else ""
+        return f"{said} Not booted again, see the search: {left_out}." if left_out else said
+    said = "Fresh boots that took turns, one after the other"
+    if words is None or not words.why_not:
+        return f"{said}."
+    said = f"{said} ({words.why_not})."
+    spread = words.spread_between_boots
+    if spread is None:
+        return f"{said} How far boots of one setting are apart is not known from one boot each."
+    return (
+        f"{said} Boots of one setting differ by up to {spread:.1%} here, which side by side would "
+        "cancel: a smaller difference between settings is not told apart."
+    )
 
 
 def memory(words: Verdict) -> Section:

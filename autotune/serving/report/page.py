@@ -245,13 +245,14 @@ class _Sheet:
         return Section("Latency", [text, Table(heads, rows)] if rows else [])
 
     def confirmed(self) -> Section:
-        """Fresh boots that took turns."""
+        """Fresh boots, side by side or in turns."""
         if not self.served.confirmed:
             return Section("Confirmed", [])
         scenario = self.served.scenario
+        how = said.confirmation(self.verdict.confirmation, self.served.beside)
         text = (
-            f"Fresh boots that took turns; µs per output token by the objective "
-            f"({scenario.measure}). Pairs of repeats have the same prompts."
+            f"{how} µs per output token by the objective ({scenario.measure}). Pairs of repeats "
+            "have the same prompts."
         )
         heads = ("setting", "µs per token, each boot", "× baseline", "95 % interval",
                  "between boots", *(f"× at {c}" for c in scenario.concurrency))  # fmt: skip

@@ -100,6 +100,17 @@ class Confirmed(Words):
     message: str = ""
 
 
+class Confirmation(Words):
+    """How the servers of the confirmation ran."""
+
+    side_by_side: bool
+    why_not: str = ""
+    rounds: int | None = None
+    kv_bytes: int | None = None
+    left_out: tuple[str, ...] = ()
+    spread_between_boots: float | None = None
+
+
 class NotTried(Words):
     """A setting that no server was started for."""
 
@@ -143,6 +154,7 @@ class Verdict(Words):
     task_tolerance: float | None = None
     not_tried: tuple[NotTried, ...] = ()
     confirmed: tuple[Confirmed, ...] = ()
+    confirmation: Confirmation | None = None
     published: Annotated[Published | None, BeforeValidator(_without_basis)] = None
 
     @property

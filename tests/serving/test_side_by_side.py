@@ -1,0 +1,278 @@
+"""The confirmation with servers up at once: what it finds, when it is used, what a kill costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.core import Candidate, MissingEnvironmentError, Outcome
+from autotune.machine.memory import MemoryKind, MemoryReading
+from autotune.serving.decide.conclusion import warnings
+from autotune.serving.decide.side_by_side import way_of
+from autotune.serving.job import run
+from autotune.serving.measure import load
+from autotune.serving.memory.together import Load, alongside, cache_bytes, how_many_fit
+from autotune.serving.plan import Plan
+from autotune.serving.recipe import GAMMA
+from autotune.store.store import Store
+from tests.serving.test_spec_job import Bench
+from tests.serving.tiny_models import TinyModels
+from tests.support.formula_measurer import FormulaMeasurer
+
+GIB = 2**30
+DRAFTING = {"base_ms": 5.0, "draft_ms": 1.0, "reached": [0.8, 0.6, 0.05, 0, 0, 0]}
+BESIDE = {"confirm": "side-by-side", "dial": True, "gamma": "0-4"}
+
+
+@pytest.fixture
+def bench(tiny_models: TinyModels, tmp_path: Path) -> Bench:
+    return Bench(tiny_models.qwen3, tmp_path)
+
+
+@pytest.fixture
+def up(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many servers were launched, noted at each launch, at each wait and at each end."""
+    counts = [0]
+    real = FormulaMeasurer._launched
+
+    @contextmanager
+    def counted(self: FormulaMeasurer, *args: Any) -> Iterator[Any]:
+        with real(self, *args) as ready:
+            counts.append(counts[-1] + 1)
+
+            def wait() -> Any:
+                counts.append(counts[-1])
+                return ready()
+
+            try:
+                yield wait
+            finally:
+                counts.append(counts[-1] - 1)
+
+    monkeypatch.setattr(FormulaMeasurer, "_launched", counted)
+    return counts
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The salts of the timed loads: gamma, concurrency and number of each."""
+    salts: list[str] = []
+    real = load.timed
+
+    def noted(wire: Any, asked: Any, number: int, salt: str) -> Any:
+        salts.append(salt)
+        return real(wire, asked, number, salt)
+
+    monkeypatch.setattr("autotune.serving.measure.column.timed", noted)
+    return salts
+
+
+def test_one_search_boot_and_one_comparison(bench: Bench, up: list[int], made: list[str]) -> None:
+    result = bench.tune(DRAFTING, **BESIDE, concurrency="1,2", repeats=3, confirm_boots=2)
+    assert result.confirmed is not None
+    assert result.selection.winner.candidate.int(GAMMA) == 2
+    assert result.selection.speedup == pytest.approx(2.4 / 1.4, rel=0.15)
+    assert up[:4] == [0, 1, 1, 0]  # the dialled server alone
+    rivals = len(result.confirmed.trials)
+    assert rivals >= 2
+    # launched before any is waited for, so that a comparison costs the time of one start
+    assert up[4:] == [*range(1, rivals + 1), *[rivals] * rivals, *range(rivals - 1, -1, -1)]
+    assert result.boots == bench.boots == 1 + rivals
+    _, *fresh = bench.boots_file.read_text().splitlines()
+    assert all("--kv-cache-memory-bytes" in line for line in fresh)
+    assert not any("per_batch_size" in line for line in fresh)
+    for trials in result.confirmed.trials.values():
+        (trial,) = trials
+        assert len(trial.measurement.samples) == 6  # 2 × 3 rounds
+    gammas = [str(c.int(GAMMA)) for c in result.confirmed.trials]
+    rounds = [salt.split("-") for salt in made[-6 * 2 * rivals :]]
+    for i in range(0, len(rounds), rivals):  # all of them at one concurrency before the next
+        together = rounds[i : i + rivals]
+        assert sorted(one[0] for one in together) == sorted(gammas)
+        assert len({(one[1], one[2]) for one in together}) == 1
+    assert len({rounds[i][0] for i in range(0, len(rounds), 2 * rivals)}) == rivals  # all begin
+    again = bench.tune(DRAFTING, **BESIDE, concurrency="1,2", repeats=3, confirm_boots=2)
+    assert (again.fresh_boots, again.selection) == (0, result.selection)
+
+
+def test_the_page_says_how_and_its_files_too(bench: Bench) -> None:
+    result = bench.tune(DRAFTING, **BESIDE)
+    text = bench.report(result)
+    assert "up at once" in text
+    assert "6 rounds" in text
+    assert not [said for said in warnings(result) if "one fresh boot each" in said]
+    turns = bench.tune(DRAFTING, **{**BESIDE, "confirm": "in-turn"}, study="turns")
+    text = bench.report(turns)
+    assert "up at once" not in text
+    assert "one after the other (asked for" in text
+
+
+def test_the_last_way_counts(bench: Bench) -> None:
+    """In turns first, then side by side: the figures of the two are never mixed."""
+    turns = bench.tune(DRAFTING, **{**BESIDE, "confirm": "in-turn"})
+    boots = bench.boots
+    beside = bench.tune(DRAFTING, **BESIDE)
+    assert bench.boots > boots
+    assert beside.confirmed is not None
+    assert turns.confirmed is not None
+    assert "up at once" in bench.report(beside)
+    again = bench.tune(DRAFTING, **{**BESIDE, "confirm": "in-turn"})
+    assert again.selection == turns.selection
+
+
+def test_a_cut_round_is_made_anew_and_whole_ones_are_kept(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    real, least = load.timed, [0]
+
+    def stops(wire: Any, asked: Any, number: int, salt: str) -> Any:
+        if len(made) == least[0]:
+            raise KeyboardInterrupt
+        made.append(salt)
+        return real(wire, asked, number, salt)
+
+    monkeypatch.setattr("autotune.serving.measure.column.timed", stops)
+    ask = {**BESIDE, "gamma": "0,2", "schedule": False}
+    searched = 2 * 6
+    least[0] = searched + 5  # two whole rounds of two servers, and half of a third
+    with pytest.raises(KeyboardInterrupt):
+        bench.tune(DRAFTING, **ask)
+    least[0] = 1000
+    made.clear()
+    result = bench.tune(DRAFTING, **ask)
+    numbers = [int(salt.split("-")[2]) for salt in made]
+    assert 5 + len(made) == 2 * 6 + 1  # one load is lost
+    assert min(numbers) == 3  # the third round was begun, and is not begun again
+    assert result.confirmed is not None
+    for trials in result.confirmed.trials.values():
+        assert len(trials[0].measurement.samples) == 6
+        assert trials[0].measurement.details["repeats_of_earlier_runs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("serving", "why"),
+    [
+        ({"oom_beside": [2]}, "OutOfMemoryError"),
+        ({"oom_beside": [0]}, "OutOfMemoryError"),
+        ({"dies_beside": [0]}, "OutOfMemoryError"),
+    ],
+)
+def test_where_memory_runs_short_they_take_turns_and_that_is_said(
+    bench: Bench, serving: dict[str, Any], why: str
+) -> None:
+    result = bench.tune(DRAFTING | serving, **{**BESIDE, "confirm": "auto"})
+    assert result.confirmed is not None
+    assert result.confirmed.way.beside is None
+    assert why in result.confirmed.way.why
+    assert result.selection.winner.candidate.int(GAMMA) == 2
+    assert f"tried, and given up: torch.{why}" in bench.report(result)
+    boots = bench.boots
+    again = bench.tune(DRAFTING | serving, **{**BESIDE, "confirm": "auto"})
+    assert (bench.boots, again.selection) == (boots, result.selection)  # nor is it tried again
+
+
+def test_one_that_dies_makes_way_for_the_next_best(bench: Bench) -> None:
+    dies = {"dies_beside": [2]}
+    result = bench.tune(DRAFTING | dies, **BESIDE, schedule=False)
+    assert result.confirmed is not None
+    died = Candidate.of({GAMMA: 2})
+    assert result.confirmed.dropped[died].measurement.outcome is Outcome.OUT_OF_MEMORY
+    assert died not in result.confirmed.trials
+    assert not result.selection.kept_incumbent
+    assert result.confirmed.trials.keys() - {result.baseline.candidate}
+    samples = {len(t[0].measurement.samples) for t in result.confirmed.trials.values()}
+    assert samples == {6}
+
+
+def reading(free: float, kind: MemoryKind = MemoryKind.GPU) -> MemoryReading:
+    return MemoryReading(int(140 * GIB), int(free * GIB), kind, "NVIDIA H200")
+
+
+def asked(bench: Bench, **changes: Any) -> Plan:
+    plan = bench.plan(DRAFTING, **{**BESIDE, "confirm": "auto", "force": False} | changes)
+    target = replace(plan.pair.target, weight_bytes=48 * GIB)  # as Gemma 4 26B-A4B in bf16
+    return replace(plan, pair=replace(plan.pair, target=target), memory=reading(140))
+
+
+def finalists(*gammas: int) -> list[Candidate]:
+    return [Candidate.of({GAMMA: gamma}) for gamma in gammas]
+
+
+def test_as_many_as_the_memory_holds(bench: Bench) -> None:
+    plan = asked(bench)
+    settings = [plan.recipe.settings(c) for c in finalists(0, 2, 3)]
+    kv_bytes = cache_bytes(plan.pair, settings[0], Load(8, 1000), MemoryKind.GPU)
+    assert kv_bytes is not None
+    assert kv_bytes % (1 << 28) == 0
+    one = 48 + kv_bytes / GIB + 5.6
+    for free, fitting in ((one - 1, 0), (one + 1, 1), (2 * one + 1, 2), (400, 3)):
+        assert how_many_fit(plan.pair, settings, kv_bytes, reading(free)) == fitting
+    unified = reading(2 * one + 1, MemoryKind.UNIFIED)  # of which the host keeps 8 GiB
+    assert how_many_fit(plan.pair, settings, kv_bytes, unified) == 1
+
+
+def test_what_the_user_gives_the_cache_stays(bench: Bench) -> None:
+    plan = asked(bench, server_arg=["--kv-cache-memory-bytes 3G"])
+    settings = plan.recipe.settings(plan.baseline)
+    assert cache_bytes(plan.pair, settings, Load(8, 1000), MemoryKind.GPU) == 3 * GIB
+    args = alongside(settings, 3 * GIB).extra_args
+    assert args[:2] == ("--kv-cache-memory-bytes", "3G")
+    assert args[-2:] == ("--kv-cache-memory-bytes", str(3 * GIB))
+
+
+def test_the_cache_grows_with_the_load(bench: Bench) -> None:
+    plan = asked(bench)
+    settings = plan.recipe.settings(plan.baseline)
+    sizes = [cache_bytes(plan.pair, settings, Load(c, 900), MemoryKind.GPU) or 0 for c in (1, 4000)]
+    assert sizes[0] < sizes[1]
+
+
+def test_with_a_dial_the_second_best_may_stay_out(bench: Bench) -> None:
+    """On one H200 two servers of 48 GiB of weights fit, not three."""
+    plan = asked(bench)
+    result = bench.tune(DRAFTING, **BESIDE)
+    dialled = {t.candidate: t for t in result.trials}
+    two, three = finalists(2, 3)
+    close = replace(dialled[three], measurement=dialled[two].measurement)
+    way = way_of(plan, [two, three], [], {**dialled, three: close})
+    assert way.beside is not None
+    assert way.left_out == (three,)
+    static = way_of(plan, [two, three], [], {})  # boots apart: the second best is not known well
+    assert static.beside is None
+    assert "NVIDIA H200 holds 2 servers at once, not 3" in static.why
+    roomy = replace(plan, memory=reading(400))
+    assert way_of(roomy, [two, three], [], {}).left_out == ()
+    assert way_of(roomy, [two, three], [], {**dialled, three: close}).left_out == ()
+    slower = replace(
+        dialled[three],
+        measurement=replace(
+            dialled[two].measurement,
+            samples=tuple(1.2 * s for s in dialled[two].measurement.samples),
+        ),
+    )
+    assert way_of(roomy, [two, three], [], {**dialled, three: slower}).left_out == (three,)
+
+
+def test_what_differs_in_memory_takes_turns(bench: Bench) -> None:
+    plan = asked(bench, gpu_memory_utilization="0.4,0.5")
+    rivals = [Candidate.of({GAMMA: 2, "gpu_memory_utilization": "0.5"})]
+    way = way_of(plan, rivals, [], {})
+    assert way.beside is None
+    assert "differs in the memory" in way.why
+
+
+def test_side_by_side_that_was_asked_for_and_has_no_room_ends_in_one_line(bench: Bench) -> None:
+    little = ["--gpu-memory-utilization 0.4"]
+    plan = asked(bench, confirm="side-by-side", server_arg=little)
+    plan = replace(plan, memory=reading(60))
+    with (
+        Store.open(f"sqlite:///{bench.root}/a.db") as store,
+        pytest.raises(MissingEnvironmentError, match="holds 1 server at once, not 2; what was"),
+    ):
+        run(plan, store, bench.measurer(plan), lambda _: None)

@@ -305,6 +305,7 @@ def test_servers_of_an_image_with_another_entry_point(
     words += ["--gamma", "0,2", "--prompts", "p.jsonl", "--study", "d", "--json"]
     words += ["--server-arg=--kv-cache-memory-bytes=268435456", "--concurrency", "1"]
     words += ["--max-tokens", "24", "--waves", "1", "--repeats", "6", "--confirm-boots", "1"]
+    words += ["--confirm", "in-turn"]
     ran = run(words, tmp_path, podman.env)
     assert ran.returncode == 0, ran.stderr
     document = json.loads(ran.stdout)
@@ -335,6 +336,7 @@ def test_real_servers_in_real_containers(
     for text in ("HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "VLLM_CPU_CI_ENV=1"):
         words += ["--env", text]
     words += ["--max-tokens", "24", "--waves", "1", "--repeats", "6", "--confirm-boots", "1"]
+    words += ["--confirm", "in-turn"]
     ran = subprocess.run(
         words,
         cwd=tmp_path,

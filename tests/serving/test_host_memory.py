@@ -52,7 +52,8 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
 def command(target: Path, folder: Path, *more: str, gamma: str = "0,2,4", **serving: Any) -> Any:
     given = {"boots": str(folder / "boots"), **serving}
     args = f"spec --target {target} --drafter ngram --prompts p.jsonl --gamma {gamma}"
-    args += " --concurrency 1 --max-tokens 8 --waves 1 --repeats 2 --confirm-boots 1 --study s"
+    args += " --concurrency 1 --max-tokens 8 --waves 1 --repeats 2 --confirm-boots 1"
+    args += " --confirm in-turn --study s"
     args += " --no-dial"
     env = "--env=FAKE_SERVING=" + json.dumps(given)
     return [*args.split(), "--vllm", FAKE, env, *more]

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timing
 BINARY = Path(sys.executable).with_name("autotune")
 SMALL = "--server-arg=--kv-cache-memory-bytes=268435456"
 """What is free on the machine of the test then decides nothing."""
-LOAD = "--concurrency 1 --max-tokens 24 --waves 1 --repeats 6 --confirm-boots 1"
+LOAD = "--concurrency 1 --max-tokens 24 --waves 1 --repeats 6 --confirm-boots 1 --confirm in-turn"
 
 
 class Docker:

@@ -25,7 +25,8 @@ from tests.support.formula_measurer import in_memory
 
 BINARY = Path(sys.executable).with_name("autotune")
 SMALL = "--server-arg=--kv-cache-memory-bytes=268435456"
-LOAD = "--concurrency 1 --max-tokens 24 --waves 1 --repeats 6 --confirm-boots 1 --gamma 0,2"
+LOAD = "--concurrency 1 --max-tokens 24 --waves 1 --repeats 6 --confirm-boots 1"
+LOAD += " --confirm in-turn --gamma 0,2"
 
 
 @pytest.fixture

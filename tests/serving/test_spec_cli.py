@@ -63,7 +63,7 @@ def spec(autotune: Run, folder: Path, target: Path, *args: str, drafter: str = "
     given = (
         f"--target {target} --drafter {drafter} --prompts p.jsonl --concurrency 1 --max-tokens 24"
     )
-    given += " --waves 1 --repeats 6 --confirm-boots 1 --study s --no-dial"
+    given += " --waves 1 --repeats 6 --confirm-boots 1 --confirm in-turn --study s --no-dial"
     return autotune(folder, "spec", *given.split(), "--vllm", FAKE, SMALL, *args)
 
 
@@ -144,7 +144,8 @@ def test_a_range_a_limit_and_a_schedule_end_in_files_and_a_page(
     memory = {"tokens": 100, "start": 20}
     env = "--env=FAKE_SERVING=" + json.dumps({"memory": memory, "base_ms": 5.0, "crowd_ms": 3.0})
     args = f"spec --target {tiny_models.qwen3} --drafter ngram --prompts p.jsonl --gamma 0,2"
-    args += " --concurrency 1,2 --max-tokens 24 --waves 1 --repeats 6 --confirm-boots 1 --study r"
+    args += " --concurrency 1,2 --max-tokens 24 --waves 1 --repeats 6 --confirm-boots 1"
+    args += " --confirm in-turn --study r"
     args += " --gpu-memory-utilization 0.3:0.5 --slo ttft=20s"
     ran = autotune(folder, *args.split(), "--vllm", FAKE, env)
     assert ran.returncode == 0, ran.stderr
@@ -162,7 +163,8 @@ def test_without_a_drafter_other_flags_are_compared(
 ) -> None:
     study = f"plain{len(drafter)}"
     args = f"spec --target {tiny_models.qwen3} --prompts p.jsonl --concurrency 1 --max-tokens 24"
-    args += f" --waves 1 --repeats 6 --confirm-boots 1 --set max-num-seqs=8,16 --study {study}"
+    args += " --waves 1 --repeats 6 --confirm-boots 1"
+    args += f" --confirm in-turn --set max-num-seqs=8,16 --study {study}"
     gamma = () if drafter else ("--gamma", "0")
     ran = autotune(folder, *args.split(), *drafter, *gamma, "--vllm", FAKE, SMALL)
     assert ran.returncode == 0, ran.stderr
@@ -211,7 +213,8 @@ def test_kill_9_loses_no_finished_repeat(how: str, tiny_models: TinyModels, tmp_
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     env = "--env=FAKE_SERVING=" + json.dumps({"base_ms": 6.0})
     args = f"spec --target {tiny_models.qwen3} --drafter ngram --prompts p.jsonl --gamma 0,2"
-    args += " --concurrency 1,2 --max-tokens 24 --waves 1 --repeats 8 --confirm-boots 1 --study s"
+    args += " --concurrency 1,2 --max-tokens 24 --waves 1 --repeats 8 --confirm-boots 1"
+    args += " --confirm in-turn --study s"
     command = [str(BINARY), *args.split(), "--vllm", FAKE, SMALL, "--no-schedule", how, env]
     database = tmp_path / "outputs" / "autotune.db"
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as tuner:
@@ -258,7 +261,8 @@ def test_kill_9_leaves_no_server_and_loses_no_finished_trial(
     boots = tmp_path / "boots"
     env = "--env=FAKE_SERVING=" + json.dumps({"boots": str(boots)})
     args = f"spec --target {tiny_models.qwen3} --drafter ngram --prompts p.jsonl --gamma 0,2"
-    args += " --concurrency 1 --max-tokens 24 --waves 1 --repeats 6 --confirm-boots 1 --study s"
+    args += " --concurrency 1 --max-tokens 24 --waves 1 --repeats 6 --confirm-boots 1"
+    args += " --confirm in-turn --study s"
     command = [str(BINARY), *args.split(), "--vllm", FAKE, SMALL, "--no-dial", env]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as tuner:
         end = time.monotonic() + 60

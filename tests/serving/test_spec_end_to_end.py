@@ -54,6 +54,7 @@ def test_the_truly_best_of_a_small_grid_is_found_on_real_servers(
     load += ["--repeats", str(repeats)]
     command = [str(BINARY), "spec", f"--target={target}", f"--drafter={drafter}", *server, *load]
     command += [f"--gamma={','.join(map(str, gammas))}", "--confirm-boots=1"]
+    command += ["--confirm=side-by-side"]
     command += ["--json", f"--out={tmp_path}/out", f"--db=sqlite:///{tmp_path}/a.db"]
     for attempt in range(ATTEMPTS):
         study = f"e2e-{attempt}"
@@ -81,6 +82,7 @@ def test_the_truly_best_of_a_small_grid_is_found_on_real_servers(
             max_tokens=32,
             repeats=repeats,
             confirm_boots=1,
+            confirm="side-by-side",
             server_arg=server[0].removeprefix("--server-arg=").split(),
             env=[f"{name}={value}" for name, value in CPU_ENV.items()],
             vllm=None,

@@ -25,6 +25,7 @@ from autotune.machine.environment import environment
 from autotune.machine.memory import MemoryKind
 from autotune.serving.decide.confirm import Confirmed, Contest
 from autotune.serving.decide.contenders import Contenders
+from autotune.serving.decide.quality import Compared
 from autotune.serving.decide.schedule import Schedule, judge, offer
 from autotune.serving.decide.side_by_side import confirm_either_way
 from autotune.serving.forecast.forecast import Forecast, ForecastProposer
@@ -57,7 +58,7 @@ class Result:
         references: settings without speculation that were booted for their outputs alone.
         forecast: PREDICTED rates from the probe; None where it told nothing.
         left_out: settings not tried, and why.
-        identical: share of identical greedy outputs with and without speculation.
+        compared: greedy outputs with and without speculation.
         confirmed: what the fresh boots say; None where no setting came near the baseline.
         selection: the choice.
         schedule: gamma by batch size against the choice.
@@ -79,7 +80,7 @@ class Result:
     references: list[Trial]
     forecast: Forecast | None
     left_out: dict[Candidate, str]
-    identical: dict[Candidate, float | None]
+    compared: dict[Candidate, Compared]
     confirmed: Confirmed | None
     selection: Selection
     schedule: Schedule
@@ -92,6 +93,11 @@ class Result:
     seconds: float
     dialled: bool = False
     no_dial: str = ""
+
+    @property
+    def identical(self) -> dict[Candidate, float | None]:
+        """Share of identical greedy outputs with and without speculation."""
+        return {candidate: found.identical for candidate, found in self.compared.items()}
 
     @property
     def failures(self) -> list[Trial]:
@@ -113,7 +119,7 @@ def local_measurer(plan: Plan, logs: Path) -> ServingMeasurer:
     return ServingMeasurer(
         plan.launcher,
         plan.recipe.settings,
-        LoadOptions(plan.prompts, plan.request_timeout_s),
+        LoadOptions(plan.prompts, plan.request_timeout_s, plan.check_tokens),
         logs,
         basis=plan.basis,
         start_timeout_s=plan.start_timeout_s,
@@ -166,7 +172,7 @@ def _steps(run: Run[Plan, Measurer]) -> Result:
         references=found.contenders.references,
         forecast=found.searched.proposer.forecast,
         left_out=left_out,
-        identical=found.contenders.identical(),
+        compared=found.contenders.compared(),
         confirmed=found.confirmed,
         selection=found.selection,
         schedule=found.schedule,

@@ -87,6 +87,8 @@ def make_plan(request: SpecRequest) -> Plan:
         command=request.command or request.command_line("spec"),
         retry_failed=request.retry_failed,
         force=request.force,
+        # What vLLM is told to accept makes its text noise.
+        check_tokens=0 if recipe.synthetic else request.check_tokens,
     )
     plan = _with_share(_with_range(plan, request))
     _check_points(plan)

@@ -68,6 +68,7 @@ class Plan:
         findings: what these checks said when the plan was made.
         dial: whether a dial turns gamma, so that one boot measures all of them (``dial/``).
         confirm: one of :data:`CONFIRM`.
+        check_tokens: of each text that the gate on outputs judges (``gate/``); 0 judges none.
     """
 
     kind: ClassVar[str] = SPEC
@@ -96,6 +97,7 @@ class Plan:
     findings: tuple[Finding, ...] = ()
     dial: bool = False
     confirm: str = AUTO
+    check_tokens: int = 0
 
     @property
     def basis(self) -> Basis:

@@ -164,7 +164,7 @@ class SpecRequest(Request):
     prompts: Annotated[
         Home,
         flag(
-            "chat, code, prose, structured, or a FILE.jsonl.",
+            "chat, code, prose, rewriting, structured or FILE.jsonl.",
             panel=LOAD,
             launchers=_ANY,
             reach="place",
@@ -246,6 +246,18 @@ class SpecRequest(Request):
     quality_timeout: Annotated[
         Duration, flag("An evaluation may take so long.", panel=DECISION)
     ] = "1h"
+    check_tokens: Annotated[
+        int,
+        flag(
+            "Tokens of each text whose outputs are judged; 0 for none.",
+            panel=DECISION,
+            unit="tokens",
+            least=0,
+            most=100_000,
+            note="Twelve texts of each setting, scored by the target itself; see "
+            "docs/explanation/how-outputs-are-judged.md.",
+        ),
+    ] = 256
     slo: Annotated[
         Slo | None,
         flag(

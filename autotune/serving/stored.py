@@ -10,7 +10,7 @@ from typing import Any
 from autotune.core import BadInputError, Candidate, Outcome, Phase, Trial, digest
 from autotune.decide.stats import Ratio, paired_ratio
 from autotune.kind import SPEC
-from autotune.serving.decide.quality import share_of, without_speculation
+from autotune.serving.decide.quality import NOT_COMPARED, Compared, compared, without_speculation
 from autotune.serving.recipe import GAMMA
 from autotune.serving.scenario import Beside, SpecScenario
 from autotune.store.records import DatedTrial, SearchRecord
@@ -90,13 +90,17 @@ class Served:
                 found[number] = Apart((max(times) - min(times)).total_seconds(), len(places))
         return found
 
-    def identical(self, trial: Trial) -> float | None:
-        """Share of outputs as without speculation; None where there is nothing to compare."""
+    def compared(self, trial: Trial) -> Compared:
+        """Compare the outputs with those without speculation."""
         if gamma_of(trial.candidate) in (None, 0) or self.baseline is None:
-            return None
+            return NOT_COMPARED
         reference = without_speculation(trial.candidate, self.baseline.candidate)
         found = next((t for t in self.ok if t.candidate == reference), None)
-        return None if found is None else share_of(trial, found)
+        return compared(trial, found)
+
+    def identical(self, trial: Trial) -> float | None:
+        """Share of outputs as without speculation; None where there is nothing to compare."""
+        return self.compared(trial).identical
 
     def confirmed_ratio(
         self, candidate: Candidate, samples: Callable[[Trial], Sequence[float]] | None = None

@@ -20,6 +20,8 @@ from autotune.store.bundle import (
 from autotune.store.records import RunRecord, RunStatus, SearchRecord
 from autotune.store.store import Store, utc_now
 
+SAID = ("texts",)
+"""Details that hold what a model answered to its user's prompts: they are not given away."""
 MARK = "bundle"
 """In a setup: the trials are of a bundle, and no command here goes on from them."""
 
@@ -94,7 +96,7 @@ def _search(
                 "value": measured.value,
                 "samples": list(measured.samples),
                 "message": clean(measured.message)[:MESSAGE],
-                "details": clean(measured.details),
+                "details": clean({k: v for k, v in measured.details.items() if k not in SAID}),
                 "seconds": measured.seconds,
                 "created_at": dated.created_at,
             }

@@ -12,7 +12,9 @@ log; ``tuned`` the factor of a server that finds a tuned MoE file; ``dialled`` t
 gamma a dial turns, which one of ``no_dial`` does not know; ``memory`` gives the KV cache's
 ``tokens`` a hundredth of memory utilization from ``start`` on: more in flight are preempted; above
 ``dies`` a long prompt ends the server. ``boots`` is a file that gets a line for every start. Token
-k of an answer is the word ``k``.
+k of an answer is the word ``k``; of a text that is judged its id is ``k``, where ``corrupt`` does
+not name the gamma and the place from which on ids are wrong, and ``ties`` those where one is about
+as good. ``corrupt_boot`` is without the dial only, and ``unscored`` refuses to score.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ from typing import Any
 
 DIAL = "AUTOTUNE_GAMMA_DIAL"
 USUAL: dict[str, Any] = {"base_ms": 3.0, "draft_ms": 0.3, "reached": [0.8, 0.6, 0.4, 0.2, 0.1, 0.0]}
+
+
+TIE, WRONG = 1000, 2000
+"""Added to the id of a token that is nearly the best, and of one that is not."""
 
 
 class EndError(Exception):
@@ -260,10 +266,28 @@ class Formula:
             counters.in_flight -= tokens
             counters.generated += wanted
 
+    def tokens(self, wanted: int) -> list[int]:
+        """The ids of a text at the present gamma."""
+        gamma = str(self.counters.drafted() if self.counters.dial is not None else self.gamma)
+        found = {**self.given.get("corrupt", {})}
+        if self.counters.dial is None:
+            found |= self.given.get("corrupt_boot", {})
+        wrong = found.get(gamma, wanted)
+        tie = self.given.get("ties", {}).get(gamma, wanted)
+        return [k + (WRONG if k >= wrong else TIE if k == tie else 0) for k in range(wanted)]
+
     def _step_s(self, drafted: int) -> float:
         others = self.counters.running - 1
         drafting = self.given["draft_ms"] + self.given.get("crowd_ms", 0.0) * others
         return float((self.given["base_ms"] + drafted * drafting) * self.factor / 1e3)
+
+
+def place_of(token: int, place: int) -> dict[str, dict[str, float]] | None:
+    """vLLM's ``prompt_logprobs`` of a token: the place's own number is best."""
+    if place < 0:
+        return None
+    known = {place: -0.1, place + TIE: -0.2, place + WRONG: -9.0}
+    return {str(name): {"logprob": value} for name, value in {token: -9.0, **known}.items()}
 
 
 def wanted_of(body: Mapping[str, Any]) -> int:

@@ -122,7 +122,7 @@ def test_outputs_of_what_may_win_are_compared_even_if_that_costs_a_boot(bench: B
     assert [t.candidate for t in result.references] == [of(0, kv_cache_dtype="fp8")]
     assert of(0, kv_cache_dtype="fp8") not in result.left_out
     told = document(result)
-    assert any("0% of the outputs" in text for text in told["warnings"])
+    assert any("0% of its outputs" in text for text in told["warnings"])
     assert told["trials"][-1]["setting"] == "gamma=0 kv_cache_dtype=fp8"
 
 

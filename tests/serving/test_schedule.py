@@ -135,7 +135,7 @@ def test_only_what_is_clearly_faster_in_every_round_is_recommended() -> None:
 def test_other_outputs_are_not_recommended() -> None:
     found = judged([100, 100], [120, 110], outputs="vwxyz")
     assert not found.recommended
-    assert "only 0%" in found.said
+    assert "output differs: 0%" in found.said
 
 
 def test_the_setting_survives_the_database_as_json() -> None:

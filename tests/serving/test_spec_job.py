@@ -57,6 +57,7 @@ def make_request(target: Path, prompts: Path | str, **changes: Any) -> SpecReque
         "request_timeout": "20s",
         "study": "t",
         "dial": False,
+        "check_tokens": 0,
         "command": "autotune spec …",
         "force": True,  # what is free on the machine of the test decides nothing
     }

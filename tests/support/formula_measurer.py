@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from autotune.machine.guard import MemoryGuard
 from autotune.serving.measure.client import Load
@@ -22,9 +23,11 @@ from autotune.serving.measure.wire import Wire
 from autotune.serving.plan import Plan
 from autotune.serving.server.failures import ServerFailure, classify
 from autotune.serving.server.server import Server, ServerFailedError, ServeSettings, serve_args
-from tests.serving.formula import EndError, Formula, RefusalError
+from autotune.serving.server.web import Reply
+from tests.serving.formula import EndError, Formula, RefusalError, place_of
 
 BOOT_S = 0.25
+PROMPT_IDS = (7, 7, 7)
 _CLOSED = "the connection was closed"
 
 
@@ -71,7 +74,7 @@ class _Answer:
     """One request under way, in seconds of the load."""
 
     def __init__(self, formula: Formula, load: Load, index: int, start: float) -> None:
-        self.index, self.start = index, start
+        self.index, self.start, self.formula = index, start, formula
         self.steps = formula.answer(load.payload(index))
         self.times: list[float] = []
         self.text = ""
@@ -92,6 +95,7 @@ class _Answer:
     def record(self, load: Load, error: str = "") -> RequestRecord:
         if error:
             return RequestRecord(self.index, self.start, error=error)
+        asks = load.extra.get("return_token_ids")
         return RequestRecord(
             index=self.index,
             start_s=self.start,
@@ -101,6 +105,8 @@ class _Answer:
             prompt_tokens=3,
             output_tokens=load.max_tokens,
             text=self.text,
+            tokens=tuple(self.formula.tokens(load.max_tokens)) if asks else (),
+            prompt_ids=PROMPT_IDS if asks else (),
         )
 
 
@@ -156,6 +162,13 @@ class FormulaWire(Wire):
     def load(self, load: Load) -> LoadResult:
         return _Lanes(self.handle, self.formula, load).run()
 
+    def post(self, path: str, body: Mapping[str, Any], timeout_s: float) -> Reply:
+        if self.formula.given.get("unscored"):
+            return Reply(400, "no prompt_logprobs here")
+        ids, first = body["prompt"], len(PROMPT_IDS)
+        places = [place_of(token, at - first) for at, token in enumerate(ids)]
+        return Reply(200, json.dumps({"choices": [{"prompt_logprobs": places}]}))
+
     def watched(self, load: Load) -> tuple[LoadResult, Peak]:
         return self.load(load), Peak()
 
@@ -199,7 +212,7 @@ def in_memory(plan: Plan, logs: Path) -> FormulaMeasurer:
     return FormulaMeasurer(
         plan.launcher,
         plan.recipe.settings,
-        LoadOptions(plan.prompts, plan.request_timeout_s),
+        LoadOptions(plan.prompts, plan.request_timeout_s, plan.check_tokens),
         logs,
         basis=plan.basis,
         tasks=plan.tasks,

@@ -9,7 +9,6 @@ from autotune.core import Candidate, Outcome, Trial
 from autotune.decide.stats import LEAST_PAIRS
 from autotune.engine.variables import FOLDER
 from autotune.serving.decide.beside import beside
-from autotune.serving.decide.quality import BAR
 from autotune.serving.forecast.forecast import others
 from autotune.serving.job import Result
 from autotune.serving.recipe import GAMMA, MOE_CONFIG
@@ -35,12 +34,12 @@ def barred(result: Result) -> dict[Candidate, str]:
 
 
 def _why_barred(result: Result, candidate: Candidate) -> str:
-    if candidate[GAMMA] and not result.plan.recipe.synthetic and candidate in result.identical:
-        share = result.identical[candidate]
-        if share is None:
+    if candidate[GAMMA] and not result.plan.recipe.synthetic and candidate in result.compared:
+        found = result.compared[candidate]
+        if not found.known:
             return "nothing to compare its outputs with"
-        if share < BAR:
-            return f"{share:.0%} of its outputs are those without speculation, less than {BAR:.0%}"
+        if found.against:
+            return found.against
     if result.confirmed is None:
         return ""
     dropped = result.confirmed.dropped.get(candidate)
@@ -136,12 +135,12 @@ def _start_warnings(result: Result) -> Iterator[str]:
 
 
 def _output_warnings(result: Result) -> Iterator[str]:
-    for candidate, share in result.identical.items():
-        if share is not None and share < BAR and candidate[GAMMA] != 0:
-            yield (
-                f"{setting(candidate)}: {share:.0%} of the outputs are those without speculation, "
-                f"less than {BAR:.0%}: not recommended"
-            )
+    for candidate, found in result.compared.items():
+        if found.against and candidate[GAMMA] != 0:
+            yield f"{setting(candidate)}: {found.against}: not recommended"
+    why = result.baseline.measurement.details.get("no_texts")
+    if why is not None:
+        yield (f"long outputs could not be judged, only the first ten tokens of each prompt: {why}")
     for trial in result.references:
         if trial.measurement.outcome is not Outcome.OK:
             yield (

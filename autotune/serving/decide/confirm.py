@@ -20,6 +20,7 @@ from autotune.core import (
 )
 from autotune.decide.selection import select_confirmed
 from autotune.decide.stats import Ratio, paired_ratio
+from autotune.serving.decide.quality import compared, without_speculation
 from autotune.serving.measure.race import rules_of
 from autotune.serving.measure.tasks import fallen, scores_of
 from autotune.serving.scenario import Beside, SpecScenario
@@ -121,11 +122,17 @@ class Contest:
                 f"--quality: not known without speculation: {why}; --retry-failed tries again"
             )
 
-    def said_by_tasks(self, first: Trial, trial: Trial) -> list[str]:
-        """Say what tasks have against a setting that works; empty where nothing."""
-        if self.tolerance is None or trial.measurement.outcome is not Outcome.OK:
+    def said_against(self, first: Trial, trial: Trial) -> list[str]:
+        """Say what tasks and outputs have against a setting that works; empty where nothing.
+
+        Outputs are judged against a fresh boot of the same parameters alone: the baseline's.
+        """
+        if trial.measurement.outcome is not Outcome.OK:
             return []
-        return fallen(first, trial, self.tolerance)
+        fell = [] if self.tolerance is None else fallen(first, trial, self.tolerance)
+        plain = without_speculation(trial.candidate, self.home) == self.home
+        differs = compared(trial, first).against if plain else ""
+        return [*fell, *([differs] if differs else [])]
 
 
 def confirm(contest: Contest, rounds: int) -> Confirmed:
@@ -194,7 +201,7 @@ def _keep(
 
     def is_out(candidate: Candidate) -> bool:
         (trial,) = boots.found[candidate]
-        if said := contest.said_by_tasks(first, trial):
+        if said := contest.said_against(first, trial):
             fell[candidate] = said
         return trial.measurement.outcome is not Outcome.OK or bool(said)
 

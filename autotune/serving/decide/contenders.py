@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from autotune.core import Candidate, Outcome, Trial
 from autotune.serving.decide.pareto import ends_and_knee, point_of
-from autotune.serving.decide.quality import BAR, share_of, without_speculation
+from autotune.serving.decide.quality import Compared, compared, without_speculation
 from autotune.serving.forecast.forecast import level_rates
 from autotune.serving.plan import Plan
 
@@ -68,26 +68,26 @@ class Contenders:
         """What the outputs of ``candidate`` are compared with; None where it was not booted."""
         return self._known.get(self._plain(candidate))
 
-    def identical(self) -> dict[Candidate, float | None]:
-        """Share of outputs as without speculation of every setting that can be compared."""
+    def compared(self) -> dict[Candidate, Compared]:
+        """The outputs of every setting that can be compared with those without speculation."""
         if self._plan.recipe.synthetic:
             return {}  # what is said follows the rates given, not the target
         return {
-            t.candidate: share_of(t, reference)
+            t.candidate: compared(t, reference)
             for t in self._trials
             if (reference := self.reference(t.candidate)) is not None
             and t.measurement.outcome is Outcome.OK
         }
 
     def passes(self, candidate: Candidate) -> bool:
-        """Whether a setting may be recommended: identical enough, or the acceptance synthetic."""
+        """Whether a setting may be recommended: its outputs are right, or noise by request."""
         if self._plan.recipe.synthetic or candidate == self._baseline.candidate:
             return True
         trial, reference = self._known[candidate], self.reference(candidate)
         if reference is None or trial.measurement.outcome is not Outcome.OK:
             return False
-        share = share_of(trial, reference)
-        return share is not None and share >= BAR
+        found = compared(trial, reference)
+        return found.known and not found.against
 
     def _plain(self, candidate: Candidate) -> Candidate:
         return without_speculation(candidate, self._baseline.candidate)

@@ -7,7 +7,6 @@ from typing import Any
 
 from autotune.core import Outcome, Trial
 from autotune.serving.decide.pareto import Point, front, knee, point_of
-from autotune.serving.decide.quality import BAR
 from autotune.serving.forecast.forecast import level_rates
 from autotune.serving.job import Result
 from autotune.serving.report.tables import confirmed_ratio, setting
@@ -21,7 +20,7 @@ def recommendable(result: Result) -> list[Trial]:
         for t in result.trials
         if t.measurement.outcome is Outcome.OK
         and not t.measurement.details.get("slo_missed")
-        and ((share := result.identical.get(t.candidate)) is None or share >= BAR)
+        and not ((c := result.compared.get(t.candidate)) and c.against)
     ]
 
 

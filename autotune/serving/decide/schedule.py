@@ -21,7 +21,7 @@ from autotune.core import Candidate, Outcome, Trial
 from autotune.decide.stats import Ratio, paired_ratio
 from autotune.engine.arguments import argument_value
 from autotune.serving.decide.confirm import Confirmed, repeats_by
-from autotune.serving.decide.quality import BAR, share_of
+from autotune.serving.decide.quality import NOT_COMPARED, Compared, compared
 from autotune.serving.forecast.forecast import level_rates, others
 from autotune.serving.recipe import GAMMA, SCHEDULE
 from autotune.serving.scenario import SpecScenario
@@ -42,7 +42,7 @@ class Schedule:
         candidate: as a setting; None where there is none.
         against: the static setting that it was compared with in the same boots.
         ratio: its speed over that setting's, in the geometric mean over all concurrencies.
-        identical: share of its greedy outputs that are those without speculation.
+        compared: its outputs with those without speculation.
         recommended: whether it is clearly faster than the static setting.
     """
 
@@ -52,7 +52,7 @@ class Schedule:
     candidate: Candidate | None = None
     against: Candidate | None = None
     ratio: Ratio | None = None
-    identical: float | None = None
+    compared: Compared = NOT_COMPARED
     recommended: bool = False
 
 
@@ -154,14 +154,14 @@ def judge(
         how = "it misses its SLO" if misses else "vLLM does not serve it"
         said = f"{how}: {failed.measurement.message}"
         return replace(schedule, said=said, against=static)
-    identical = share_of(trials[0], reference) if reference is not None else None
+    outputs = compared(trials[0], reference)
     before, after = (
         [repeats_by(t, scenario, "geomean") for t in group] for group in (rivals, trials)
     )
     ratio = paired_ratio([*chain(*before)], [*chain(*after)])
     ahead = all(sum(mine) < sum(theirs) for mine, theirs in zip(after, before, strict=True))
     faster = ratio.low > 1 and ahead and ratio.value * (1 - min_gain) >= 1
-    right = reference is None or (identical is not None and identical >= BAR)
+    right = reference is None or (outputs.known and not outputs.against)
     fell = confirmed.fell.get(schedule.candidate, ())
     said = f"{ratio.value:.3f}× the best static setting in the same boots (geometric mean)"
     if ratio.low > 0:
@@ -169,16 +169,14 @@ def judge(
     if not faster:
         said += ": worse" if ratio.high < 1 else ": a tie"
     if not right:
-        share = "none of its outputs could be compared with"
-        if identical is not None:
-            share = f"only {identical:.0%} of its outputs are"
-        said += f"; {share} those without speculation"
+        none = "none of its outputs could be compared with those without speculation"
+        said += f"; {outputs.against or none}"
     said = "; ".join([said, *fell])
     return replace(
         schedule,
         said=said,
         against=static,
         ratio=ratio,
-        identical=identical,
+        compared=outputs,
         recommended=faster and right and not fell,
     )

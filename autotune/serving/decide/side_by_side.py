@@ -157,7 +157,7 @@ def confirm_side_by_side(contest: Contest, way: Way, *, falls_back: bool) -> Con
             trials = {c: [t] for c, t in found.items()}
             return Confirmed(contest.unchanged(), trials, {}, (), fell, dropped, why, way)
         contest.check_scores(first)
-        fell |= {c: said for c, t in found.items() if (said := contest.said_by_tasks(first, t))}
+        fell |= {c: said for c, t in found.items() if (said := contest.said_against(first, t))}
         out = [c for c in rivals if found[c].measurement.outcome is not Outcome.OK or c in fell]
         dropped |= {c: found.pop(c) for c in out}
         rivals = [c for c in rivals if c not in out]

@@ -19,7 +19,7 @@ from typing import Any
 from autotune.core import Candidate, Outcome, Trial
 from autotune.decide.stats import geometric_mean
 from autotune.serving.decide.pareto import Point, point_of
-from autotune.serving.decide.quality import BAR, share_of, without_speculation
+from autotune.serving.decide.quality import compared, without_speculation
 from autotune.serving.forecast.acceptance import StepTimes, predict, step_seconds, tokens_per_step
 from autotune.serving.forecast.error_process import ErrorProcess, Others, Seen
 from autotune.serving.measure.levels import noise_of, rate_of, repeats_of
@@ -332,8 +332,7 @@ class ForecastProposer:
         if trial.measurement.details.get("slo_missed"):
             return False
         reference = self._told.get(without_speculation(trial.candidate, self._baseline.candidate))
-        share = share_of(trial, reference) if reference is not None else None
-        return share is None or share >= BAR
+        return not compared(trial, reference).against
 
     def _is_refused(self, values: Others) -> bool:
         """Whether vLLM took none of the settings with these parameters, and called one invalid."""

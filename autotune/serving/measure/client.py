@@ -178,6 +178,25 @@ def _piece(choice: Mapping[str, Any]) -> str:
     return "" + thought + (delta.get("content") or "")
 
 
+class _Ids:
+    """The ids of the prompt's and the text's tokens, which vLLM sends with ``return_token_ids``."""
+
+    def __init__(self) -> None:
+        self.prompt: list[int] = []
+        self.text: list[int] = []
+
+    def take(self, data: Mapping[str, Any]) -> None:
+        """Add those of a chunk; the prompt's are in its choice, or for a chat beside it.
+
+        Raises:
+            TypeError, ValueError: they are no ids.
+        """
+        choice = data["choices"][0]
+        prompt = choice.get("prompt_token_ids") or data.get("prompt_token_ids") or ()
+        self.prompt += [edge.whole(token, "prompt_token_ids") for token in prompt]
+        self.text += [edge.whole(token, "token_ids") for token in choice.get("token_ids") or ()]
+
+
 def _decode(stream: Stream, origin: float) -> RequestRecord:
     """What the events of a request say.
 
@@ -186,6 +205,7 @@ def _decode(stream: Stream, origin: float) -> RequestRecord:
     """
     times: list[float] = []
     pieces: list[str] = []
+    ids = _Ids()
     usage: Mapping[str, Any] = {}
     finish, done = "", False
     for when, data in _payloads(stream.events):
@@ -196,6 +216,7 @@ def _decode(stream: Stream, origin: float) -> RequestRecord:
         elif data.get("choices"):
             times.append(when)
             pieces.append(_piece(data["choices"][0]))
+            ids.take(data)
             finish = data["choices"][0].get("finish_reason") or finish
             edge.text(finish, "finish_reason", _FINISH_CHARS)
         usage = usage if data is True else data.get("usage") or usage
@@ -212,6 +233,8 @@ def _decode(stream: Stream, origin: float) -> RequestRecord:
         prompt_tokens=edge.whole(usage.get("prompt_tokens", 0), "prompt_tokens"),
         output_tokens=edge.whole(usage["completion_tokens"], "completion_tokens"),
         text="".join(pieces),
+        tokens=tuple(ids.text),
+        prompt_ids=tuple(ids.prompt),
         finish=finish,
     )
 

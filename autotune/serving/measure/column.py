@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 from autotune.core import Job, Outcome, Part
 from autotune.serving.dial.dial import Dial
 from autotune.serving.dial.trust import check_counted
+from autotune.serving.gate.judge import judged_details
 from autotune.serving.measure.client import Load
 from autotune.serving.measure.counters import DraftCounters
 from autotune.serving.measure.load import (
@@ -43,7 +44,8 @@ class Cell:
     job: Job
     wire: Wire
     base: Load
-    outputs: list[str] = field(default_factory=list)
+    options: LoadOptions
+    outputs: dict[str, Any] = field(default_factory=dict)
     levels: dict[int, Level] = field(default_factory=dict)
     stopped: UnservedError | None = None
 
@@ -52,7 +54,7 @@ class Cell:
         """Make one of which nothing is measured yet."""
         scenario = cast("SpecScenario", job.workload)
         levels = {c: Level(c) for c in scenario.concurrency}
-        return cls(job, wire, base_load(wire, scenario, options), levels=levels)
+        return cls(job, wire, base_load(wire, scenario, options), options, levels=levels)
 
     @property
     def scenario(self) -> SpecScenario:
@@ -71,7 +73,7 @@ class Cell:
 
     def ask(self) -> None:
         """Take the outputs to compare."""
-        self.outputs = outputs_of(self.wire, self.base)
+        self.outputs = outputs_of(self.wire, self.base, self.scenario, self.options)
 
     def warm(self, numbers: Iterable[int]) -> None:
         """Warm up at every concurrency of which one of these repeats is still to be made."""
@@ -171,7 +173,7 @@ def _leave(scenario: SpecScenario, cells: Sequence[Cell]) -> None:
     if scenario.objective == "pareto" or rounds < min(LEAST_REPEATS, scenario.repeats):
         return
     ends = {0, max(cell.gamma for cell in cells)}
-    bar = _bar(scenario, going)
+    bar = _bar(scenario, [cell for cell in going if _is_right(cell, cells)])
     for cell in going:
         if cell.gamma in ends:
             continue
@@ -180,6 +182,13 @@ def _leave(scenario: SpecScenario, cells: Sequence[Cell]) -> None:
                 check(scenario, cell.levels, level, Rules(bar=bar))
         except UnservedError as error:
             cell.stopped = error
+
+
+def _is_right(cell: Cell, cells: Sequence[Cell]) -> bool:
+    """Whether a gamma says what the target says, as far as is known; another sets no bar."""
+    plain = next((one for one in cells if one.gamma == 0), cell)
+    judged = judged_details(cell.outputs, plain.outputs)
+    return judged is None or judged.passes
 
 
 def _bar(scenario: SpecScenario, cells: Sequence[Cell]) -> Bar:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from autotune.core import Job, Outcome, Part, digest
+from autotune.serving.gate.texts import texts_details
 from autotune.serving.measure.client import Load
 from autotune.serving.measure.counters import DraftCounters
 from autotune.serving.measure.metrics import ServerMetrics
@@ -38,10 +39,17 @@ _LEAST_DRAFTS = 20
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What is sent. ``request_timeout_s`` is the wall time that a request may take."""
+    """What is sent.
+
+    Attributes:
+        prompts: of all loads.
+        request_timeout_s: wall time that a request may take.
+        check_tokens: of each text that the gate on outputs judges (``gate/``); 0 for none.
+    """
 
     prompts: tuple[Prompt, ...]
     request_timeout_s: float = 600.0
+    check_tokens: int = 0
 
 
 class UnservedError(Exception):
@@ -164,7 +172,7 @@ def measure_server(wire: Wire, job: Job, options: LoadOptions) -> Generator[Part
     """
     scenario = cast("SpecScenario", job.workload)
     base = base_load(wire, scenario, options)
-    outputs = outputs_of(wire, base)
+    outputs = outputs_of(wire, base, scenario, options)
     levels: dict[int, Level] = {}
     try:
         for concurrency in scenario.concurrency:
@@ -194,14 +202,14 @@ def base_load(wire: Wire, scenario: SpecScenario, options: LoadOptions) -> Load:
     )
 
 
-def partial(levels: Mapping[int, Level], outputs: list[str]) -> dict[str, Any]:
+def partial(levels: Mapping[int, Level], outputs: Mapping[str, Any]) -> dict[str, Any]:
     """Details of a measurement that was stopped."""
     found = {str(c): level.as_json() for c, level in levels.items() if level.repeats}
-    return {"partial": found, "outputs": outputs}
+    return {"partial": found, **outputs}
 
 
 def served(
-    wire: Wire, scenario: SpecScenario, levels: Mapping[int, Level], outputs: list[str]
+    wire: Wire, scenario: SpecScenario, levels: Mapping[int, Level], outputs: Mapping[str, Any]
 ) -> Served:
     """Put together what all repeats at all concurrencies say."""
     rates = [level.tok_s for level in levels.values()]
@@ -213,7 +221,7 @@ def served(
     reading = wire.metrics()
     details = {
         "levels": {str(c): level.as_json() for c, level in levels.items()},
-        "outputs": outputs,
+        **outputs,
         "memory_bytes": wire.server.memory_bytes(),
         "kv_cache_tokens": reading.kv_cache_tokens if reading else None,
         "slo_missed": [level.missed for level in levels.values() if level.missed],
@@ -232,11 +240,19 @@ def measure_whole(wire: Wire, job: Job, options: LoadOptions) -> Served:
             return cast("Served", end.value)
 
 
-def outputs_of(wire: Wire, base: Load) -> list[str]:
-    """Digests of the greedy outputs, one for each of the first prompts."""
+def outputs_of(
+    wire: Wire, base: Load, scenario: SpecScenario, options: LoadOptions
+) -> dict[str, Any]:
+    """What the server says, as details of its measurement.
+
+    ``outputs`` are digests of the first ten tokens, one for each of the first prompts. ``texts``
+    are what the gate judges (``gate/``), in the search and in the first round of fresh boots.
+    """
     asked = min(OUTPUTS, len(base.prompts))
     load = replace(base, requests=asked, max_tokens=OUTPUT_TOKENS, ignore_eos=False)
-    return [digest(record.text) for record in answered(wire, load).records]
+    outputs = [digest(record.text) for record in answered(wire, load).records]
+    tokens = options.check_tokens if scenario.round <= 1 else 0
+    return {"outputs": outputs, **texts_details(wire, base, tokens, scenario.concurrency[-1])}
 
 
 def _load_level(

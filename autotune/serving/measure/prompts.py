@@ -15,7 +15,7 @@ from autotune.core import BadInputError, digest
 from autotune.util import edge
 from autotune.util.resources import data_root
 
-CATEGORIES = ("chat", "code", "prose", "structured")
+CATEGORIES = ("chat", "code", "prose", "rewriting", "structured")
 _ROLES = ("system", "user", "assistant", "developer", "tool")
 
 

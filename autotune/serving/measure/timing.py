@@ -33,6 +33,8 @@ class RequestRecord:
         text: what was generated.
         finish: the server's reason for the end: ``stop`` or ``length``.
         error: why it failed; empty if it did not.
+        tokens: ids of the text, where the request asked for them (``return_token_ids``).
+        prompt_ids: those of the prompt, likewise.
     """
 
     index: int
@@ -45,6 +47,8 @@ class RequestRecord:
     text: str = ""
     finish: str = ""
     error: str = ""
+    tokens: tuple[int, ...] = ()
+    prompt_ids: tuple[int, ...] = ()
 
     @property
     def tpot_s(self) -> float | None:

@@ -105,7 +105,7 @@ def schedule_document(result: Result) -> dict[str, Any]:
         "against": None if found.against is None else setting(found.against),
         "speedup": found.ratio.value if found.ratio else None,
         "interval": [found.ratio.low, found.ratio.high] if found.ratio and known else None,
-        "identical_share": found.identical,
+        "identical_share": found.compared.identical,
         "basis": result.plan.basis.value,
         "measured_tok_s": {
             str(g): {str(c): r for c, r in v.items()} for g, v in found.table.items()

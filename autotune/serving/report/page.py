@@ -13,6 +13,7 @@ from autotune.serving.decide.stopped import is_stopped, stopped_rows
 from autotune.serving.report import job_words as said
 from autotune.serving.report import plots
 from autotune.serving.report.figures import described, interval, number, percent, rate
+from autotune.serving.report.outputs import outputs
 from autotune.serving.report.tables import setting
 from autotune.serving.report.verdict import Verdict, last_verdict
 from autotune.serving.retry import TRANSIENT
@@ -69,6 +70,7 @@ class _Sheet:
             self.confirmed(),
             self.pareto(),
             self.acceptance(),
+            outputs(self.served),
             said.schedule(self.verdict),
             said.forecast(self.verdict, self.basis),
             said.memory(self.verdict),

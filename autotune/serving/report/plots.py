@@ -12,7 +12,6 @@ from autotune.decide.stats import median_interval, paired_ratio
 from autotune.report.page import Plot
 from autotune.report.plots import Axis, Series, chart
 from autotune.serving.decide.pareto import Point, front, point_of
-from autotune.serving.decide.quality import BAR
 from autotune.serving.forecast.error_process import Others
 from autotune.serving.forecast.forecast import level_rates, others
 from autotune.serving.report.tables import setting
@@ -155,19 +154,19 @@ class Placed:
 def placed(served: Served) -> list[Placed]:
     """Every setting with a value, the fastest single stream first."""
     found = [
-        (point, served.identical(trial))
+        (point, bool(served.compared(trial).against))
         for trial in served.ok
         if (point := point_of(trial.candidate, level_rates(trial))) is not None
     ]
-    best = front([point for point, share in found if share is None or share >= BAR])
+    best = front([point for point, barred in found if not barred])
     ordered = sorted(found, key=lambda one: -one[0].single)
     return [
         Placed(
             number,
             point,
-            BARRED if share is not None and share < BAR else FRONT if point in best else BEHIND,
+            BARRED if barred else FRONT if point in best else BEHIND,
         )
-        for number, (point, share) in enumerate(ordered, 1)
+        for number, (point, barred) in enumerate(ordered, 1)
     ]
 
 

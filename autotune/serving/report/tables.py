@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from autotune.core import Candidate, Outcome, Trial
 from autotune.decide.stats import Ratio, paired_ratio
 from autotune.serving.decide.confirm import Confirmed, repeats_by
+from autotune.serving.decide.quality import Compared
 from autotune.serving.forecast.forecast import level_rates, others
 from autotune.serving.job import Result
 from autotune.serving.measure.levels import rate_of
@@ -47,6 +48,7 @@ def _trial_row(result: Result, trial: Trial) -> dict[str, Any]:
         "identical_share": result.identical.get(trial.candidate)
         if trial.candidate[GAMMA]
         else None,
+        "outputs": outputs_row(result.compared.get(trial.candidate)),
         "kv_cache_tokens": details.get("kv_cache_tokens"),
         "memory_bytes": details.get("memory_bytes"),
         "start_s": details.get("start_s"),
@@ -55,6 +57,12 @@ def _trial_row(result: Result, trial: Trial) -> dict[str, Any]:
         "moe_used": details.get("moe_used", []),
         "moe_missing": details.get("moe_missing", []),
     }
+
+
+def outputs_row(found: Compared | None) -> dict[str, Any] | None:
+    """What the gate says of a setting's long texts; None where it was not asked."""
+    judged = None if found is None else found.judged
+    return None if judged is None else {**asdict(judged), "passes": judged.passes}
 
 
 def forecast_rows(result: Result) -> list[dict[str, Any]]:

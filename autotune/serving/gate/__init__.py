@@ -1,0 +1,1 @@
+"""What a server says over hundreds of tokens, and whether it is what its target says."""

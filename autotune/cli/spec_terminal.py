@@ -69,6 +69,7 @@ def _boots(plan: Plan) -> str:
         "for the range of memory": plan.bisected,
         "for outputs to compare": plan.compared,
         "in place of what fails": plan.replacing,
+        "to soak": int(plan.soak_s > 0),
     }
     return ", ".join(parts + [f"{number} {why}" for why, number in further.items() if number])
 

@@ -18,6 +18,7 @@ from autotune.core import (
     Outcome,
     Phase,
     Selection,
+    SideBySide,
     Trial,
 )
 from autotune.kind import Run, tune
@@ -28,11 +29,13 @@ from autotune.serving.decide.contenders import Contenders
 from autotune.serving.decide.quality import Compared
 from autotune.serving.decide.schedule import Schedule, judge, offer
 from autotune.serving.decide.side_by_side import confirm_either_way
+from autotune.serving.decide.soak import Soak, judge_soak
 from autotune.serving.forecast.forecast import Forecast, ForecastProposer
-from autotune.serving.measure.boots import Boots, ran_short
+from autotune.serving.measure.boots import Boots, ComparingBoots, ran_short
 from autotune.serving.measure.load import LoadOptions
 from autotune.serving.measure.measurer import ServingMeasurer
 from autotune.serving.measure.race import rules_of
+from autotune.serving.measure.soak import SoakLoad
 from autotune.serving.memory.fit import boot_bytes
 from autotune.serving.memory.search import search_utilization
 from autotune.serving.memory.utilization import Borders
@@ -71,6 +74,7 @@ class Result:
         seconds: wall time of this command.
         dialled: whether one boot measured every gamma.
         no_dial: why a dial that was tried could not be used; else empty.
+        soak: what the choice does after minutes; None where that was not asked for.
     """
 
     plan: Plan
@@ -93,6 +97,7 @@ class Result:
     seconds: float
     dialled: bool = False
     no_dial: str = ""
+    soak: Soak | None = None
 
     @property
     def identical(self) -> dict[Candidate, float | None]:
@@ -159,6 +164,7 @@ def _steps(run: Run[Plan, Measurer]) -> Result:
     plan, borders = search_utilization(run.plan, measurer, log, told)
     deadline = float("inf") if plan.budget_s is None else run.began + plan.budget_s
     found = _tuned(plan, measurer, log, told, deadline)
+    soak = _soaked(plan, found.selection.winner.candidate, measurer, log, told)
     boots = _boots(run.store.trials(run.record))
     served = load_served(run.store, plan.study, (plan.setup(), plan.scenario))
     left_out = {**plan.refused, **found.searched.proposer.left_out()}
@@ -185,16 +191,33 @@ def _steps(run: Run[Plan, Measurer]) -> Result:
         seconds=run.seconds,
         dialled=found.searched.dialled,
         no_dial=found.searched.no_dial,
+        soak=soak,
     )
+
+
+def _soaked(
+    plan: Plan, chosen: Candidate, measurer: Measurer, log: TrialLog, on_progress: OnProgress
+) -> Soak | None:
+    """Load the chosen setting for as long as was asked for."""
+    if not plan.soak_s:
+        return None
+    job = Job(chosen, SoakLoad.of(plan.scenario, plan.soak_s))
+    (progress,) = measure_all([job], Phase.CONFIRM, measurer, log)
+    on_progress(progress)
+    return judge_soak(progress.trial)
 
 
 def _boots_of(run: Run[Plan, Measurer], log: ResumableLog) -> Measurer:
     """Keep from the measurer what hung this machine before, or ran it short of memory."""
-    if run.plan.retry_failed or run.plan.memory.kind is not MemoryKind.UNIFIED:
-        return Boots(run.measurer, log)
-    lost = run.store.boots().lost(run.record)
-    began = {c: f"{at:%Y-%m-%d %H:%M} UTC" for c, at in lost.items()}
-    return Boots(run.measurer, log, began, ran_short(run.store.dated_trials(run.record)))
+    lost: dict[Candidate, str] = {}
+    short: dict[Candidate, str] = {}
+    if run.plan.memory.kind is MemoryKind.UNIFIED and not run.plan.retry_failed:
+        began = run.store.boots().lost(run.record)
+        lost = {c: f"{at:%Y-%m-%d %H:%M} UTC" for c, at in began.items()}
+        short = ran_short(run.store.dated_trials(run.record))
+    if isinstance(run.measurer, SideBySide):
+        return ComparingBoots(run.measurer, log, lost, short)
+    return Boots(run.measurer, log, lost, short)
 
 
 def _boots(trials: Sequence[Trial]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -77,6 +78,7 @@ def make_plan(request: SpecRequest) -> Plan:
         memory=_memory(request, recipe),
         confirm_rounds=request.confirm_boots,
         confirm=request.confirm,
+        soak_s=0 if request.soak is None else math.ceil(flags.seconds(request.soak, "--soak")),
         min_gain=flags.fraction(request.min_gain, "--min-gain"),
         budget_s=None if request.budget is None else flags.seconds(request.budget, "--budget"),
         start_timeout_s=flags.seconds(request.start_timeout, "--start-timeout"),

@@ -69,6 +69,7 @@ class Plan:
         dial: whether a dial turns gamma, so that one boot measures all of them (``dial/``).
         confirm: one of :data:`CONFIRM`.
         check_tokens: of each text that the gate on outputs judges (``gate/``); 0 judges none.
+        soak_s: seconds for which the chosen setting is loaded in the end; 0 is not at all.
     """
 
     kind: ClassVar[str] = SPEC
@@ -98,6 +99,7 @@ class Plan:
     dial: bool = False
     confirm: str = AUTO
     check_tokens: int = 0
+    soak_s: int = 0
 
     @property
     def basis(self) -> Basis:
@@ -210,7 +212,8 @@ class Plan:
     def boots(self) -> int:
         """Count the servers started at most."""
         confirming = self.confirm_rounds * self.confirmed + self.replacing
-        return self.searched + self.compared + self.bisected + confirming
+        soaking = int(self.soak_s > 0)
+        return self.searched + self.compared + self.bisected + confirming + soaking
 
     @property
     def estimated_seconds(self) -> float:

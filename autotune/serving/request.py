@@ -223,6 +223,15 @@ class SpecRequest(Request):
             "memory holds them.",
         ),
     ] = "auto"
+    soak: Annotated[
+        Duration | None,
+        flag(
+            "Load the best for so long in the end, such as 10m.",
+            panel=DECISION,
+            note="Tells what breaks late: acceptance that falls to nothing, empty or repeating "
+            "answers, a server that slows down or grows.",
+        ),
+    ] = None
     quality: Annotated[
         Values | None,
         flag(

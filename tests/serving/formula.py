@@ -6,15 +6,17 @@ virtual time. What is given: ``base_ms`` and ``draft_ms`` (time of a step and of
 ``fast`` (factors on the time by ``flag=value``), ``no_schedule`` (refuse one), and lists of gammas:
 ``oom`` at the start, unless the file ``well`` is there, ``dies`` under load, ``other_text``,
 ``refuses`` requests; ``oom_beside`` and ``dies_beside`` where its cache has a size in bytes.
-``oom_at`` is the number of the one start that fails, by gamma (needs
-``boots``); ``right_text`` a ``flag=value`` with which no text is another. ``says`` are lines of the
-log; ``tuned`` the factor of a server that finds a tuned MoE file; ``dialled`` that of one whose
-gamma a dial turns, which one of ``no_dial`` does not know; ``memory`` gives the KV cache's
-``tokens`` a hundredth of memory utilization from ``start`` on: more in flight are preempted; above
-``dies`` a long prompt ends the server. ``boots`` is a file that gets a line for every start. Token
-k of an answer is the word ``k``; of a text that is judged its id is ``k``, where ``corrupt`` does
-not name the gamma and the place from which on ids are wrong, and ``ties`` those where one is about
-as good. ``corrupt_boot`` is without the dial only, and ``unscored`` refuses to score.
+``oom_at`` is the number of the one start that fails, by gamma (needs ``boots``); ``right_text`` a
+``flag=value`` with which no text is another. ``says`` are lines of the log; ``tuned`` the factor of
+a server that finds a tuned MoE file; ``dialled`` that of one whose gamma a dial turns, which one of
+``no_dial`` does not know; ``memory`` gives the KV cache's ``tokens`` a hundredth of memory
+utilization from ``start`` on: more in flight are preempted; above ``dies`` a long prompt ends the
+server. ``late`` happens from the answer ``after`` on: ``accepts`` and ``slower`` are factors,
+``empty`` and ``repeats`` say what is answered, ``grows`` is in bytes an answer, ``ends`` ends the
+server. ``boots`` is a file that gets a line for every start. Token k of an answer is the word
+``k``; of a text that is judged its id is ``k``, where ``corrupt`` does not name the gamma and the
+place from which on ids are wrong, and ``ties`` those where one is about as good. ``corrupt_boot``
+is without the dial only, and ``unscored`` refuses to score.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class Counters:
 
     def __init__(self, gamma: int, schedule: list[list[int]]) -> None:
         self.lock, self.gamma, self.schedule = threading.Lock(), gamma, schedule
-        self.running = self.in_flight = self.preemptions = 0
+        self.running = self.in_flight = self.preemptions = self.answers = 0
         self.capacity = 4096
         self.drafts = self.draft_tokens = self.generated = self.steps = 0
         self.accepted = [0] * gamma
@@ -243,6 +245,11 @@ class Formula:
             flag and self.argument(flag, "") == value
         )
         done, word = 0, "other " if other else ""
+        counters.answers += 1
+        late = self.late()
+        if late.get("ends"):
+            self.say("(EngineCore pid=7) ERROR 01-01 10:00:00 [core.py:1] RuntimeError: late")
+            raise EndError(0)
         prompt = body.get("prompt", "")
         tokens = wanted + len(prompt) if isinstance(prompt, list) else 0
         if tokens and self.share() > given.get("memory", {}).get("dies", 1.0):
@@ -256,10 +263,12 @@ class Formula:
             counters.preemptions += counters.in_flight > counters.capacity
         while done < wanted:
             drafted = counters.drafted()
-            yield self._step_s(drafted)
+            yield self._step_s(drafted) * late.get("slower", 1.0)
             left = wanted - done
-            count = 1 if done == 0 else min(counters.step(given["reached"], drafted), left)
-            yield "".join(f"{word}{done + i} " for i in range(count))
+            rates = [late.get("accepts", 1.0) * rate for rate in given["reached"]]
+            count = 1 if done == 0 else min(counters.step(rates, drafted), left)
+            said = [f"{word}{0 if late.get('repeats') else done + i} " for i in range(count)]
+            yield "" if late.get("empty") else "".join(said)
             done += count
         with counters.lock:
             counters.running -= 1
@@ -275,6 +284,17 @@ class Formula:
         wrong = found.get(gamma, wanted)
         tie = self.given.get("ties", {}).get(gamma, wanted)
         return [k + (WRONG if k >= wrong else TIE if k == tie else 0) for k in range(wanted)]
+
+    def late(self) -> dict[str, Any]:
+        """What happens by now."""
+        late: dict[str, Any] = self.given.get("late", {"after": 0})
+        return late if self.counters.answers > late["after"] else {}
+
+    def memory(self) -> int:
+        """Bytes that its processes hold."""
+        late = self.given.get("late", {})
+        beyond: int = max(0, self.counters.answers - late.get("after", 0))
+        return 2**30 + int(late.get("grows", 0)) * beyond
 
     def _step_s(self, drafted: int) -> float:
         others = self.counters.running - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from autotune.core import Candidate, MissingEnvironmentError, Outcome
+from autotune.core import (
+    Basis,
+    Candidate,
+    HoldsNothing,
+    Job,
+    Measurement,
+    Measurer,
+    MissingEnvironmentError,
+    Outcome,
+    Part,
+)
+from autotune.decide.stats import Ratio
 from autotune.machine.memory import MemoryKind, MemoryReading
 from autotune.serving.decide.conclusion import warnings
 from autotune.serving.decide.side_by_side import way_of
@@ -188,6 +199,43 @@ def test_one_that_dies_makes_way_for_the_next_best(bench: Bench) -> None:
     assert result.confirmed.trials.keys() - {result.baseline.candidate}
     samples = {len(t[0].measurement.samples) for t in result.confirmed.trials.values()}
     assert samples == {6}
+
+
+class OneAtATime(HoldsNothing):
+    """A measurer that cannot have several servers up."""
+
+    def __init__(self, measurer: Measurer) -> None:
+        self._measurer = measurer
+
+    @property
+    def basis(self) -> Basis:
+        return self._measurer.basis
+
+    def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement | Part]:
+        return self._measurer.measure(jobs)
+
+
+def test_a_measurer_of_one_server_at_a_time_takes_turns(bench: Bench) -> None:
+    plan = bench.plan(DRAFTING, **{**BESIDE, "confirm": "auto"})
+    with Store.open(f"sqlite:///{bench.root}/a.db") as store:
+        result = run(plan, store, OneAtATime(bench.measurer(plan)), lambda _: None)
+    assert result.confirmed is not None
+    assert result.confirmed.way.beside is None
+    assert "one server up at a time" in result.confirmed.way.why
+
+
+def test_a_gain_that_the_dial_did_not_show_is_told(bench: Bench) -> None:
+    result = bench.tune(DRAFTING, **BESIDE)
+    assert not [said for said in warnings(result) if "on the dialled server" in said]
+    assert result.confirmed is not None
+    best = result.selection.winner.candidate
+    more = replace(result.confirmed, ratios={best: Ratio(2.4, 2.3, 2.5, 6)})
+    told = [s for s in warnings(replace(result, confirmed=more)) if "on the dialled server" in s]
+    assert len(told) == 1
+    assert told[0].startswith("gamma=2: 2.40× the baseline side by side, and 1.")
+    vague = replace(result.confirmed, ratios={best: Ratio(2.4, 1.2, 2.9, 6)})
+    said = warnings(replace(result, confirmed=vague))
+    assert not [text for text in said if "on the dialled server" in text]
 
 
 def reading(free: float, kind: MemoryKind = MemoryKind.GPU) -> MemoryReading:

@@ -63,7 +63,10 @@ class _Server(Server):
 
     def __init__(self, handle: _Handle, formula: Formula) -> None:
         super().__init__(handle, formula.model, formula.context, BOOT_S)
-        self.handle = handle
+        self.handle, self.formula = handle, formula
+
+    def memory_bytes(self) -> int:
+        return self.formula.memory()
 
     def failure(self, *, stalled: bool = False, timeout_s: float = 10.0) -> ServerFailure | None:
         code = self.handle.poll()

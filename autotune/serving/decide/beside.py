@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autotune.core import Candidate, Outcome, Trial
-from autotune.decide.stats import geometric_mean
+from autotune.decide.stats import Ratio, geometric_mean, paired_ratio
 from autotune.serving.forecast.forecast import level_rates
 
 LEAST = 0.03
@@ -69,3 +69,31 @@ def _spread(boots: Sequence[Mapping[int, float]]) -> float:
     """By what share the boots of one setting differ, at the concurrency where they do most."""
     levels = boots[0] if boots else ()
     return max((max(b[c] for b in boots) / min(b[c] for b in boots) - 1 for c in levels), default=0)
+
+
+def disagreeing(
+    searched: Sequence[Trial], home: Candidate, ratios: Mapping[Candidate, Ratio]
+) -> dict[Candidate, tuple[Ratio, Ratio]]:
+    """Find settings whose gain over the baseline is another one side by side than by the dial.
+
+    Two gains are so where their 95 % intervals have nothing in common.
+
+    Args:
+        searched: trials of the dialled server.
+        home: no speculation.
+        ratios: gains of servers that were up side by side.
+
+    Returns:
+        The gain by the dial, and side by side.
+    """
+    samples = {t.candidate: t.measurement.samples for t in searched}
+    before, found = samples.get(home, ()), {}
+    for candidate, static in ratios.items():
+        ours = samples.get(candidate, ())
+        if not before or len(ours) != len(before):
+            continue
+        dial = paired_ratio(before, ours)
+        far = abs(math.log(static.value / dial.value)) > math.log1p(LEAST)
+        if far and (static.low > dial.high or dial.low > static.high):
+            found[candidate] = (dial, static)
+    return found

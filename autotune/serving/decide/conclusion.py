@@ -8,7 +8,7 @@ from pathlib import Path
 from autotune.core import Candidate, Outcome, Trial
 from autotune.decide.stats import LEAST_PAIRS
 from autotune.engine.variables import FOLDER
-from autotune.serving.decide.beside import beside
+from autotune.serving.decide.beside import beside, disagreeing
 from autotune.serving.forecast.forecast import others
 from autotune.serving.job import Result
 from autotune.serving.recipe import GAMMA, MOE_CONFIG
@@ -78,7 +78,17 @@ def verdict(result: Result) -> str:
     if failed:
         names = ", ".join(map(setting, dict.fromkeys(failed)))
         said += f"; NOT measured, because the server failed: {names} (--retry-failed tries again)"
-    return said
+    return said + _soaked(result)
+
+
+def _soaked(result: Result) -> str:
+    """What the soak adds to the verdict."""
+    if result.soak is None:
+        return ""
+    lasted = f"a soak of {result.plan.soak_s / 60:.3g} min"
+    if result.soak.failures:
+        return f"; BUT {lasted} FAILED: {'; '.join(result.soak.failures)}"
+    return f"; {lasted} showed nothing against it"
 
 
 def _best(result: Result) -> str:
@@ -117,6 +127,15 @@ def _dial_warnings(result: Result) -> Iterator[str]:
     if result.no_dial:
         yield f"one server for every gamma could not be used: {result.no_dial}; each had its own"
     if not result.dialled or result.confirmed is None:
+        return
+    if result.confirmed.way.beside is not None:
+        gains = disagreeing(result.trials, result.baseline.candidate, result.confirmed.ratios)
+        for candidate, (dial, static) in gains.items():
+            yield (
+                f"{setting(candidate)}: {static.value:.2f}× the baseline side by side, and "
+                f"{dial.value:.2f}× on the dialled server: side by side counts, and gammas that "
+                "only the dial measured may rank otherwise (--no-dial)"
+            )
         return
     for one in beside(result.trials, result.confirmed.trials):
         if one.differs:

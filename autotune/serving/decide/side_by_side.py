@@ -49,7 +49,9 @@ def confirm_either_way(
         NoFeasibleCandidateError: tasks could not be evaluated without speculation.
         MissingEnvironmentError: side by side was asked for, and there is no room.
     """
-    way = way_of(plan, contest.finalists, contest.beside, dialled)
+    way = Way(why="what measures here has one server up at a time")
+    if isinstance(contest.measurer, SideBySide):
+        way = way_of(plan, contest.finalists, contest.beside, dialled)
     if plan.confirm == SIDE_BY_SIDE and way.beside is None:
         raise MissingEnvironmentError(
             f"--confirm {SIDE_BY_SIDE}: {way.why}; what was measured is kept, and --confirm "

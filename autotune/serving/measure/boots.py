@@ -126,25 +126,6 @@ class Boots(HoldsNothing):
             with self._log.boot(started.workload, started.candidate):
                 yield from self._measured(group, started)
 
-    def compare(
-        self, groups: Iterable[Group], *, check: bool
-    ) -> Iterator[dict[Candidate, Measurement] | Part]:
-        """All of a group at once; see :class:`autotune.core.SideBySide`.
-
-        A fall of several servers together tells of none of them that it is too large.
-        """
-        if not isinstance(self._measurer, SideBySide):
-            raise TypeError(f"{self._measurer} compares nothing")
-        for group in groups:
-            kept = next(filter(None, map(self._kept_from, group.candidates)), None)
-            if kept is not None:
-                yield dict.fromkeys(group.candidates, kept)
-                continue
-            with ExitStack() as stack:
-                for candidate in group.candidates:
-                    stack.enter_context(self._log.boot(group.workload, candidate))
-                yield from self._measurer.compare([group], check=check)
-
     def _measured(self, group: Sequence[Job], started: Job) -> Iterator[Measurement | Part]:
         events = self._measurer.measure(group)
         try:
@@ -172,6 +153,38 @@ class Boots(HoldsNothing):
     def _failed(self, outcome: Outcome, message: str, failure: str) -> Measurement:
         details = {"boots": 0, "log": None, "failure": failure}
         return Measurement(outcome, self.basis, message=message, details=details)
+
+
+class ComparingBoots(Boots):
+    """The same for a measurer that also has several servers up at once."""
+
+    def __init__(
+        self,
+        measurer: SideBySide,
+        log: BootLog,
+        lost: Mapping[Candidate, str] | None = None,
+        short: Mapping[Candidate, str] | None = None,
+    ) -> None:
+        """Take what is known, as :class:`Boots`."""
+        super().__init__(measurer, log, lost, short)
+        self._comparing = measurer
+
+    def compare(
+        self, groups: Iterable[Group], *, check: bool
+    ) -> Iterator[dict[Candidate, Measurement] | Part]:
+        """All of a group at once; see :class:`autotune.core.SideBySide`.
+
+        A fall of several servers together tells of none of them that it is too large.
+        """
+        for group in groups:
+            kept = next(filter(None, map(self._kept_from, group.candidates)), None)
+            if kept is not None:
+                yield dict.fromkeys(group.candidates, kept)
+                continue
+            with ExitStack() as stack:
+                for candidate in group.candidates:
+                    stack.enter_context(self._log.boot(group.workload, candidate))
+                yield from self._comparing.compare([group], check=check)
 
 
 def _not_itself(candidate: Candidate, other: Candidate) -> str:

@@ -28,6 +28,7 @@ from autotune.serving.dial.trust import DialUnfitError, check_log
 from autotune.serving.measure.beside import NOTHING_BESIDE, measure_beside
 from autotune.serving.measure.column import Cell, measure_column
 from autotune.serving.measure.load import LoadOptions, Served, UnservedError, measure_server
+from autotune.serving.measure.soak import SoakLoad, measure_soak
 from autotune.serving.measure.stopping import Rules
 from autotune.serving.measure.tasks import Tasks, evaluate
 from autotune.serving.measure.wire import Wire
@@ -138,7 +139,9 @@ class ServingMeasurer(HoldsNothing):
             )
 
     def _served(self, wire: Wire, job: Job) -> Generator[Part, None, Served]:
-        load = cast("SpecScenario | FullLoad", job.workload)
+        load = cast("SpecScenario | FullLoad | SoakLoad", job.workload)
+        if isinstance(load, SoakLoad):
+            return (yield from measure_soak(wire, job, self._options))
         if isinstance(load, FullLoad):
             return measure_sustained(wire, load, self._options)
         found = yield from measure_server(wire, job, self._options)

@@ -67,6 +67,7 @@ def document(result: Result) -> dict[str, Any]:
         ],
         "confirmed": confirm_rows(result),
         "confirmation": confirmation_document(result),
+        "soak": soak_document(result),
         "published": published.as_json() if (published := plan.space.published) else None,
     }
 
@@ -83,6 +84,20 @@ def confirmation_document(result: Result) -> dict[str, Any] | None:
         "kv_bytes": None if way.beside is None else way.beside.kv_bytes,
         "left_out": [setting(candidate) for candidate in way.left_out],
         "spread_between_boots": boots_spread(result),
+    }
+
+
+def soak_document(result: Result) -> dict[str, Any] | None:
+    """The windows of the soak, and what speaks against the setting; None where none was made."""
+    soak = result.soak
+    if soak is None:
+        return None
+    return {
+        "setting": setting(soak.trial.candidate),
+        "seconds": result.plan.soak_s,
+        "outcome": soak.trial.measurement.outcome.value,
+        "failures": list(soak.failures),
+        "windows": list(soak.windows),
     }
 
 

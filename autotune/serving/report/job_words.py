@@ -7,9 +7,11 @@ import json
 from autotune.report.page import Block, Code, Section, Table, Text
 from autotune.serving.report import plots
 from autotune.serving.report.figures import interval, number, percent
-from autotune.serving.report.verdict import Confirmation, Memory, Verdict
+from autotune.serving.report.verdict import Confirmation, Memory, Soak, Verdict
 from autotune.serving.scenario import Beside
 from autotune.space.published import Published
+
+_SOAK_ROWS = 12
 
 
 def serve(words: Verdict) -> Section:
@@ -100,6 +102,28 @@ def confirmation(words: Confirmation | None, beside: Beside | None) -> str:
         f"{said} Boots of one setting differ by up to {spread:.1%} here, which side by side would "
         "cancel: a smaller difference between settings is not told apart."
     )
+
+
+def soak(words: Soak | None) -> Section:
+    """What the chosen setting does after minutes."""
+    if words is None:
+        return Section("Soak", [])
+    said = f"{words.setting} under load for {words.seconds / 60:.3g} min on a server of its own. "
+    said += "; ".join(words.failures) or "Nothing speaks against it"
+    heads = ("after", "tok/s", "accepted by position", "empty", "repeating", "host memory GiB")
+    step = -(-len(words.windows) // _SOAK_ROWS) or 1
+    rows = [
+        [
+            f"{window.age_s:.0f} s",
+            number(window.tok_s),
+            " / ".join(f"{share:.3f}" for share in window.reached) or "–",
+            f"{window.empty} of {window.requests}",
+            f"{window.repeating} of {window.requests}",
+            number(window.memory_bytes / 2**30 if window.memory_bytes else None, 2),
+        ]
+        for window in (*words.windows[step - 1 : -1 : step], *words.windows[-1:])
+    ]
+    return Section("Soak", [Text(f"{said}."), Table(heads, rows)], brief=bool(words.failures))
 
 
 def memory(words: Verdict) -> Section:

@@ -68,6 +68,7 @@ class _Sheet:
             self.latency(),
             said.objectives(self.verdict),
             self.confirmed(),
+            said.soak(self.verdict.soak),
             self.pareto(),
             self.acceptance(),
             outputs(self.served),

@@ -111,6 +111,27 @@ class Confirmation(Words):
     spread_between_boots: float | None = None
 
 
+class SoakWindow(Words):
+    """Some seconds of a soak; counts are of answers."""
+
+    age_s: float
+    tok_s: float
+    requests: int
+    empty: int
+    repeating: int
+    reached: tuple[float, ...] = ()
+    memory_bytes: int | None = None
+
+
+class Soak(Words):
+    """What the chosen setting does after minutes."""
+
+    setting: str
+    seconds: int
+    failures: tuple[str, ...] = ()
+    windows: tuple[SoakWindow, ...] = ()
+
+
 class NotTried(Words):
     """A setting that no server was started for."""
 
@@ -155,6 +176,7 @@ class Verdict(Words):
     not_tried: tuple[NotTried, ...] = ()
     confirmed: tuple[Confirmed, ...] = ()
     confirmation: Confirmation | None = None
+    soak: Soak | None = None
     published: Annotated[Published | None, BeforeValidator(_without_basis)] = None
 
     @property

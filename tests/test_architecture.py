@@ -57,6 +57,7 @@ ROOM_OF: dict[str, set[str]] = {
     "rich": {"cli", "report.terminal"},
     "torch": {"kernels.compile", "kernels.measure"},
     "triton": {"kernels.compile", "kernels.measure"},
+    "ray": {"serving.cluster.connect", "serving.cluster.groups", "serving.cluster.plugin"},
     "vllm": {"kernels.compile", "kernels.measure", "serving.dial.plugin"},
 }
 """The rooms or modules that may import a library; all others use what those offer."""
@@ -253,6 +254,9 @@ OPENS: dict[str, str] = {
     "serving.dial.dial": "writes the plugin and the byte that turns gamma",
     "serving.dial.plugin": "the byte, in a server's process",
     "serving.server.process": "writes a server's log",
+    "serving.cluster.node": "a server's log, a part at a time, to where the command runs",
+    "serving.cluster.groups": "writes what a node sends of a server's log",
+    "serving.server.plugins": "the source of a plugin of ours",
     "serving.server.supervisor": "its own arguments, from the process that starts it",
     "serving.measure.tasks": "writes lm-eval's log",
     "serving.recipe": "JSON of a schedule of ours",
@@ -275,6 +279,7 @@ MAY_FETCH = {
     "serving.server.launchers": {"socket"},  # looks for a free port
     "engine.hub": {"huggingface_hub"},
     "serving.server.mounts": {"huggingface_hub"},  # where its cache lies
+    "serving.cluster.connect": {"socket"},  # whether a cluster answers where the operator says
     "web.serve": {"socket"},  # listens where the operator says
     "report.dashboard": {"socketserver", "wsgiref"},  # listens on 127.0.0.1
 }

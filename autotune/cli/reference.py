@@ -39,6 +39,9 @@ VARIABLES = {
     "AUTOTUNE_MEMINFO": "a file in place of `/proc/meminfo`, to rehearse what happens where a "
     "machine with unified memory runs short of it",
     "TMPDIR": "where compiled kernels and other temporary files go",
+    "RAY_ADDRESS": "the cluster that `--ray auto` joins; without `--ray` none is joined",
+    "RAY_AUTH_MODE": "Ray's own; where it is not set, a cluster of `--ray local` asks for a token "
+    "that only its own processes have",
     FOLDER: "vLLM's: a folder with tuned MoE files; servers that are started inherit it",
     ROUTING: "vLLM's: simulated routing, for weights that are made up; servers inherit it",
 }

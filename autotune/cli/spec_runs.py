@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from rich.markup import escape
 
 from autotune.cli import spec_terminal as terminal
 from autotune.cli.common import check_study, print_json, warn_setup_changed
@@ -11,15 +14,20 @@ from autotune.cli.consoles import err
 from autotune.cli.events import existing_plan, serving_plan, told
 from autotune.cli.requests import Spec
 from autotune.cli.result import show_files, show_page
+from autotune.core import Measurer
 from autotune.export.files import check_writable
 from autotune.machine.environment import secret_headers
 from autotune.report.page import Page
 from autotune.report.verdict import keep_verdict
+from autotune.serving.cluster.connect import connected
+from autotune.serving.cluster.look import Looked
+from autotune.serving.cluster.measurer import cluster_measurer, look_at_nodes
 from autotune.serving.export import write as export
 from autotune.serving.job import Result, local_measurer, run
 from autotune.serving.make_plan import make_plan
 from autotune.serving.matrix.matrix import Entry, matrix_study, prepare, run_each
 from autotune.serving.matrix.report import matrix_document, matrix_page, write_matrix
+from autotune.serving.parse import parse_words
 from autotune.serving.plan import Plan
 from autotune.serving.preflight import refusal
 from autotune.serving.report.document import document
@@ -39,8 +47,13 @@ from autotune.store.store import Store
 
 def tune(request: Spec) -> None:
     """Find one target's best setting and write its files."""
+    with on_nodes(request) as nodes:
+        _tune(request, nodes)
+
+
+def _tune(request: Spec, nodes: Looked | None) -> None:
     out = request.out
-    plan = make_plan(request)
+    plan = make_plan(request, nodes)
     terminal.show_findings([f for f in plan.findings if plan.force or not f.refuses])
     if not plan.force:
         refusal(plan.findings)
@@ -59,7 +72,12 @@ def tune(request: Spec) -> None:
 
 def compare(request: Spec) -> None:
     """Tune several targets one after the other; write the matrix, and every target's own files."""
-    out, entries = request.out, prepare(request)
+    with on_nodes(request) as nodes:
+        _compare(request, nodes)
+
+
+def _compare(request: Spec, nodes: Looked | None) -> None:
+    out, entries = request.out, prepare(request, nodes)
     folder = folder_of(out, matrix_study(request))
     if not request.dry_run:
         check_writable(folder)
@@ -116,6 +134,35 @@ def measure(request: Spec) -> None:
         terminal.show_existing(result, page, files)
 
 
+@contextmanager
+def on_nodes(request: Spec) -> Iterator[Looked | None]:
+    """Be connected to the cluster of ``--ray``, whose nodes are looked at; None without the flag.
+
+    Raises:
+        MissingEnvironmentError: it is not there, or a node of it cannot serve.
+    """
+    if request.ray is None:
+        yield None
+        return
+    program = () if request.vllm is None else parse_words(request.vllm, "--vllm")
+    with connected(request.ray):
+        nodes = look_at_nodes([*request.target, *request.drafter], program)
+        for said in nodes.left_out:
+            err.print(f"[yellow]--ray: left out: {escape(said)}[/yellow]", soft_wrap=True)
+        yield nodes
+
+
+def _measurer(plan: Plan, logs: Path) -> Measurer:
+    local = local_measurer(plan, logs)
+    if plan.nodes is None:
+        return local
+
+    def lost(said: str) -> None:
+        err.print(f"[yellow]{escape(said)}[/yellow]", soft_wrap=True)
+
+    return cluster_measurer(plan, plan.nodes, local, logs, lost)
+
+
 def _only_said(request: Spec, plan: Plan) -> None:
     """Say what would be done."""
     terminal.show_plan(plan)
@@ -139,6 +186,6 @@ def _tuned(request: Spec, plan: Plan, store: Store) -> tuple[Result, Page]:
     terminal.show_plan(plan)
     described = serving_plan(plan)
     with terminal.progress(plan) as update, told(request.events, described, update) as tell:
-        result = run(plan, store, local_measurer(plan, _logs(request.out, plan)), tell)
+        result = run(plan, store, _measurer(plan, _logs(request.out, plan)), tell)
     keep_verdict(store, plan, document(result))
     return result, page_of(store, plan.study, about=(plan.setup(), plan.scenario))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,8 @@ from autotune.core import (
 from autotune.kind import Run, tune
 from autotune.machine.environment import environment
 from autotune.machine.memory import MemoryKind
+from autotune.serving.cluster.control import Control, control
+from autotune.serving.cluster.fleet import Fleet
 from autotune.serving.decide.confirm import Confirmed, Contest
 from autotune.serving.decide.contenders import Contenders
 from autotune.serving.decide.quality import Compared
@@ -42,6 +44,7 @@ from autotune.serving.memory.utilization import Borders
 from autotune.serving.plan import Plan
 from autotune.serving.recipe import GAMMA, without_schedule
 from autotune.serving.retry import TRANSIENT, ResumableLog
+from autotune.serving.scenario import SpecScenario
 from autotune.serving.stored import Apart, load_served
 from autotune.store.store import Store
 from autotune.tune import Limits, OnProgress, Progress, Search, TrialLog, measure_all, search_all
@@ -75,6 +78,7 @@ class Result:
         dialled: whether one boot measured every gamma.
         no_dial: why a dial that was tried could not be used; else empty.
         soak: what the choice does after minutes; None where that was not asked for.
+        control: how far the places of a cluster differ.
     """
 
     plan: Plan
@@ -98,6 +102,7 @@ class Result:
     dialled: bool = False
     no_dial: str = ""
     soak: Soak | None = None
+    control: Control = field(default_factory=Control)
 
     @property
     def identical(self) -> dict[Candidate, float | None]:
@@ -163,7 +168,8 @@ def _steps(run: Run[Plan, Measurer]) -> Result:
     measurer = _boots_of(run, log)
     plan, borders = search_utilization(run.plan, measurer, log, told)
     deadline = float("inf") if plan.budget_s is None else run.began + plan.budget_s
-    found = _tuned(plan, measurer, log, told, deadline)
+    places = run.measurer if isinstance(run.measurer, Fleet) else None
+    found = _tuned(plan, measurer, log, told, deadline, places)
     soak = _soaked(plan, found.selection.winner.candidate, measurer, log, told)
     boots = _boots(run.store.trials(run.record))
     served = load_served(run.store, plan.study, (plan.setup(), plan.scenario))
@@ -192,6 +198,7 @@ def _steps(run: Run[Plan, Measurer]) -> Result:
         dialled=found.searched.dialled,
         no_dial=found.searched.no_dial,
         soak=soak,
+        control=found.searched.control,
     )
 
 
@@ -232,6 +239,7 @@ class _Searched:
     proposer: ForecastProposer
     dialled: bool
     no_dial: str
+    control: Control
 
 
 @dataclass(frozen=True)
@@ -249,9 +257,10 @@ def _tuned(
     log: TrialLog,
     on_progress: OnProgress,
     deadline: float,
+    places: Fleet | None,
 ) -> _Found:
     scenario = plan.scenario
-    searched = _search(plan, measurer, log, on_progress, deadline)
+    searched = _search(plan, measurer, log, on_progress, deadline, places)
     baseline, search = searched.baseline, searched.search
     trials = [baseline, *(t for t in search.trials if t.candidate in plan.grid)]
 
@@ -261,7 +270,7 @@ def _tuned(
         on_progress(progress)
         return progress.trial
 
-    contenders = Contenders(plan, trials, baseline, boot)
+    contenders = Contenders(plan, trials, baseline, boot, searched.control.spread)
     finalists = contenders.take(plan.finalists)
     schedule = _schedule(plan, trials, baseline, contenders, finalists)
     if not finalists and (missed := baseline.measurement.details.get("slo_missed")):
@@ -295,7 +304,12 @@ def _tuned(
 
 
 def _search(
-    plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProgress, deadline: float
+    plan: Plan,
+    measurer: Measurer,
+    log: TrialLog,
+    on_progress: OnProgress,
+    deadline: float,
+    places: Fleet | None,
 ) -> _Searched:
     """Measure the baseline and what may beat it, by the dial where it can be used."""
     column = _column(plan, measurer, log, on_progress) if plan.dial else []
@@ -303,7 +317,16 @@ def _search(
     no_dial = column[0].measurement.message if column and not dialled else ""
     baseline = column[0] if dialled else _baseline(plan, measurer, log, on_progress)
     scenario = replace(plan.scenario, dial=dialled)
-    proposer = ForecastProposer(plan.grid, baseline, scenario, plan.growth(), columns=dialled)
+    differ = _control(scenario, baseline, measurer, log, on_progress, places)
+    proposer = ForecastProposer(
+        plan.grid,
+        baseline,
+        scenario,
+        plan.growth(),
+        columns=dialled,
+        width=len(places.places) if places is not None else 1,
+        spread=differ.spread,
+    )
     search = Search(
         scenario,
         proposer,
@@ -313,7 +336,28 @@ def _search(
     for progress in search_all([search], measurer, log):
         if progress.trial not in column:  # which was told of already
             on_progress(progress)
-    return _Searched(baseline, search, proposer, dialled, no_dial)
+    return _Searched(baseline, search, proposer, dialled, no_dial, differ)
+
+
+def _control(
+    scenario: SpecScenario,
+    baseline: Trial,
+    measurer: Measurer,
+    log: TrialLog,
+    on_progress: OnProgress,
+    places: Fleet | None,
+) -> Control:
+    """Boot the baseline on every place of a cluster, on all of them at once."""
+
+    def trials_of(jobs: Sequence[Job]) -> list[Trial]:
+        found = list[Trial]()
+        for progress in measure_all(jobs, Phase.BASELINE, measurer, log):
+            on_progress(progress)
+            found.append(progress.trial)
+        return found
+
+    names = [place.name for place in places.places] if places is not None else []
+    return control(names, baseline, scenario, trials_of)
 
 
 def _column(plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProgress) -> list[Trial]:

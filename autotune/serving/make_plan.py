@@ -13,6 +13,8 @@ from autotune.machine.containers import ENGINES
 from autotune.machine.environment import environment, visible_gpus
 from autotune.machine.memory import MemoryKind, MemoryReading, first_gpu, read_memory
 from autotune.serving import parse
+from autotune.serving.cluster.launcher import GroupLauncher, most_gpus
+from autotune.serving.cluster.look import Looked
 from autotune.serving.dial.trust import may_dial
 from autotune.serving.measure.prompts import load_prompts, prompts_key
 from autotune.serving.measure.stopping import parse_slo
@@ -46,8 +48,12 @@ from autotune.space.space import Space
 from autotune.util import flags
 
 
-def make_plan(request: SpecRequest) -> Plan:
+def make_plan(request: SpecRequest, nodes: Looked | None = None) -> Plan:
     """Read what the flags name and check that it fits together.
+
+    Args:
+        request: the flags.
+        nodes: of a cluster, on which servers are to be started; None starts them here.
 
     Raises:
         BadInputError: a flag, a file or a combination that cannot be used.
@@ -75,7 +81,7 @@ def make_plan(request: SpecRequest) -> Plan:
         scenario=scenario,
         prompts=prompts,
         launcher=_launcher(request, mounts),
-        memory=_memory(request, recipe),
+        memory=_memory(request, recipe) if nodes is None else nodes.memory,
         confirm_rounds=request.confirm_boots,
         confirm=request.confirm,
         soak_s=0 if request.soak is None else math.ceil(flags.seconds(request.soak, "--soak")),
@@ -91,7 +97,9 @@ def make_plan(request: SpecRequest) -> Plan:
         force=request.force,
         # What vLLM is told to accept makes its text noise.
         check_tokens=0 if recipe.synthetic else request.check_tokens,
+        nodes=nodes,
     )
+    plan = _with_group(plan)
     plan = _with_share(_with_range(plan, request))
     _check_points(plan)
     if plan.image is not None:  # what docker cannot mount ends here, not when all is measured
@@ -107,6 +115,21 @@ def make_plan(request: SpecRequest) -> Plan:
     return replace(plan, findings=tuple(findings))
 
 
+def _with_group(plan: Plan) -> Plan:
+    """Have servers of several GPUs of a cluster started in a placement group."""
+    if plan.nodes is None or not isinstance(plan.launcher, LocalLauncher):
+        return plan
+    gpus = most_gpus(plan.recipe.settings(candidate) for candidate in plan.points)
+    if gpus == 1:
+        return plan
+    if not plan.nodes.gpus:
+        raise BadInputError(
+            "--tensor-parallel-size: with --ray it needs GPUs; vLLM's Ray executor "
+            "has none for CPUs"
+        )
+    return replace(plan, launcher=GroupLauncher(plan.launcher.program))
+
+
 def _with_dial(plan: Plan, request: SpecRequest) -> Plan:
     """Turn gamma by the dial where servers are processes here, of a vLLM that may be able to.
 
@@ -116,7 +139,8 @@ def _with_dial(plan: Plan, request: SpecRequest) -> Plan:
     launcher = plan.launcher
     if not request.dial or not isinstance(launcher, LocalLauncher):
         return plan
-    if not may_dial(launcher.version(), [c.int(GAMMA) for c in plan.column]):
+    version = launcher.version() if plan.nodes is None else plan.nodes.nodes[0].vllm
+    if not may_dial(version, [c.int(GAMMA) for c in plan.column]):
         return plan
     asked = request.space is not None or request.capture_sizes is not None
     fixed = any(is_given(plan.recipe.server_args, flag) for flag in FIX_GRAPHS)

@@ -13,6 +13,7 @@ from autotune.core import Basis, Candidate, Scalar
 from autotune.kind import SPEC
 from autotune.machine.environment import environment
 from autotune.machine.memory import MemoryKind, MemoryReading
+from autotune.serving.cluster.look import Looked
 from autotune.serving.decide.quality import without_speculation
 from autotune.serving.forecast.acceptance import distinct_experts
 from autotune.serving.forecast.forecast import others
@@ -70,6 +71,7 @@ class Plan:
         confirm: one of :data:`CONFIRM`.
         check_tokens: of each text that the gate on outputs judges (``gate/``); 0 judges none.
         soak_s: seconds for which the chosen setting is loaded in the end; 0 is not at all.
+        nodes: of a cluster, on which servers are started; None starts them here.
     """
 
     kind: ClassVar[str] = SPEC
@@ -100,6 +102,7 @@ class Plan:
     confirm: str = AUTO
     check_tokens: int = 0
     soak_s: int = 0
+    nodes: Looked | None = None
 
     @property
     def basis(self) -> Basis:
@@ -238,8 +241,9 @@ class Plan:
 
         Not the space: a wider one goes on from what a narrower one measured.
         """
-        launcher = self.launcher
+        launcher, nodes = self.launcher, self.nodes
         version = launcher.version() if isinstance(launcher, LocalLauncher) else None
+        version = version if nodes is None else nodes.nodes[0].vllm
         if isinstance(launcher, DockerLauncher):
             version = launcher.vllm
         return {
@@ -247,9 +251,13 @@ class Plan:
             "recipe": {"name": self.recipe.method} | self.recipe.as_json(),
             **self.launcher.as_json(),
             "vllm": version,
-            "gpus": [gpu["name"] for gpu in environment()["gpus"]],
-            "cpus": environment()["cpus"],
+            "gpus": _gpu_names() if nodes is None else list(nodes.gpus),
+            "cpus": environment()["cpus"] if nodes is None else nodes.nodes[0].cpus,
         }
+
+
+def _gpu_names() -> list[str]:
+    return [gpu["name"] for gpu in environment()["gpus"]]
 
 
 def memory_findings(

@@ -87,6 +87,8 @@ def _check_program(plan: Plan) -> Iterator[Finding]:
         MissingEnvironmentError: the program is not there.
     """
     launcher = plan.launcher
+    if plan.nodes is not None:  # each of them was looked at
+        return
     if isinstance(launcher, LocalLauncher):
         launcher.require()
     if isinstance(launcher, LocalLauncher) and launcher.program and launcher.version() is None:

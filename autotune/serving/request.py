@@ -367,6 +367,18 @@ class SpecRequest(Request):
             note="`docker` takes podman where docker is not there.",
         ),
     ] = "local"
+    ray: Annotated[
+        str | None,
+        flag(
+            "Start servers on a Ray cluster: local, auto or HOST:PORT.",
+            metavar="WHERE",
+            panel=SERVERS,
+            launchers=("local",),
+            note="As many at once as it has free GPUs; see docs/how-to/ray.md. `auto` joins that "
+            "of RAY_ADDRESS or of this machine.",
+            reach="operator",
+        ),
+    ] = None
     url: Annotated[
         str | None,
         flag("The server that runs already.", panel=URL, launchers=("url",), reach="operator"),

@@ -56,6 +56,8 @@ class SpecScenario:
         dial: whether one server serves every gamma, which the dial turns (``dial/``); such values
             are compared among themselves only.
         beside: of a confirmation whose servers are up at once; None where they are not.
+        control: the place on which the baseline is booted to tell how far places of one kind
+            differ (``cluster/control.py``); empty otherwise.
     """
 
     target: str
@@ -74,6 +76,7 @@ class SpecScenario:
     tasks: tuple[str, ...] = ()
     dial: bool = False
     beside: Beside | None = None
+    control: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -91,7 +94,7 @@ class SpecScenario:
     def label(self) -> str:
         """Such as ``c=1,4,8`` or ``c=1,4,8 round 2``."""
         levels = ",".join(map(str, self.concurrency))
-        how = " dial" if self.dial else ""
+        how = " dial" if self.dial else f" control {self.control}" if self.control else ""
         if self.beside is not None:
             return f"c={levels} side by side"
         return f"c={levels} round {self.round}" if self.round else f"c={levels}{how}"
@@ -103,10 +106,9 @@ class SpecScenario:
             del values["slo"]
         if not self.evaluates:
             del values["tasks"]
-        if not self.dial:
-            del values["dial"]
-        if self.beside is None:
-            del values["beside"]
+        for name in ("dial", "beside", "control"):
+            if not values[name]:
+                del values[name]
         return values
 
     @property
@@ -116,7 +118,7 @@ class SpecScenario:
 
     def in_round(self, number: int) -> SpecScenario:
         """The same load in round ``number`` of the confirmation, each server of one gamma."""
-        return replace(self, round=number, dial=False, beside=None)
+        return replace(self, round=number, dial=False, beside=None, control="")
 
     def side_by_side(self, beside: Beside) -> SpecScenario:
         """The same load in a confirmation whose servers, of one gamma each, are up at once."""

@@ -46,6 +46,7 @@ class Served:
         rounds: which round a trial's workload is, by the workload's key; 0 is the search.
         environments: in which a run was, by its id.
         beside: how the servers of :attr:`confirmed` ran; None one after the other.
+        controls: the baseline on further places of a cluster.
     """
 
     study: str
@@ -58,6 +59,7 @@ class Served:
     rounds: Mapping[str, int]
     environments: Mapping[int, int]
     beside: Beside | None = None
+    controls: Sequence[Trial] = ()
 
     @property
     def ok(self) -> list[Trial]:
@@ -179,11 +181,14 @@ def load_served(
     }
     rounds = {key: known.round for key, known in own.items()}
     dated = [d for d in made[number] if d.trial.workload_key in rounds]
-    beside, counting = _last_confirmation([d.trial for d in dated], own)
+    apart = [d.trial for d in dated if own[d.trial.workload_key].control]
+    beside, counting = _last_confirmation([d.trial for d in dated if d.trial not in apart], own)
     searched, confirmed = _by_purpose(counting, rounds)
     places = {run.id: run.environment_id for run in detail.all_runs}
     others = len(used) - 1
-    return Served(study, search, load, searched, confirmed, dated, others, rounds, places, beside)
+    return Served(
+        study, search, load, searched, confirmed, dated, others, rounds, places, beside, apart
+    )
 
 
 def _last_confirmation(

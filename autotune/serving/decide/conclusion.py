@@ -12,6 +12,7 @@ from autotune.serving.decide.beside import beside, disagreeing
 from autotune.serving.forecast.forecast import others
 from autotune.serving.job import Result
 from autotune.serving.recipe import GAMMA, MOE_CONFIG
+from autotune.serving.report.places import place_warnings
 from autotune.serving.report.tables import by_concurrency, said_against, setting
 from autotune.serving.retry import TRANSIENT
 from autotune.serving.server.moe_config import DEFAULT
@@ -119,7 +120,8 @@ def warnings(result: Result) -> list[str]:
     said += [*_output_warnings(result), *_moe_warnings(result)]
     if result.out_of_time:
         said.append("the budget ended the search; run the same command again to go on")
-    return [*said, *_boot_warnings(result), *_dial_warnings(result), *_start_warnings(result)]
+    said += [*_boot_warnings(result), *_dial_warnings(result), *_start_warnings(result)]
+    return [*said, *place_warnings(result)]
 
 
 def _dial_warnings(result: Result) -> Iterator[str]:

@@ -27,6 +27,7 @@ class Contenders:
         trials: Sequence[Trial],
         baseline: Trial,
         boot: Callable[[Candidate], Trial],
+        spread: float = 0.0,
     ) -> None:
         """Take the trials of the search.
 
@@ -35,7 +36,9 @@ class Contenders:
             trials: of the search, the baseline among them.
             baseline: no speculation.
             boot: measures a setting whose outputs others are compared with.
+            spread: by what share the places differ on which the trials were measured.
         """
+        self._near_by = _NEAR * (1 + spread)
         self._plan, self._trials, self._baseline, self._boot = plan, trials, baseline, boot
         self._known = {t.candidate: t for t in trials}
         self._given: set[Candidate] = set()
@@ -118,7 +121,7 @@ class Contenders:
         """What is faster than the baseline or about its equal, best first."""
         before = self._baseline.measurement
         missed = before.details.get("slo_missed")
-        limit = float("inf") if missed else (before.value or 0.0) * _NEAR
+        limit = float("inf") if missed else (before.value or 0.0) * self._near_by
         near = [
             t
             for t in trials

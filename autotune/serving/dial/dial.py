@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
 from autotune.engine.arguments import whole_value
 from autotune.serving.dial.plugin import PATH
+from autotune.serving.server.plugins import with_plugin, write_plugin
 from autotune.serving.server.server import ServeSettings
 
 NAME = "autotune_gamma_dial"
 """Of the entry point, the module and the distribution that vLLM sees."""
-PLUGINS = "VLLM_PLUGINS"
-"""vLLM's list of the plugins that it may load; all where it is not set."""
 SEQUENCES = "--max-num-seqs"
 
 
@@ -42,14 +39,7 @@ class Dial:
             folder: empty, and readable by the server; nobody else may write in it.
         """
         self.folder = folder
-        source = resources.files("autotune.serving.dial").joinpath("plugin.py").read_bytes()
-        (folder / f"{NAME}.py").write_bytes(source)
-        info = folder / f"{NAME}-1.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1\n")
-        (info / "entry_points.txt").write_text(
-            f"[vllm.general_plugins]\n{NAME} = {NAME}:register\n"
-        )
+        write_plugin(folder, NAME, "autotune.serving.dial")
         path = folder / "gamma"
         path.write_bytes(b"\0")
         with path.open("r+b") as file:
@@ -78,16 +68,7 @@ class Dial:
 
     def variables(self, given: Mapping[str, str]) -> dict[str, str]:
         """Return ``given``, the server's variables, with those that bring the plugin in."""
-        known = given.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-        found = {
-            **given,
-            PATH: str(self._path),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(self.folder), known])),
-        }
-        allowed = given.get(PLUGINS, os.environ.get(PLUGINS))
-        if allowed is not None:
-            found[PLUGINS] = ",".join(filter(None, [*allowed.split(","), NAME]))
-        return found
+        return with_plugin({**given, PATH: str(self._path)}, self.folder, NAME)
 
     def settings(
         self, static: ServeSettings, gammas: Sequence[int], concurrency: int

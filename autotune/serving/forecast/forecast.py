@@ -136,6 +136,8 @@ class ForecastProposer:
         growth: Callable[[int], float] = float,
         *,
         columns: bool = False,
+        width: int = 1,
+        spread: float = 0.0,
     ) -> None:
         """Make a proposer.
 
@@ -145,7 +147,10 @@ class ForecastProposer:
             scenario: gives the objective.
             growth: see :class:`autotune.serving.forecast.acceptance.StepTimes`.
             columns: whether one server measures every gamma.
+            width: servers that run at once.
+            spread: by what share the places differ on which they run.
         """
+        self._width, self._spread = width, spread
         self._baseline, self._scenario, self._growth = baseline, scenario, growth
         self._columns = columns
         self._untried = dict.fromkeys(c for c in grid if c != baseline.candidate)
@@ -175,17 +180,20 @@ class ForecastProposer:
     def ask(self, n: int, hints: Sequence[Candidate] = ()) -> list[Candidate]:
         """The next candidate or column, or none when nothing left can win; hints are not used.
 
-        A column is not cut at ``n``: the rest of it would want another server.
+        Where several servers run at once, as many. A column is not cut at ``n``: the rest of it
+        would want another server.
         """
         del n, hints
-        chosen = self._probe() or self._most_promising()
-        if chosen is None:
-            return []
-        asked = [chosen]
-        if self._columns:
-            asked = [c for c in self._untried if others(c) == others(chosen)]
-        for candidate in asked:
-            del self._untried[candidate]
+        asked: list[Candidate] = []
+        for number in range(self._width):
+            probe = self._probe() if number == 0 else None
+            chosen = probe or self._most_promising(new=number > 0 and self.forecast is None)
+            if chosen is None:
+                break
+            column = [c for c in self._untried if others(c) == others(chosen)]
+            for candidate in column if self._columns else [chosen]:
+                del self._untried[candidate]
+                asked.append(candidate)
         return asked
 
     def tell(self, trial: Trial) -> None:
@@ -251,12 +259,17 @@ class ForecastProposer:
         below = [c for c in left if c.int(GAMMA) <= half]
         return max(below or left, key=lambda c: c.int(GAMMA), default=None)
 
-    def _most_promising(self) -> Candidate | None:
-        """The one that is expected to improve most; unknown parameters are always tried."""
+    def _most_promising(self, *, new: bool = False) -> Candidate | None:
+        """The one that is expected to improve most; unknown parameters are always tried.
+
+        With ``new``, only those: the others wait for the probe.
+        """
         candidates: list[tuple[float, float, str, Candidate]] = []
         for candidate in self._untried:
             unfit = self._unfit and candidate.int(GAMMA)
             if unfit or self._is_refused(others(candidate)):
+                continue
+            if new and not self._is_new(others(candidate)):
                 continue
             guess = self.predicted(candidate)
             if self._is_above(candidate) and candidate != self._next_above():
@@ -301,7 +314,8 @@ class ForecastProposer:
         for trial in self._recommended():
             for concurrency, rate in level_rates(trial).items():
                 rates[concurrency] = max(rate, rates.get(concurrency, 0.0))
-        return Bar(self._best(), rates)
+        slower = 1 + self._spread  # it may have been measured on a faster place
+        return Bar(self._best() * slower, {c: rate / slower for c, rate in rates.items()})
 
     def _is_worth_it(self, candidate: Candidate, guess: Guess) -> bool:
         """Whether a boot may pay; of parameters of which nothing is known it always may."""

@@ -21,6 +21,7 @@ from autotune.core import (
     Trial,
     digest,
 )
+from autotune.serving.cluster.look import Looked
 from autotune.serving.decide.conclusion import verdict
 from autotune.serving.forecast.forecast import level_rates
 from autotune.serving.job import Result
@@ -86,8 +87,12 @@ def study_names(request: SpecRequest) -> list[str]:
     ]
 
 
-def prepare(request: SpecRequest) -> list[Entry]:
+def prepare(request: SpecRequest, nodes: Looked | None = None) -> list[Entry]:
     """Plans and checks for every target, before the first server starts.
+
+    Args:
+        request: the flags.
+        nodes: of a cluster, on which servers are to be started; None starts them here.
 
     Raises:
         BadInputError: a target twice.
@@ -103,7 +108,7 @@ def prepare(request: SpecRequest) -> list[Entry]:
         entry = Entry(target, study)
         entries.append(entry)
         try:
-            entry.plan = make_plan(request.of_target(target, study))
+            entry.plan = make_plan(request.of_target(target, study), nodes)
             entry.findings = list(entry.plan.findings)
             if not request.force:
                 refusal(entry.findings)

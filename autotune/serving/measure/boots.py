@@ -24,6 +24,7 @@ from autotune.core import (
     SideBySide,
     Workload,
 )
+from autotune.serving.cluster.fleet import Fleet
 from autotune.serving.dial.columns import columns, largest
 from autotune.serving.recipe import GAMMA, UTILIZATION
 from autotune.store.records import DatedTrial
@@ -116,28 +117,40 @@ class Boots(HoldsNothing):
         return self._measurer.basis
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement | Part]:
-        """One after the other; see :class:`autotune.core.Measurer`."""
+        """One after the other, or on each place one; see :class:`autotune.core.Measurer`."""
+        if isinstance(self._measurer, Fleet):
+            yield from self._measurer.admitted(jobs, self)
+            return
         for group in columns(jobs):
             started = largest(group)
-            kept = self._kept_from(started.candidate)
+            kept = self.kept_from(started.candidate)
             if kept is not None:
                 yield from [kept] * len(group)
                 continue
-            with self._log.boot(started.workload, started.candidate):
+            with self.boot(started.workload, started.candidate):
                 yield from self._measured(group, started)
 
     def _measured(self, group: Sequence[Job], started: Job) -> Iterator[Measurement | Part]:
         events = self._measurer.measure(group)
         try:
             for event in events:
-                if isinstance(event, Measurement) and event.outcome is Outcome.HOST_MEMORY:
-                    self._short[started.candidate] = event.message
+                if isinstance(event, Measurement):
+                    self.ended(started.candidate, event)
                 yield event
         finally:  # a server may run
             if isinstance(events, Generator):
                 events.close()
 
-    def _kept_from(self, candidate: Candidate) -> Measurement | None:
+    def boot(self, workload: Workload, candidate: Candidate) -> AbstractContextManager[None]:
+        """Store that a server is about to be started, and after the block that it ended."""
+        return self._log.boot(workload, candidate)
+
+    def ended(self, candidate: Candidate, measurement: Measurement) -> None:
+        """Remember what ran the host short of memory."""
+        if measurement.outcome is Outcome.HOST_MEMORY:
+            self._short[candidate] = measurement.message
+
+    def kept_from(self, candidate: Candidate) -> Measurement | None:
         """The failure of a candidate that is not started; None where it is."""
         for other, began in self._lost.items():
             if is_as_large(candidate, other):

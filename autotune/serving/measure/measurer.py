@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from autotune.core import (
     Basis,
@@ -83,6 +84,17 @@ class ServingMeasurer(HoldsNothing):
         self._tasks = tasks
         self._launcher, self._settings_of, self._options = launcher, settings_of, options
         self._logs, self._basis, self._start_timeout_s = logs, basis, start_timeout_s
+
+    def moved(self, logs: Path, launcher: Launcher | None = None) -> Self:
+        """Return the same for another machine: with a folder, and a launcher, of that one."""
+        other = copy.copy(self)
+        other._logs, other._launcher = logs, launcher or self._launcher
+        return other
+
+    @property
+    def launcher(self) -> Launcher:
+        """How servers are started."""
+        return self._launcher
 
     @property
     def basis(self) -> Basis:

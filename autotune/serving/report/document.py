@@ -52,6 +52,7 @@ def document(result: Result) -> dict[str, Any]:
         "boots_of_load": result.boots_of_load,
         "fresh_boots": result.fresh_boots,
         "confirm_boots": plan.confirm_rounds,
+        "control": result.control.as_json() if plan.nodes is not None else None,
         "trials": trial_rows(result),
         "objectives": objective_rows(result),
         "pareto_front": front_rows(result),

@@ -14,6 +14,7 @@ from autotune.serving.report import job_words as said
 from autotune.serving.report import plots
 from autotune.serving.report.figures import described, interval, number, percent, rate
 from autotune.serving.report.outputs import outputs
+from autotune.serving.report.places import places
 from autotune.serving.report.tables import setting
 from autotune.serving.report.verdict import Verdict, last_verdict
 from autotune.serving.retry import TRANSIENT
@@ -78,6 +79,7 @@ class _Sheet:
             said.scores(self.verdict),
             said.not_tried(self.verdict),
             *self.failures(),
+            places(self.served),
             said.published(self.verdict.published),
             parts.environment(parts.used(self.runs, self.detail.environments), served.search.setup),
             parts.commands(self.runs),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from autotune.engine.arguments import is_flag
 from autotune.util import secret
@@ -106,6 +106,20 @@ def environment_of(env: Mapping[str, str]) -> dict[str, str]:
         MissingEnvironmentError: one is not set.
     """
     return {name: secret.resolve(value, os.environ) for name, value in env.items()}
+
+
+def secrets_of(texts: Iterable[str]) -> dict[str, str]:
+    """The secrets that texts refer to, by variable, for a process on another machine.
+
+    Raises:
+        MissingEnvironmentError: one is not set.
+    """
+    return {
+        piece[2:-1]: secret.resolve(piece, os.environ)
+        for text in texts
+        for piece, is_reference in secret.split(text)
+        if is_reference
+    }
 
 
 def by_name(options: Sequence[str]) -> tuple[list[str], dict[str, str]]:

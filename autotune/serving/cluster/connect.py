@@ -1,0 +1,94 @@
+"""Joins a Ray cluster for the time of a command, or starts one of this machine alone."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Iterator
+
+from autotune.core import MissingEnvironmentError
+from autotune.machine.environment import exported
+from autotune.util import secret
+
+NAMESPACE = "autotune"
+_ANSWER_S = 5.0
+
+
+@contextlib.contextmanager
+def connected(where: str) -> Iterator[None]:
+    """Be connected to a cluster within the block.
+
+    A cluster that was joined goes on afterwards; one of this machine ends.
+
+    Args:
+        where: ``local`` starts one of this machine, to which nobody else is let; ``auto`` joins
+            that of ``RAY_ADDRESS``, or the one that runs on this machine; else HOST:PORT.
+
+    Raises:
+        MissingEnvironmentError: Ray is not installed, nobody answers there, or the cluster has
+            another version of Ray or Python.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise MissingEnvironmentError(
+            "--ray: Ray is not installed for this Python; pip install 'autotune[ray]'"
+        ) from None
+    address = where
+    if where == "local":
+        _keep_others_out()
+    elif where == "auto":
+        address = exported("RAY_ADDRESS") or "auto"
+    if ":" in address:
+        _check_answers(address)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False if where == "local" else None,
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise MissingEnvironmentError(f"--ray {where}: {said}") from None
+    finally:
+        for number, handler in before.items():  # Ray puts its own in place
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _keep_others_out() -> None:
+    """Have Ray ask for a token that only our processes have: it listens on all interfaces."""
+    if exported("RAY_AUTH_MODE") is None:
+        token = secrets.token_hex(32)
+        secret.remember([token])
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+
+
+def _check_answers(address: str) -> None:
+    """See that somebody listens, which Ray would wait a minute for.
+
+    Raises:
+        MissingEnvironmentError: nobody does, or it is no HOST:PORT.
+    """
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdecimal():
+        raise MissingEnvironmentError(
+            f"--ray {address}: expected local, auto or HOST:PORT, such as 192.168.0.10:6379"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise MissingEnvironmentError(
+            f"--ray {address}: nobody answers there ({error}); is `ray start --head` running?"
+        ) from None

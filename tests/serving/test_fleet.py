@@ -14,16 +14,16 @@ import pytest
 from autotune.core import (
     Basis,
     Candidate,
+    Group,
     Job,
     Measurement,
-    Measurer,
     MissingEnvironmentError,
     Outcome,
     Part,
     Workload,
 )
 from autotune.serving.cluster.control import Control, control
-from autotune.serving.cluster.fleet import FINISHED, Fleet, PlaceLostError, place_of
+from autotune.serving.cluster.fleet import FINISHED, Event, Fleet, PlaceLostError, place_of
 from autotune.serving.job import Result, run
 from autotune.serving.plan import Plan
 from autotune.serving.report.document import document
@@ -60,6 +60,9 @@ class ScriptedPlace:
         assert not self.left, "it measures already"
         self.began += jobs
         self.left.extend(event for job in jobs for event in self.script(job))
+
+    def begin_group(self, group: Group, *, check: bool) -> None:
+        raise AssertionError("nothing is compared in these tests")
 
     def events(self) -> Sequence[Measurement | Part]:
         if not self.left:
@@ -263,8 +266,8 @@ class FormulaPlace:
 
     def __init__(self, name: str, plan: Plan, logs: Path, slower: float = 1.0) -> None:
         self.name, self.slower = name, slower
-        self.measurer: Measurer = in_memory(plan, logs)
-        self.left: list[Measurement | Part] = []
+        self.measurer = in_memory(plan, logs)
+        self.left: list[Event] = []
         self.lost_at: int | None = None
         self.boots = 0
 
@@ -274,11 +277,22 @@ class FormulaPlace:
             return
         self.left = list(self.measurer.measure(jobs))
 
-    def events(self) -> Sequence[Measurement | Part]:
+    def begin_group(self, group: Group, *, check: bool) -> None:
+        self.boots += 1
+        if self.boots == self.lost_at:
+            return
+        self.left = list(self.measurer.compare([group], check=check))
+
+    def events(self) -> Sequence[Event]:
         if self.boots == self.lost_at:
             raise PlaceLostError("its node died")
         events, self.left = self.left, []
-        return [self.placed(e) if isinstance(e, Measurement) else e for e in events]
+        return [self.told(event) for event in events]
+
+    def told(self, event: Event) -> Event:
+        if isinstance(event, dict):
+            return {c: self.placed(found) for c, found in event.items()}
+        return self.placed(event) if isinstance(event, Measurement) else event
 
     def placed(self, found: Measurement) -> Measurement:
         value = None if found.value is None else found.value * self.slower

@@ -17,6 +17,7 @@ from typing import Any, Protocol, Self
 from autotune.core import (
     Basis,
     Candidate,
+    Group,
     Job,
     Measurement,
     MissingEnvironmentError,
@@ -38,6 +39,10 @@ _WAIT_S = 120.0
 """For any place, where none is left: a node that was restarted, say."""
 
 
+Event = Measurement | Part | dict[Candidate, Measurement]
+"""What a place says: of jobs measurements, of a group all of them at once, and parts of both."""
+
+
 class PlaceLostError(Exception):
     """The node of a place, or the process that measured there, is gone; the text says why."""
 
@@ -56,7 +61,14 @@ class Place(Protocol):
             PlaceLostError: it is gone.
         """
 
-    def events(self) -> Sequence[Measurement | Part]:
+    def begin_group(self, group: Group, *, check: bool) -> None:
+        """Have a group measured side by side; returns at once.
+
+        Raises:
+            PlaceLostError: it is gone.
+        """
+
+    def events(self) -> Sequence[Event]:
         """Give what has come since; waits for nothing.
 
         Raises:
@@ -154,9 +166,9 @@ def _measurement(value: Mapping[str, Any]) -> Measurement:
 
 
 class Fleet:
-    """Measures servers on several places; a :class:`autotune.core.Measurer`.
+    """Measures servers on several places; a :class:`autotune.core.SideBySide`.
 
-    What is compared in fresh boots is measured on one place, the home: the first of them.
+    What is compared, in turns or side by side, is measured on one place, the home: the first.
     """
 
     def __init__(
@@ -215,6 +227,38 @@ class Fleet:
         """As :meth:`measure`, asking ``gate`` before each start."""
         return _Run(self, iter(jobs), gate).events()
 
+    def compare(
+        self, groups: Iterable[Group], *, check: bool
+    ) -> Iterator[dict[Candidate, Measurement] | Part]:
+        """Measure every group at home, whichever place that is; see ``core.SideBySide``."""
+        for group in groups:
+            yield from self._compared(group, check=check)
+
+    def _compared(
+        self, group: Group, *, check: bool
+    ) -> Iterator[dict[Candidate, Measurement] | Part]:
+        lost: list[str] = []
+        while len(lost) < MOST_LOST:
+            home = self.places[0]
+            try:
+                home.begin_group(group, check=check)
+                while True:
+                    for event in home.events():
+                        if isinstance(event, Part):
+                            group = _with_part(group, event)
+                            yield event
+                        elif isinstance(event, dict):
+                            yield event
+                            return
+                    self.sleep(_POLL_S)
+            except PlaceLostError as error:
+                lost.append(f"{home.name} is lost: {error}")
+                self.lose(home, lost[-1])
+            except GeneratorExit:  # nobody listens any more
+                self.drop(home)
+                raise
+        yield dict.fromkeys(group.candidates, self.blamed(lost))
+
     def add(self, within_s: float) -> bool:
         """Open one more place.
 
@@ -254,6 +298,12 @@ class Fleet:
             message=f"{len(lost)} nodes were lost in the middle of it: {lost[-1]}",
             details={"boots": len(lost), "lost": list(lost)},
         )
+
+
+def _with_part(group: Group, part: Part) -> Group:
+    known = {c: dict(parts) for c, parts in group.parts.items()}
+    known.setdefault(part.candidate, {})[part.name] = part.value
+    return replace(group, parts=known)
 
 
 class _Run:
@@ -345,7 +395,7 @@ class _Run:
                 if isinstance(event, Measurement):
                     self._gate.ended(task.candidate, event)
                     task.found.append(event)
-                else:
+                elif isinstance(event, Part):
                     task.keep(event)
                     parts.append(event)
         except PlaceLostError as error:

@@ -25,8 +25,9 @@ from ray.util.scheduling_strategies import (
 )
 
 from autotune.core import AutotuneError, Job, Measurement, MissingEnvironmentError, Outcome, Part
+from autotune.core import Group as Rivals
 from autotune.machine.devices import detect_gpus
-from autotune.serving.cluster.fleet import PlaceLostError
+from autotune.serving.cluster.fleet import Event, PlaceLostError
 from autotune.serving.cluster.look import NodeFacts, look_here
 from autotune.serving.cluster.node import NodeMeasurer, Seat, Watch
 from autotune.serving.measure.measurer import ServingMeasurer
@@ -167,22 +168,29 @@ class Group:
         measure = self._measurer.measure.options(num_returns="streaming")
         self._stream = measure.remote(list(jobs))
 
-    def events(self) -> Sequence[Measurement | Part]:
+    def begin_group(self, group: Rivals, *, check: bool) -> None:
+        """Have rivals measured side by side."""
+        compare = self._measurer.compare.options(num_returns="streaming")
+        self._stream = compare.remote(group, check=check)
+
+    def events(self) -> Sequence[Event]:
         """Give what has come since; what came before a loss is given first."""
         if self._lost is not None:
             raise self._lost
-        found: list[Measurement | Part] = []
+        found: list[Event] = []
         try:
             while (event := self._next()) is not None:
+                if isinstance(event, dict):
+                    event = {c: self._checked(one) for c, one in event.items()}
                 found.append(self._checked(event) if isinstance(event, Measurement) else event)
-            self._take_log(wait=any(isinstance(event, Measurement) for event in found))
+            self._take_log(wait=not all(isinstance(event, Part) for event in found))
         except PlaceLostError as error:
             if not found:
                 raise
             self._lost = error
         return found
 
-    def _next(self) -> Measurement | Part | None:
+    def _next(self) -> Event | None:
         if self._stream is None:
             return None
         ready, _ = ray.wait([self._stream], timeout=0)
@@ -193,7 +201,7 @@ class Group:
         except StopIteration:
             self._stream = None
             return None
-        event: Measurement | Part = _answer(reference, _ANSWER_S)
+        event: Event = _answer(reference, _ANSWER_S)
         return event
 
     def _checked(self, found: Measurement) -> Measurement:

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from autotune.core import Job, Measurement, MissingEnvironmentError, Part
+from autotune.core import Candidate, Group, Job, Measurement, MissingEnvironmentError, Part
 from autotune.machine.gpu_lock import hold_gpus, lock_folders
 from autotune.machine.guard import MemoryGuard, kill_tree
 from autotune.serving.cluster.launcher import GroupLauncher
@@ -142,11 +142,20 @@ class NodeMeasurer:
     def measure(self, jobs: Sequence[Job]) -> Iterator[Measurement | Part]:
         """Yield what comes of the jobs of one server, with the place of each measurement."""
         for event in self._measurer.measure(jobs):
-            if isinstance(event, Measurement):
-                place = {"place": place_json(self._seats)}
-                yield replace(event, details={**event.details, **place})
-            else:
+            yield self._placed(event) if isinstance(event, Measurement) else event
+
+    def compare(
+        self, group: Group, *, check: bool
+    ) -> Iterator[dict[Candidate, Measurement] | Part]:
+        """Yield what comes of servers that are up at once here."""
+        for event in self._measurer.compare([group], check=check):
+            if isinstance(event, Part):
                 yield event
+            else:
+                yield {candidate: self._placed(found) for candidate, found in event.items()}
+
+    def _placed(self, found: Measurement) -> Measurement:
+        return replace(found, details={**found.details, "place": place_json(self._seats)})
 
     def log_news(self) -> list[tuple[str, int, bytes]]:
         """Give what servers have written since the last look; see :meth:`LogTail.news`."""

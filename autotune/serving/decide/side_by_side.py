@@ -21,6 +21,7 @@ from autotune.core import (
     digest,
 )
 from autotune.decide.stats import LEAST_PAIRS, paired_ratio
+from autotune.serving.cluster.launcher import GroupLauncher
 from autotune.serving.decide.confirm import Confirmed, Contest, Way, chosen_of, confirm
 from autotune.serving.memory.together import Load, cache_bytes, how_many_fit
 from autotune.serving.plan import AUTO, IN_TURN, SIDE_BY_SIDE, Plan
@@ -84,6 +85,8 @@ def way_of(
     """
     if plan.confirm == IN_TURN:
         return Way(why=f"asked for (--confirm {IN_TURN})")
+    if isinstance(plan.launcher, GroupLauncher):
+        return Way(why="vLLM's Ray executor has each GPU for one server at a time")
     close = _close(finalists, dialled)
     order = [plan.baseline, *beside, *close]
     try:

@@ -190,13 +190,13 @@ class ComparingBoots(Boots):
         A fall of several servers together tells of none of them that it is too large.
         """
         for group in groups:
-            kept = next(filter(None, map(self._kept_from, group.candidates)), None)
+            kept = next(filter(None, map(self.kept_from, group.candidates)), None)
             if kept is not None:
                 yield dict.fromkeys(group.candidates, kept)
                 continue
             with ExitStack() as stack:
                 for candidate in group.candidates:
-                    stack.enter_context(self._log.boot(group.workload, candidate))
+                    stack.enter_context(self.boot(group.workload, candidate))
                 yield from self._comparing.compare([group], check=check)
 
 

@@ -45,7 +45,7 @@ moe: setup ## Tune the fused-MoE kernel for the GB10 with the defaults (ARGS="--
 	$(BIN)/autotune moe --device gb10 $(ARGS)
 
 quick: lint ## ruff, and the tests that start nothing heavy
-	$(PYTEST) -m "not (compile or server or browser or kill or timing or container or gpu or nightly)" $(ARGS)
+	$(PYTEST) -m "not (compile or server or browser or kill or ray or timing or container or gpu or nightly)" $(ARGS)
 
 unit: setup ## Every test but those of a real vLLM server
 	$(PYTEST) -m "not (server or gpu or nightly)" $(ARGS)

@@ -8,6 +8,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,11 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-default-apps", "--disable-extensions", "--hide-scrollbars"),
 )
+
+
+@cache
+def _axe() -> str:
+    return (files("selenium_axe_python") / "axe-core" / "axe.min.js").read_text()
 
 
 class Browser:
@@ -62,6 +69,20 @@ class Browser:
     def console(self) -> list[str]:
         """Everything that the page said since it was opened, down to warnings."""
         return [entry["message"] for entry in self._log("browser")]
+
+    def axe(self, *rules: str) -> list[str]:
+        """What axe-core finds serious or critical, by ``rules`` alone if some are named."""
+        self.js(_axe())
+        options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})}
+        found: dict[str, Any] = self.driver.execute_async_script(
+            "axe.run(arguments[0]).then(arguments[1])", options
+        )
+        return [
+            f"{rule['id']}: {node['html']}: {node['failureSummary']}"
+            for rule in found["violations"]
+            if rule["impact"] in ("serious", "critical")
+            for node in rule["nodes"]
+        ]
 
     def requests(self) -> list[str]:
         """Every URL that was asked for since the page was opened; not those of Chromium itself."""

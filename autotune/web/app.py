@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -43,18 +41,11 @@ def make_app(
         redirect_slashes=False,
     )
     doorman = Doorman(token, now)
-    problems.install(app)
-
-    async def refused(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return problems.response(problems.ProblemError(422, f"{where}: {first['msg']}"))
-
-    app.add_exception_handler(RequestValidationError, refused)
+    views = pages.Views(service)
+    problems.install(app, views.problem)
     app.include_router(api.router(service))
     _probes(app, service)
-    pages.install(app, service, doorman)
+    pages.install(app, views, doorman)
     app.mount("/static", StaticFiles(directory=STATIC))
     api.install_schema(app)
     return Gate(app, names, doorman)

@@ -17,7 +17,7 @@ from autotune.store.records import JobState
 from autotune.web import api
 from autotune.web.forms import form
 from autotune.web.kinds import KINDS
-from autotune.web.problems import ProblemError
+from autotune.web.problems import ProblemError, document
 from autotune.web.service import Service
 from autotune.web.token import COOKIE, COOKIE_S, Doorman
 
@@ -44,6 +44,15 @@ class Views:
     def render(self, template: str, status: int = 200, **values: Any) -> Response:
         """Answer with a view."""
         return HTMLResponse(self._environment.get_template(template).render(**values), status)
+
+    def problem(self, error: ProblemError) -> Response:
+        """Show what ended a request."""
+        found = document(error.status, error.detail)
+        answer = self.render(
+            "problem.html", error.status, title=found["title"], detail=found["detail"]
+        )
+        answer.headers.update(error.headers or {})
+        return answer
 
     def jobs(self, state: str | None, cursor: str | None) -> Response:
         """Show the list of jobs."""
@@ -95,9 +104,8 @@ class Views:
         return api.file_response(next(page for page in pages if page.suffix == ".html"))
 
 
-def install(app: FastAPI, service: Service, doorman: Doorman) -> None:
+def install(app: FastAPI, views: Views, doorman: Doorman) -> None:
     """Add the views to the application."""
-    views = Views(service)
     _log_in(app, views, doorman)
 
     async def shown(call: Any, *args: Any) -> Response:

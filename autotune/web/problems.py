@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -58,26 +60,39 @@ def of(error: AutotuneError) -> ProblemError:
     return ProblemError(503, str(error), {"Retry-After": "5"})
 
 
-def install(app: FastAPI) -> None:
-    """Have the application answer every error so."""
+def install(app: FastAPI, page: Callable[[ProblemError], Response]) -> None:
+    """Have the application answer every error so, and a browser with a page that says it."""
 
-    async def problem(_: Request, error: Exception) -> Response:
+    def answer(request: Request, problem: ProblemError) -> Response:
+        of_api = request.url.path.startswith("/api/")
+        reads = "text/html" in request.headers.get("Accept", "")
+        return page(problem) if reads and not of_api else response(problem)
+
+    async def problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, ProblemError)  # noqa: S101 - registered for it
-        return response(error)
+        return answer(request, error)
 
-    async def autotune(_: Request, error: Exception) -> Response:
+    async def autotune(request: Request, error: Exception) -> Response:
         assert isinstance(error, AutotuneError)  # noqa: S101 - registered for it
-        return response(of(error))
+        return answer(request, of(error))
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
         headers = dict(error.headers or {})
-        return response(ProblemError(error.status_code, str(error.detail), headers))
+        return answer(request, ProblemError(error.status_code, str(error.detail), headers))
 
-    async def unexpected(_: Request, error: Exception) -> Response:  # noqa: ARG001
-        return response(ProblemError(500, "an error of the service; its log has the traceback"))
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return answer(request, ProblemError(422, f"{where}: {first['msg']}"))
+
+    async def unexpected(request: Request, error: Exception) -> Response:  # noqa: ARG001
+        text = "an error of the service; its log has the traceback"
+        return answer(request, ProblemError(500, text))
 
     app.add_exception_handler(ProblemError, problem)
     app.add_exception_handler(AutotuneError, autotune)
     app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, refused)
     app.add_exception_handler(Exception, unexpected)

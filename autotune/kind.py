@@ -1,26 +1,113 @@
 """One job for every kind of tuning: study, lock, search record, recorded run, measurer; then steps.
 
 A kind is what stands on the other side: its plan says what the study is about, its measurer turns
-candidates into measurements, and its steps are baseline, search, confirmation and selection.
+candidates into measurements, and its steps are baseline, search, confirmation and selection. What
+is done with a stored study of any kind asks its :class:`Kind`, which :func:`get` finds.
 """
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
-from autotune.core import Measurer
-from autotune.store.records import SearchRecord
+from autotune.core import BadInputError, Measurer
+from autotune.store.records import SearchRecord, StudyDetail
 from autotune.store.run_log import StoredLog, recorded
 from autotune.store.store import Store
 from autotune.tune import OnProgress
+
+if TYPE_CHECKING:
+    from autotune.report.page import Page
+    from autotune.store.bundle import Bundle
 
 MOE = "moe"
 """Kernels, in ``autotune/kernels``. The name stands in databases."""
 SPEC = "spec"
 """Servers, in ``autotune/serving``. The name stands in databases."""
+_MODULES = {MOE: "autotune.kernels.kind", SPEC: "autotune.serving.kind"}
+"""Where the :class:`Kind` of each name is, as ``KIND``; loaded when it is asked for."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The best of a study in brief, for a terminal and as JSON values.
+
+    Attributes:
+        heads: of the table's columns; no table if empty.
+        rows: a cell a column.
+        figures: the cells are numbers, except the first of each row.
+        before: a line above the table.
+        after: lines below it.
+        document: what JSON holds besides the best trials.
+    """
+
+    heads: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    figures: bool = False
+    before: str = ""
+    after: tuple[str, ...] = ()
+    document: dict[str, Any] = field(default_factory=dict)
+
+
+class Kind(Protocol):
+    """A kind tells commands that work on any stored study what only it knows."""
+
+    def page(
+        self,
+        store: Store,
+        study: str,
+        *,
+        out: Path | None = None,
+        min_gain: str | None = None,
+        device: str | None = None,
+    ) -> Page:
+        """Make the page of a study as of now.
+
+        Args:
+            store: with the study.
+            study: its name.
+            out: where commands write their files, for what an older job left there alone; nothing
+                is read from there if None.
+            min_gain: ``1%`` or ``0.01``, a gain that counts; as the finished job had it if None.
+            device: tuned for, where it is none of those that come with the project.
+
+        Raises:
+            BadInputError: no such study, or nothing to show in it yet.
+        """
+
+    def folder(self, out: Path, page: Page, study: str) -> Path:
+        """Return where the files of a study's page belong."""
+
+    def overview(self, store: Store, detail: StudyDetail, best: list[dict[str, Any]]) -> Overview:
+        """Sum up a study for ``autotune show``.
+
+        Args:
+            store: with the study.
+            detail: of the study.
+            best: the best trial of each workload (``store/best.py``).
+        """
+
+    def check_bundle(self, bundle: Bundle) -> None:
+        """Check what a bundle of anybody says, beyond its form.
+
+        Raises:
+            BadInputError: it contradicts itself.
+        """
+
+
+def get(name: str) -> Kind:
+    """Return the kind of a name that stands in a database or a bundle.
+
+    Raises:
+        BadInputError: there is no such kind.
+    """
+    if name not in _MODULES:
+        raise BadInputError(f"kind {name!r}: not one of {', '.join(_MODULES)}")
+    return cast("Kind", importlib.import_module(_MODULES[name]).KIND)
 
 
 class Plan(Protocol):

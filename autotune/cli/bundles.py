@@ -75,35 +75,17 @@ def _check_shown(url: str, name: str, bundle: Bundle, file: Path) -> None:
     Raises:
         BadInputError: it cannot, in one line.
     """
-    from autotune.kernels.report import page as kernels  # noqa: PLC0415
-    from autotune.serving.report import page as serving  # noqa: PLC0415
+    from autotune import kind  # noqa: PLC0415
     from autotune.store.foreign import reading_back  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
     try:
         with reading_back(str(file), name), Store.open(url, create=False) as store:
-            if bundle.study.kind == "moe":
-                _check_keys(bundle)
-                kernels.page_of(store, name)
-            else:
-                serving.page_of(store, name)
+            of_study = kind.get(bundle.study.kind)
+            of_study.check_bundle(bundle)
+            of_study.page(store, name)
     except BadInputError as error:
         raise BadInputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
-
-
-def _check_keys(bundle: Bundle) -> None:
-    """Check that every batch size is of the study's own shape.
-
-    Raises:
-        BadInputError: one is of another.
-    """
-    from autotune.kernels.moe.shape import MoeShape, MoeWorkload  # noqa: PLC0415
-
-    shape = MoeShape.from_json(bundle.study.identity["shape"])
-    for search in bundle.searches:
-        for workload in search.workloads:
-            if MoeWorkload(shape, workload.spec["m"]).key != workload.key:
-                raise BadInputError(f"workload {workload.label!r} is not of the study's shape")
 
 
 def _facts(bundle: Bundle, name: str) -> dict[str, Any]:

@@ -15,13 +15,11 @@ from rich.markup import escape
 
 from autotune.cli.consoles import err
 from autotune.cli.requests import Stored
-from autotune.core import BadInputError
 from autotune.machine.environment import outside
 from autotune.util.escape import for_json
 from autotune.util.secret import MASK, masked
 
 if TYPE_CHECKING:
-    from autotune.machine.devices import Device
     from autotune.store.store import Store
 
 Asked = TypeVar("Asked", bound=Stored)
@@ -96,18 +94,3 @@ def warn_setup_changed(study: str, otherwise: str | None) -> None:
             "begins anew[/yellow]",
             soft_wrap=True,
         )
-
-
-def study_device(store: Store, study: str, ref: str) -> Device:
-    """The device of ``--device``, which must be the study's own.
-
-    Raises:
-        BadInputError: no such device, or the study is of another one.
-    """
-    from autotune.machine.devices import get_device  # noqa: PLC0415 - slow import
-
-    device = get_device(ref)
-    name = store.get_study(study).study.identity.get("device")
-    if device.name != name:
-        raise BadInputError(f"--device {ref}: study {study!r} was made for {name}")
-    return device

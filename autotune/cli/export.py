@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.markup import escape
 
-from autotune.cli.common import print_json, reads_studies, study_device
+from autotune.cli.common import print_json, reads_studies
 from autotune.cli.consoles import err
 from autotune.cli.requests import Export
 from autotune.util import flags
@@ -79,7 +79,7 @@ def _source(store: Store, request: Export) -> _Source:
     from autotune.kernels.export.serving_evidence import with_and_without  # noqa: PLC0415
 
     study, device = request.study, request.device
-    tuned_device = None if device is None else study_device(store, study, device)
+    tuned_device = None if device is None else stored.study_device(store, study, device)
     gain = flags.fraction(request.min_gain, "--min-gain")
     tuned = stored.load(store, study, gain, device=tuned_device)
     publish.check(tuned, allow_predicted=request.allow_predicted)

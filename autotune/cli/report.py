@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import webbrowser
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
-from autotune.cli.common import print_json, reads_studies, study_device
+from autotune.cli.common import print_json, reads_studies
 from autotune.cli.consoles import err
 from autotune.cli.requests import Dashboard, Report
 from autotune.core import BadInputError
 from autotune.util import flags
 from autotune.util.escape import for_terminal
 
-if TYPE_CHECKING:
-    from autotune.report.page import Page
-    from autotune.store.store import Store
-
 
 @reads_studies
 def report(request: Report) -> None:
     """Write the study's pages and print where they are."""
+    from autotune import kind  # noqa: PLC0415
     from autotune.export.files import write_files  # noqa: PLC0415
     from autotune.report.files import PAGE_FILES  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
@@ -35,12 +30,16 @@ def report(request: Report) -> None:
 
             write_bundle(request, store, request.bundle)
             return
-        kind = store.get_study(study).study.kind
+        name = store.get_study(study).study.kind
         flags.study_name(study)  # of a database made elsewhere: it becomes part of a path
-        page, place = _spec(store, request) if kind == "spec" else _moe(store, request)
+        of_study = kind.get(name)
+        page = of_study.page(
+            store, study, out=request.out, min_gain=request.min_gain, device=request.device
+        )
+        place = of_study.folder(request.out, page, study)
     files = write_files(place, PAGE_FILES, page)
     if request.as_json:
-        document = {"study": study, "kind": kind, "banner": page.banner, "result": page.result}
+        document = {"study": study, "kind": name, "banner": page.banner, "result": page.result}
         print_json(document | {"files": [str(path) for path in files]})
     else:
         if page.banner:
@@ -50,32 +49,6 @@ def report(request: Report) -> None:
             typer.echo(path)
     if request.open_ and not webbrowser.open(files[-1].absolute().as_uri()):
         typer.echo(f"no browser to open here; open {files[-1]} in one", err=True)
-
-
-def _moe(store: Store, request: Report) -> tuple[Page, Path]:
-    from autotune.core import Basis  # noqa: PLC0415
-    from autotune.kernels.report.page import page_of  # noqa: PLC0415
-    from autotune.kernels.stored import folder_of  # noqa: PLC0415
-
-    gain = request.min_gain
-    page = page_of(
-        store,
-        request.study,
-        min_gain=None if gain is None else flags.fraction(gain, "--min-gain"),
-        device=None
-        if request.device is None
-        else study_device(store, request.study, request.device),
-        out=request.out,
-    )
-    return page, folder_of(request.out, request.study, Basis(page.basis))
-
-
-def _spec(store: Store, request: Report) -> tuple[Page, Path]:
-    from autotune.serving.report.page import page_of  # noqa: PLC0415
-    from autotune.serving.stored import folder_of  # noqa: PLC0415
-
-    page = page_of(store, request.study, out=request.out)
-    return page, folder_of(request.out, request.study)
 
 
 @reads_studies

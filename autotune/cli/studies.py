@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,13 +11,12 @@ from rich.table import Table
 from autotune.cli.common import print_json, reads_studies
 from autotune.cli.consoles import out
 from autotune.cli.requests import Show, Studies
-from autotune.core import BadInputError, Outcome
 from autotune.util.words import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from autotune.serving.stored import Served
+    from autotune.kind import Overview
 
 
 @reads_studies
@@ -61,23 +59,18 @@ def show(request: Show) -> None:
     if request.to is not None:
         _write_trials(request, request.to)
         return
-    from autotune.cli.overview import best_rows, served_rows  # noqa: PLC0415
-    from autotune.serving.stored import load_served  # noqa: PLC0415
+    from autotune import kind  # noqa: PLC0415
+    from autotune.store.best import best_rows  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
     with Store.open(request.db, create=False) as store:
         detail = store.get_study(request.study)
-        trials = {record.id: store.trials(record) for record in detail.searches}
-        served = None
-        if detail.study.kind == "spec":
-            with contextlib.suppress(BadInputError):  # nothing was loaded yet
-                served = load_served(store, request.study)
-    rows = best_rows(detail, trials)
-    rows.sort(key=lambda row: (row["search"], len(row["workload"]), row["workload"]))
-    settings = [] if served is None else served_rows(served)
+        rows = best_rows(detail, {record.id: store.trials(record) for record in detail.searches})
+        rows.sort(key=lambda row: (row["search"], len(row["workload"]), row["workload"]))
+        overview = kind.get(detail.study.kind).overview(store, detail, rows)
     if request.as_json:
-        more = {} if served is None else {"settings": settings}
-        print_json({**detail.as_json(), "trials": detail.trials, "best": rows, **more})
+        document = {**detail.as_json(), "trials": detail.trials, "best": rows}
+        print_json(document | overview.document)
         return
     out.print(
         f"[bold]{escape(detail.study.name)}[/bold] ({escape(detail.study.kind)}), "
@@ -92,12 +85,7 @@ def show(request: Show) -> None:
             soft_wrap=True,
             markup=False,
         )
-    if served is not None:
-        _show_settings(served, settings)
-    elif detail.study.kind == "spec":
-        out.print("no setting was loaded yet")
-    else:
-        _show_best(rows)
+    _show_overview(overview)
 
 
 def _write_trials(request: Show, path: Path) -> None:
@@ -115,58 +103,23 @@ def _write_trials(request: Show, path: Path) -> None:
         typer.echo(f"{path}: {counted(len(frame), 'trial')}")
 
 
-def _show_best(rows: list[dict[str, Any]]) -> None:
-    """Print the best candidate of every batch size."""
-    from autotune.kernels.config_file import FIELDS  # noqa: PLC0415
-
-    heading = "BM/BN/BK/G/warps/stages"
-    shown = Table("search", "workload", "basis", "best µs", "default µs", heading, box=None)
-    for row in rows:
-        before = row["default_us"]
-        shown.add_row(
-            str(row["search"]),
-            escape(row["workload"]),
-            row["basis"],
-            f"{row['best_us']:.1f}",
-            "" if before is None else f"{before:.1f}",
-            escape("/".join(str(row["config"][name]) for name in FIELDS)),
-        )
-    out.print(shown)
-    out.print("Best is what was found; a row of the file changes only where it gains enough.")
-
-
-def _show_settings(served: Served, rows: list[dict[str, Any]]) -> None:
-    """Every setting of the load measured last."""
-    from autotune.serving.report.figures import described, number  # noqa: PLC0415
-
-    scenario = served.scenario
-    out.print(
-        f"search {served.search.id}, {scenario.target} with {scenario.drafting}; "
-        f"{described(scenario)}; by {scenario.objective}",
-        soft_wrap=True,
-        markup=False,
-    )
-    levels = [str(c) for c in scenario.concurrency]
-    shown = Table("setting", box=None)
-    shown.columns[0].overflow = "fold"
-    for name in (*(f"tok/s at {c}" for c in levels), "× baseline", "fresh boots", "identical"):
-        shown.add_column(name, justify="right")
-    for row in rows:
-        cells = [number(row["tok_s"].get(c)) for c in levels]
-        if row["outcome"] != Outcome.OK.value:
-            cells[0] = row["outcome"]
-        share = row["identical_share"]
-        shown.add_row(
-            escape(row["setting"]),
-            *cells,
-            number(row["times_baseline"], 3),
-            number(row["fresh_boots"], 3),
-            number(None if share is None else 100 * share, 0, " %"),
-        )
-    out.print(shown)
-    if served.others:
-        out.print(f"{served.others} more loads or set-ups are not shown.")
-    out.print(f"autotune report {served.study}: the page with all of it", markup=False)
+def _show_overview(overview: Overview) -> None:
+    if overview.before:
+        out.print(overview.before, soft_wrap=True, markup=False)
+    if overview.heads:
+        shown = Table(box=None)
+        for number, name in enumerate(overview.heads):
+            right = overview.figures and number > 0
+            shown.add_column(
+                name,
+                justify="right" if right else "left",
+                overflow="fold" if overview.figures and not right else "ellipsis",
+            )
+        for row in overview.rows:
+            shown.add_row(*map(escape, row))
+        out.print(shown)
+    for line in overview.after:
+        out.print(line, markup=False)
 
 
 def _short(value: Any) -> str:

@@ -119,6 +119,19 @@ def folder_of(out: Path, study: str, basis: Basis) -> Path:
     return out / study / basis.value
 
 
+def study_device(store: Store, study: str, ref: str) -> Device:
+    """Return the device of ``--device``, which must be the study's own.
+
+    Raises:
+        BadInputError: no such device, or the study is of another one.
+    """
+    device = get_device(ref)
+    name = store.get_study(study).study.identity.get("device")
+    if device.name != name:
+        raise BadInputError(f"--device {ref}: study {study!r} was made for {name}")
+    return device
+
+
 def overall_speedup(speedups: Iterable[float | None]) -> float:
     """Geometric mean over all keys; one without a speed-up, such as a kept default, counts as 1."""
     return geometric_mean([speedup or 1.0 for speedup in speedups])

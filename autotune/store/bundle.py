@@ -148,7 +148,7 @@ class BundledStudy(_Model):
     """What the study is about."""
 
     name: Name
-    kind: Literal["moe", "spec"]
+    kind: Name
     identity: Annotated[dict[str, Any], Field(min_length=1)]
     created_at: Time
 

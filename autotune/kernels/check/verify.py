@@ -34,7 +34,7 @@ _HIP_FIELDS = ("waves_per_eu", "matrix_instr_nonkdim", "kpack")
 
 
 @dataclass(frozen=True)
-class Finding:
+class FileFinding:
     """One thing said of a file; ``keys`` are the batch sizes that it is said of."""
 
     level: Level
@@ -69,11 +69,11 @@ class Verified:
     limits: Device | DeviceLimits | None = None
     shape: MoeShape | None = None
     rows: dict[int, Candidate] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[FileFinding] = field(default_factory=list)
 
     def say(self, level: Level, code: str, text: str, keys: Iterable[int] = ()) -> None:
         """Add a finding."""
-        self.findings.append(Finding(level, code, text, tuple(keys)))
+        self.findings.append(FileFinding(level, code, text, tuple(keys)))
 
     def worst(self) -> Level | None:
         """The gravest level found."""
@@ -370,12 +370,12 @@ def _any_shape() -> MoeShape:
     return shape
 
 
-def grouped(findings: Sequence[Finding]) -> list[Finding]:
+def grouped(findings: Sequence[FileFinding]) -> list[FileFinding]:
     """Findings of the same text as one, with all their keys."""
     kept: dict[tuple[Level, str, str], list[int]] = {}
     for finding in findings:
         kept.setdefault((finding.level, finding.code, finding.text), []).extend(finding.keys)
-    return [Finding(*what, tuple(keys)) for what, keys in kept.items()]
+    return [FileFinding(*what, tuple(keys)) for what, keys in kept.items()]
 
 
 def _seems_tuned(path: Path) -> bool:

@@ -15,7 +15,7 @@ from autotune.machine.memory import MemoryKind, MemoryReading, first_gpu, read_m
 from autotune.serving import parse
 from autotune.serving.cluster.launcher import GroupLauncher, most_gpus
 from autotune.serving.cluster.look import Looked
-from autotune.serving.dial.trust import may_dial
+from autotune.serving.dial.trust import why_not
 from autotune.serving.measure.prompts import load_prompts, prompts_key
 from autotune.serving.measure.stopping import parse_slo
 from autotune.serving.measure.tasks import Tasks, check_tasks
@@ -46,6 +46,7 @@ from autotune.serving.server.server import Launcher
 from autotune.serving.space import read_space
 from autotune.space.space import Space
 from autotune.util import flags
+from autotune.util.finding import Finding, note
 
 
 def make_plan(request: SpecRequest, nodes: Looked | None = None) -> Plan:
@@ -106,12 +107,14 @@ def make_plan(request: SpecRequest, nodes: Looked | None = None) -> Plan:
         for mount in mounts_of(recipe.settings(plan.points[-1]), mounts):
             mount.volume()
     plan = _with_tasks(plan, request)
-    plan = _with_dial(plan, request)
-    findings = preflight(plan)
+    contained = isinstance(plan.launcher, DockerLauncher)
+    plan, notes = (plan, []) if contained else _with_dial(plan, request)
+    findings = [*preflight(plan), *notes]
     stays = plan.force or not any(finding.refuses for finding in findings)
     if isinstance(plan.launcher, DockerLauncher) and stays:
         launcher, more = looked_up(plan.launcher, request.launcher)
-        plan, findings = replace(plan, launcher=launcher), [*more, *findings]
+        plan, notes = _with_dial(replace(plan, launcher=launcher), request)
+        findings = [*more, *findings, *notes]
     return replace(plan, findings=tuple(findings))
 
 
@@ -130,25 +133,29 @@ def _with_group(plan: Plan) -> Plan:
     return replace(plan, launcher=GroupLauncher(plan.launcher.program))
 
 
-def _with_dial(plan: Plan, request: SpecRequest) -> Plan:
-    """Turn gamma by the dial where servers are processes here, of a vLLM that may be able to.
+def _with_dial(plan: Plan, request: SpecRequest) -> tuple[Plan, list[Finding]]:
+    """Turn gamma by the dial where servers are started here, of a vLLM that may be able to.
 
     A dialled server captures CUDA graphs for every gamma and so for larger batches than vLLM would
     by default. For its figures to hold, the others capture as many: which is faster as well.
     """
     launcher = plan.launcher
-    if not request.dial or not isinstance(launcher, LocalLauncher):
-        return plan
-    version = launcher.version() if plan.nodes is None else plan.nodes.nodes[0].vllm
-    if not may_dial(version, [c.int(GAMMA) for c in plan.column]):
-        return plan
+    if not request.dial or len({c.int(GAMMA) for c in plan.column}) < 2:
+        return plan, []
+    if not isinstance(launcher, LocalLauncher | DockerLauncher):
+        return plan, []
+    version = launcher.vllm if isinstance(launcher, DockerLauncher) else launcher.version()
+    if plan.nodes is not None:
+        version = plan.nodes.nodes[0].vllm
+    if why := why_not(version):
+        return plan, [note("no-dial", f"every gamma boots a server of its own: {why}")]
     asked = request.space is not None or request.capture_sizes is not None
     fixed = any(is_given(plan.recipe.server_args, flag) for flag in FIX_GRAPHS)
     if not asked and not fixed and plan.memory.kind is not MemoryKind.CPU:
         captures = (CAPTURE, (str(CAPTURED),))
         space = replace(plan.space, parameters=(*plan.space.parameters, captures))
         plan = replace(plan, space=space)
-    return replace(plan, dial=True)
+    return replace(plan, dial=True), []
 
 
 def _check_points(plan: Plan) -> None:

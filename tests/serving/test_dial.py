@@ -15,12 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.core import Candidate, Outcome
+from autotune.machine.containers import Image
 from autotune.serving.decide.conclusion import warnings
 from autotune.serving.dial import plugin
 from autotune.serving.dial.dial import NAME, Dial, schedule
-from autotune.serving.dial.trust import DialUnfitError, check_counted, check_log, may_dial
+from autotune.serving.dial.trust import DialUnfitError, check_counted, check_log, why_not
 from autotune.serving.measure import load
 from autotune.serving.measure.counters import DraftCounters
+from autotune.serving.server.launchers import DockerLauncher, variables_of
+from autotune.serving.server.mounts import mounts_of
 from autotune.serving.server.server import ServeSettings
 from tests.serving.test_spec_job import Bench, gammas
 from tests.serving.tiny_models import TinyModels
@@ -313,18 +316,34 @@ def test_more_drafted_than_the_dial_says_is_noticed(gamma: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "gammas", "may"),
+    ("version", "why"),
     [
-        ("0.33.0", (0, 4), True),
-        ("0.32.0+cpu", (0, 1, 2), True),
-        ("1.0.0rc1", (0, 1), True),
-        ("0.24.0", (0, 4), False),
-        ("0.33.0", (0,), False),
-        (None, (0, 4), False),
-        ("nightly", (0, 4), False),
+        ("0.33.0", ""),
+        ("0.32.0+cpu", ""),
+        ("1.0.0rc1", ""),
+        ("0.24.0", "vLLM 0.24.0 is older than 0.32"),
+        (None, "not known"),
+        ("nightly", "not known"),
     ],
 )
-def test_the_dial_is_tried_where_it_may_work(
-    version: str | None, gammas: tuple[int, ...], *, may: bool
-) -> None:
-    assert may_dial(version, gammas) is may
+def test_the_dial_is_tried_where_it_may_work(version: str | None, why: str) -> None:
+    said = why_not(version)
+    assert (why in said) if why else not said
+
+
+def test_an_image_keeps_its_own_variables(dial: Dial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And gets none of this machine's."""
+    monkeypatch.setenv("PYTHONPATH", "/ours")
+    image = Image("i", "5eed", env={"PYTHONPATH": "/opt/vllm", "VLLM_PLUGINS": "lora"})
+    launcher = DockerLauncher("i", found=image)
+    found = dial.variables({}, variables_of(launcher))
+    assert found["PYTHONPATH"].split(os.pathsep) == [str(dial.folder), "/opt/vllm"]
+    assert found["VLLM_PLUGINS"] == f"lora,{NAME}"
+    plain = dial.variables({}, variables_of(DockerLauncher("i")))
+    assert plain["PYTHONPATH"] == str(dial.folder)
+
+
+def test_a_container_sees_the_dial_and_cannot_turn_it(dial: Dial, tmp_path: Path) -> None:
+    settings = ServeSettings(str(tmp_path), env=dial.variables({}, {}))
+    mounts = [mount.volume() for mount in mounts_of(settings)]
+    assert f"{dial.folder}:{dial.folder}:ro" in mounts

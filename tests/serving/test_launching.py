@@ -90,7 +90,7 @@ def test_containers_are_measured_and_every_one_is_removed(
     told = json.dumps({"boots": str(docker.root / "boots")})
     args = ["--target", os.path.relpath(target, docker.root), "--drafter", str(drafter)]
     args += ["--gamma", "0,2", "--json", "--moe-config", "moe", "--env", f"FAKE_SERVING={told}"]
-    args += ["--mount", "patch.py:/vllm/patch.py:ro", "--gpus", "device=0"]
+    args += ["--mount", "patch.py:/vllm/patch.py:ro", "--gpus", "device=0", "--no-dial"]
     ran = docker.tune(*args, "--docker-arg", "--shm-size 8g")
     assert ran.returncode == 0, ran.stderr
     document = json.loads(ran.stdout)

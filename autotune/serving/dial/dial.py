@@ -66,12 +66,23 @@ class Dial:
         """Draft ``gamma`` tokens from the next step on."""
         self._byte[0] = gamma
 
-    def variables(self, given: Mapping[str, str]) -> dict[str, str]:
-        """Return ``given``, the server's variables, with those that bring the plugin in."""
-        return with_plugin({**given, PATH: str(self._path)}, self.folder, NAME)
+    def variables(
+        self, given: Mapping[str, str], inherited: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
+        """Return ``given``, the server's variables, with those that bring the plugin in.
+
+        Args:
+            given: for this server.
+            inherited: what it has besides; None for this process's variables.
+        """
+        return with_plugin({**given, PATH: str(self._path)}, self.folder, NAME, inherited)
 
     def settings(
-        self, static: ServeSettings, gammas: Sequence[int], concurrency: int
+        self,
+        static: ServeSettings,
+        gammas: Sequence[int],
+        concurrency: int,
+        inherited: Mapping[str, str] | None = None,
     ) -> ServeSettings:
         """Return the settings of the one server that can draft each of ``gammas``.
 
@@ -79,6 +90,7 @@ class Dial:
             static: of the server that drafts the largest of them.
             gammas: at least two, one above 0.
             concurrency: the most requests in flight.
+            inherited: variables that the server has besides; None for this process's.
         """
         given = whole_value(static.extra_args, SEQUENCES) or 0
         sequences = max(given, concurrency + len(gammas) - 1)
@@ -88,7 +100,7 @@ class Dial:
             static,
             speculative=speculative,
             extra_args=(*static.extra_args, SEQUENCES, str(sequences)),
-            env=self.variables(static.env),
+            env=self.variables(static.env, inherited),
         )
 
 

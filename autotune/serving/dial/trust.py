@@ -8,7 +8,6 @@ of 255. There the dial would rank gammas by what no user runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.serving.dial.plugin import IN_PLACE
@@ -58,13 +57,16 @@ def check_counted(drafts: DraftCounters, gamma: int) -> None:
         )
 
 
-def may_dial(version: str | None, gammas: Sequence[int]) -> bool:
-    """Tell whether it is worth a try: several gammas, and a vLLM whose graphs may stay full.
+def why_not(version: str | None) -> str:
+    """Say why a vLLM is not worth a try: its graphs may not stay full; empty where it is.
 
     Args:
         version: of vLLM; None where it is not known.
-        gammas: to be measured on one server, 0 among them.
     """
     found = re.match(r"(\d+)\.(\d+)", version or "")
-    new_enough = found is not None and (int(found[1]), int(found[2])) >= LEAST_VLLM
-    return new_enough and len(set(gammas)) > 1
+    if found is None:
+        return "which vLLM runs is not known"
+    if (int(found[1]), int(found[2])) >= LEAST_VLLM:
+        return ""
+    least = ".".join(map(str, LEAST_VLLM))
+    return f"vLLM {version} is older than {least} and may give up full CUDA graphs for it"

@@ -37,6 +37,7 @@ from autotune.serving.memory.sustain import FullLoad, measure_sustained
 from autotune.serving.memory.together import alongside
 from autotune.serving.recipe import GAMMA
 from autotune.serving.scenario import SpecScenario
+from autotune.serving.server.launchers import variables_of
 from autotune.serving.server.moe_log import moe_files
 from autotune.serving.server.server import Launched, Launcher, ServerFailedError, ServeSettings
 
@@ -182,7 +183,8 @@ class ServingMeasurer(HoldsNothing):
         try:
             with Dial.made() as dial:
                 static = self._settings_of(most.candidate)
-                settings = dial.settings(static, gammas, scenario.concurrency[-1])
+                inherited = variables_of(self._launcher)
+                settings = dial.settings(static, gammas, scenario.concurrency[-1], inherited)
                 with self._booted(settings, log, guard) as wire:
                     details["start_s"] = wire.server.start_seconds
                     check_log(wire.server.log)

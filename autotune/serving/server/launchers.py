@@ -30,7 +30,7 @@ from autotune.serving.server.secret_flags import (
     shell_line,
     shell_word,
 )
-from autotune.serving.server.server import ServeSettings, serve_args
+from autotune.serving.server.server import Launcher, ServeSettings, serve_args
 from autotune.util.secret import is_reference
 
 CONTAINER_PORT = 8000
@@ -287,6 +287,13 @@ class DockerLauncher:
             MissingEnvironmentError: it, or its daemon, is not there.
         """
         require(self.engine.program)
+
+
+def variables_of(launcher: Launcher) -> Mapping[str, str] | None:
+    """Return the variables that an image sets for its servers; None for those of this process."""
+    if isinstance(launcher, DockerLauncher):
+        return {} if launcher.found is None else launcher.found.env
+    return None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 
 from autotune.core import BadInputError
 from autotune.engine.variables import FOLDER
+from autotune.serving.dial.plugin import PATH
 from autotune.serving.server.server import ServeSettings
 
 _HUB_INSIDE = "/root/.cache/huggingface/hub"
@@ -114,6 +115,8 @@ def _named(settings: ServeSettings) -> Iterator[Path]:
     tuned = settings.env.get(FOLDER)
     if tuned and Path(tuned).is_dir():
         yield full_path(tuned)
+    if (dial := settings.env.get(PATH)) is not None:
+        yield full_path(dial).parent
     for arg in settings.extra_args:
         path = _path_in(arg)
         if path is not None:

@@ -31,11 +31,25 @@ def write_plugin(folder: Path, name: str, package: str) -> None:
     (info / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{name} = {name}:register\n")
 
 
-def with_plugin(given: Mapping[str, str], folder: Path, name: str) -> dict[str, str]:
-    """Return ``given``, a server's variables, with those that bring the plugin in."""
-    known = given.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+def with_plugin(
+    given: Mapping[str, str],
+    folder: Path,
+    name: str,
+    inherited: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Return ``given``, a server's variables, with those that bring the plugin in.
+
+    Args:
+        given: for this server.
+        folder: with the plugin.
+        name: of it.
+        inherited: what the server has besides: this process's variables if None, or those that an
+            image sets.
+    """
+    inherited = os.environ if inherited is None else inherited
+    known = given.get("PYTHONPATH", inherited.get("PYTHONPATH", ""))
     found = {**given, "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), known]))}
-    allowed = given.get(PLUGINS, os.environ.get(PLUGINS))
+    allowed = given.get(PLUGINS, inherited.get(PLUGINS))
     if allowed is not None:
         found[PLUGINS] = ",".join(filter(None, [*allowed.split(","), name]))
     return found

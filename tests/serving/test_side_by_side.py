@@ -37,7 +37,7 @@ from tests.support.formula_measurer import FormulaMeasurer
 
 GIB = 2**30
 DRAFTING = {"base_ms": 5.0, "draft_ms": 1.0, "reached": [0.8, 0.6, 0.05, 0, 0, 0]}
-BESIDE = {"confirm": "side-by-side", "dial": True, "gamma": "0-4"}
+BESIDE = {"confirm": "side-by-side", "dial": True, "gamma": "0,2,3", "schedule": False}
 
 
 @pytest.fixture
@@ -111,29 +111,20 @@ def test_one_search_boot_and_one_comparison(bench: Bench, up: list[int], made: l
     assert (again.fresh_boots, again.selection) == (0, result.selection)
 
 
-def test_the_page_says_how_and_its_files_too(bench: Bench) -> None:
+def test_the_page_says_how_and_figures_of_two_ways_are_never_mixed(bench: Bench) -> None:
+    turns = bench.tune(DRAFTING, **{**BESIDE, "confirm": "in-turn"})
+    text = bench.report(turns)
+    assert "up at once" not in text
+    assert "one after the other (asked for" in text
+    boots = bench.boots
     result = bench.tune(DRAFTING, **BESIDE)
+    assert bench.boots > boots
     text = bench.report(result)
     assert "up at once" in text
     assert "6 rounds" in text
     assert not [said for said in warnings(result) if "one fresh boot each" in said]
-    turns = bench.tune(DRAFTING, **{**BESIDE, "confirm": "in-turn"}, study="turns")
-    text = bench.report(turns)
-    assert "up at once" not in text
-    assert "one after the other (asked for" in text
-
-
-def test_the_last_way_counts(bench: Bench) -> None:
-    """In turns first, then side by side: the figures of the two are never mixed."""
-    turns = bench.tune(DRAFTING, **{**BESIDE, "confirm": "in-turn"})
-    boots = bench.boots
-    beside = bench.tune(DRAFTING, **BESIDE)
-    assert bench.boots > boots
-    assert beside.confirmed is not None
-    assert turns.confirmed is not None
-    assert "up at once" in bench.report(beside)
     again = bench.tune(DRAFTING, **{**BESIDE, "confirm": "in-turn"})
-    assert again.selection == turns.selection
+    assert (again.fresh_boots, again.selection) == (0, turns.selection)
 
 
 def test_a_cut_round_is_made_anew_and_whole_ones_are_kept(
@@ -149,7 +140,7 @@ def test_a_cut_round_is_made_anew_and_whole_ones_are_kept(
         return real(wire, asked, number, salt)
 
     monkeypatch.setattr("autotune.serving.measure.column.timed", stops)
-    ask = {**BESIDE, "gamma": "0,2", "schedule": False}
+    ask = {**BESIDE, "gamma": "0,2"}
     searched = 2 * 6
     least[0] = searched + 5  # two whole rounds of two servers, and half of a third
     with pytest.raises(KeyboardInterrupt):
@@ -170,7 +161,6 @@ def test_a_cut_round_is_made_anew_and_whole_ones_are_kept(
     ("serving", "why"),
     [
         ({"oom_beside": [2]}, "OutOfMemoryError"),
-        ({"oom_beside": [0]}, "OutOfMemoryError"),
         ({"dies_beside": [0]}, "OutOfMemoryError"),
     ],
 )
@@ -190,7 +180,7 @@ def test_where_memory_runs_short_they_take_turns_and_that_is_said(
 
 def test_one_that_dies_makes_way_for_the_next_best(bench: Bench) -> None:
     dies = {"dies_beside": [2]}
-    result = bench.tune(DRAFTING | dies, **BESIDE, schedule=False)
+    result = bench.tune(DRAFTING | dies, **{**BESIDE, "gamma": "0-4"})
     assert result.confirmed is not None
     died = Candidate.of({GAMMA: 2})
     assert result.confirmed.dropped[died].measurement.outcome is Outcome.OUT_OF_MEMORY

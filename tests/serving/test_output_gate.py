@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from autotune.core import Candidate
 from autotune.serving.gate.judge import ALLOWED, FAR, judge, parting
 from autotune.serving.gate.text import CLOSE, Text, scored
+from autotune.serving.gate.texts import texts_details
+from autotune.serving.measure.client import Load
+from autotune.serving.measure.prompts import Prompt
+from autotune.serving.measure.timing import LoadResult, RequestRecord
+from autotune.serving.measure.wire import Wire
 from autotune.serving.report.document import document
+from autotune.serving.server.web import Reply
 from autotune.store.sharing import make_bundle
 from autotune.store.store import Store
 from tests.serving.test_spec_job import Bench
@@ -185,3 +191,40 @@ def test_a_study_keeps_its_texts_and_gives_none_away(bench: Bench) -> None:
     assert "no near tie" in bench.report(again)
     assert bench.boots == boots
     assert again.compared[Candidate.of({"gamma": 2})].judged is not None
+
+
+class Short(Wire):
+    """Answers texts of up to ``most`` tokens, and scores them unless ``mute``."""
+
+    def __init__(self, most: int, *, mute: bool = False) -> None:
+        self.most, self.mute, self.asked = most, mute, list[int]()
+
+    def load(self, load: Load) -> LoadResult:
+        self.asked.append(load.max_tokens)
+        error = "" if load.max_tokens <= self.most else "HTTP 400: too long"
+        ids = tuple(range(load.max_tokens))
+        records = (RequestRecord(i, 0.0, error=error, tokens=ids, prompt_ids=(7,)) for i in (0, 1))
+        return LoadResult(tuple(records)[: load.requests], 1, 1.0, 0.0)
+
+    def post(self, path: str, body: Mapping[str, Any], timeout_s: float) -> Reply:
+        places = [{str(token): {"logprob": -0.1}} for token in body["prompt"]]
+        text = json.dumps({"choices": [{"prompt_logprobs": [None, *places[1:]]}]})
+        return Reply(400, "no") if self.mute else Reply(200, text)
+
+
+LOAD = Load("", "m", [Prompt.of("a"), Prompt.of("b")], requests=1, concurrency=1, max_tokens=8)
+
+
+def test_a_server_that_scores_nothing_is_not_asked_for_long_texts() -> None:
+    wire = Short(100, mute=True)
+    assert "HTTP 400: no" in texts_details(wire, LOAD, 60, 1)["no_texts"]
+    assert wire.asked == [1]
+
+
+def test_where_a_long_text_does_not_fit_one_as_long_as_the_load_s_is_judged() -> None:
+    wire = Short(8)
+    found = texts_details(wire, LOAD, 60, 1)["texts"]
+    assert wire.asked == [1, 60, 8]
+    assert [len(text["tokens"]) for text in found] == [8, 8]
+    assert "too long" in texts_details(Short(1), LOAD, 60, 1)["no_texts"]
+    assert texts_details(Short(8), LOAD, 0, 1) == {}

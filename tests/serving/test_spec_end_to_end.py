@@ -54,7 +54,7 @@ def test_the_truly_best_of_a_small_grid_is_found_on_real_servers(
     load += ["--repeats", str(repeats)]
     command = [str(BINARY), "spec", f"--target={target}", f"--drafter={drafter}", *server, *load]
     command += [f"--gamma={','.join(map(str, gammas))}", "--confirm-boots=1"]
-    command += ["--confirm=side-by-side"]
+    command += ["--confirm=side-by-side", "--check-tokens=24"]
     command += ["--json", f"--out={tmp_path}/out", f"--db=sqlite:///{tmp_path}/a.db"]
     for attempt in range(ATTEMPTS):
         study = f"e2e-{attempt}"

@@ -74,7 +74,6 @@ def _score(wire: Wire, load: Load, ids: Sequence[int], prompt: int) -> Text:
     """
     body = {
         "model": load.model,
-        # The last token is generated rather than prefilled where a context is full.
         "prompt": list(ids),
         "max_tokens": 1,
         "temperature": 0.0,
@@ -109,7 +108,16 @@ def texts_details(wire: Wire, base: Load, tokens: int, concurrency: int) -> dict
     if not tokens:
         return {}
     few = replace(base, prompts=base.prompts[:PROMPTS])
+    # Where a long text does not fit the context, one as long as the load's does.
+    lengths = list(dict.fromkeys([tokens, min(tokens, base.max_tokens)]))
     try:
-        return {"texts": [t.as_json() for t in texts_of(wire, few, tokens, concurrency)]}
+        texts_of(wire, replace(base, prompts=base.prompts[:1]), 1, 1)  # costs nothing, and may fail
+        while True:
+            try:
+                found = texts_of(wire, few, lengths.pop(0), concurrency)
+                return {"texts": [text.as_json() for text in found]}
+            except UnscoredError:
+                if not lengths:
+                    raise
     except UnscoredError as error:
         return {"no_texts": str(error)}

@@ -125,7 +125,8 @@ def local_measurer(plan: Plan, logs: Path) -> ServingMeasurer:
         plan: says how.
         logs: the folder for the servers' output.
     """
-    need = partial(boot_bytes, plan.pair, plan.memory)
+    per_machine = plan.nodes.per_node if plan.nodes is not None else None
+    need = partial(boot_bytes, plan.pair, plan.memory, per_machine=per_machine)
     return ServingMeasurer(
         plan.launcher,
         plan.recipe.settings,

@@ -24,6 +24,7 @@ from autotune.serving.cluster.look import Looked, NodeFacts, folders, judged, lo
 from autotune.serving.cluster.node import LogTail, NodeMeasurer, Seat, Watch, place_json
 from autotune.serving.job import local_measurer
 from autotune.serving.make_plan import make_plan
+from autotune.serving.memory.fit import boot_bytes
 from autotune.serving.server.secret_flags import secrets_of
 from autotune.serving.server.server import ServeSettings
 from tests.serving.test_spec_job import make_request
@@ -168,6 +169,19 @@ def test_the_plan_of_a_cluster_has_its_nodes_and_vllms_ray_executor(
     cpus = dataclasses.replace(SPARK, gpus=())
     with pytest.raises(BadInputError, match="it needs GPUs"):
         make_plan(request, Looked((cpus,)))
+
+
+def test_each_of_two_sparks_holds_half_of_the_weights(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autotune.serving.memory.fit.weight_bytes", lambda _: 150 * GIB)
+    fixed = ["--kv-cache-memory-bytes 1073741824 -tp 2"]
+    request = make_request(tiny_models.qwen3, "chat", gamma="0,2", server_arg=fixed)
+    plan = make_plan(request, Looked((SPARK, OTHER)))
+    settings = plan.recipe.settings(plan.baseline)
+    alone = boot_bytes(plan.pair, plan.memory, settings)
+    spread = boot_bytes(plan.pair, plan.memory, settings, per_machine=1)
+    assert alone - spread == 75 * GIB
 
 
 def test_a_server_is_told_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,16 +6,18 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from autotune.core import Job, Outcome, Phase
+from autotune.core import Job, Measurement, Outcome, Phase
 from autotune.kind import Run, tune
 from autotune.serving.cluster.connect import connected
 from autotune.serving.cluster.fleet import Fleet, place_of
+from autotune.serving.cluster.launcher import GroupLauncher
 from autotune.serving.cluster.measurer import cluster_measurer, look_at_nodes
 from autotune.serving.job import local_measurer
 from autotune.serving.make_plan import make_plan
@@ -45,7 +47,14 @@ def command(target: Path, out: Path, ray: str, *more: str, **serving: Any) -> li
     given = json.dumps({"boots": str(out / "boots"), **serving})
     words = [str(BINARY), "spec", f"--target={target}", "--drafter=ngram", f"--vllm={FAKE}"]
     words += ["--concurrency=1", "--max-tokens=16", "--repeats=6", "--waves=1", "--confirm-boots=1"]
-    words += ["--no-dial", "--no-schedule", "--force", f"--env=FAKE_SERVING={given}", "--json"]
+    words += [
+        "--no-dial",
+        "--no-schedule",
+        "--force",
+        "--check-tokens=0",
+        f"--env=FAKE_SERVING={given}",
+        "--json",
+    ]
     return [*words, f"--out={out}/out", f"--db=sqlite:///{out}/a.db", f"--ray={ray}", *more]
 
 
@@ -73,7 +82,7 @@ def test_a_node_that_dies_in_the_middle_costs_nothing_that_was_measured(
 ) -> None:
     """Nor does a kill of the command: the same one goes on, and no server stays."""
     cluster.add(num_cpus=1)
-    words = command(tiny_models.qwen3, tmp_path, cluster.address, "--gamma=0,1,2,3", base_ms=20.0)
+    words = command(tiny_models.qwen3, tmp_path, cluster.address, "--gamma=0,1,2,3", base_ms=10.0)
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as first:
         try:
             wait_for(lambda: servers(tmp_path), START_S)
@@ -170,3 +179,39 @@ def test_two_nodes_serve_vllm_at_once(
     assert not lost
     places = {place_of(p.trial.measurement.details) for p in found}
     assert len(places) == 2
+
+
+@pytest.mark.kill
+@pytest.mark.nightly
+def test_a_server_over_two_nodes_is_not_blamed_for_the_death_of_one(
+    cluster: Nodes, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    """Its server runs on one node; the other one dies under it, and a third takes its place."""
+    from autotune.serving.cluster.groups import Group, Wanted, opener  # Ray may be absent
+
+    first = len(cluster.workers)
+    for _ in range(3):
+        cluster.add(num_cpus=1, num_gpus=1)
+    dies = json.dumps({"dies": [2]})
+    request = make_request(tiny_models.qwen3, "chat", gamma="0,2", env=[f"FAKE_SERVING={dies}"])
+    plan = make_plan(request)
+    plan = replace(plan, launcher=GroupLauncher(tuple(FAKE.split())))
+    lost: list[str] = []
+    with connected(cluster.address):
+        opening = opener(Wanted(2, 1.0, 1, False), local_measurer(plan, tmp_path), tmp_path, {})
+        with Fleet(opening, 1, plan.basis, on_lost=lost.append) as fleet:
+            group = fleet.places[0]
+            assert isinstance(group, Group)
+            home, other = (seat.node for seat in group.seats)
+            assert home != other
+            ids = [cluster.id_of(index) for index in range(len(cluster.workers))]
+            job = Job(plan.grid[-1], plan.scenario)
+            (crashed,) = (e for e in fleet.measure([job]) if isinstance(e, Measurement))
+            assert crashed.outcome is not Outcome.OK, "it dies, on nodes that live: its own fault"
+            assert not lost
+            assert ids.index(other) >= first
+            cluster.kill(ids.index(other))
+            (again,) = (e for e in fleet.measure([job]) if isinstance(e, Measurement))
+    assert len(lost) == 1
+    assert again.details["place"]["nodes"][1] != other
+    assert again.outcome is crashed.outcome

@@ -70,7 +70,9 @@ def check_fit(
     return [_softened(f, unsure) if f.refuses and unsure else f for f in found]
 
 
-def boot_bytes(pair: Pair, memory: MemoryReading, settings: ServeSettings) -> int:
+def boot_bytes(
+    pair: Pair, memory: MemoryReading, settings: ServeSettings, per_machine: int | None = None
+) -> int:
     """Estimate the bytes that a server takes of the first device's memory, or of the host's.
 
     Its share of all; or, where ``--kv-cache-memory-bytes`` is given, that with the weights and what
@@ -80,6 +82,7 @@ def boot_bytes(pair: Pair, memory: MemoryReading, settings: ServeSettings) -> in
         pair: the models; the drafter counts where the settings speculate.
         memory: of which kind, and how much there is.
         settings: of the server.
+        per_machine: GPUs of each machine of a cluster; None where all are on this one.
 
     Raises:
         BadInputError: a size in a configuration, or a flag, that cannot be.
@@ -90,8 +93,11 @@ def boot_bytes(pair: Pair, memory: MemoryReading, settings: ServeSettings) -> in
     weights = weight_bytes(pair.target)
     if settings.speculative is not None and pair.drafter is not None:
         weights += weight_bytes(pair.drafter)
+    shards = serving_of(settings, 1, 1, memory.kind).shards
     if memory.kind is MemoryKind.GPU:
-        weights //= serving_of(settings, 1, 1, memory.kind).shards
+        weights //= shards
+    elif per_machine and shards > per_machine:  # the others' memory holds the rest
+        weights = weights * per_machine // shards
     return weights + fixed + (CPU_ENGINE if memory.kind is MemoryKind.CPU else ENGINE)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks import replay_grid
+from benchmarks.output_gate import rate
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -406,3 +407,47 @@ def dial(matrix: str, static: str) -> None:
     levels = list(read(matrix)["search"][0]["levels"])
     heads = [h for c in levels for h in (f"dial, {c}", f"one γ, {c}")]
     table(("γ", *heads), rows)
+
+
+def real_model(file: str, level: str = "1") -> None:
+    """Print tokens per second by gamma, and what of a draft was accepted, by kind of prompt."""
+    found = read(file)["kinds"]
+    gammas = [row["gamma"] for row in next(iter(found.values()))]
+    head = (
+        "prompts",
+        *(f"γ={gamma}" for gamma in gammas),
+        f"accepted by position at γ={gammas[-1]}",
+    )
+    rows = []
+    for kind, cells_ in found.items():
+        rates = [row["tok_s"].get(level) for row in cells_]
+        best = max(rate for rate in rates if rate)
+        shown = [f"{rate:.0f}" if rate != best else f"**{rate:.0f}**" for rate in rates]
+        accepted = cells_[-1]["accepted"].get(level) or ()
+        rows.append((kind, *shown, " ".join(f"{share:.2f}"[1:] for share in accepted)))
+    table(head, rows)
+
+
+def output_gate(file: str) -> None:
+    """Print how often the gate refused sound and broken servers, with 95 % intervals."""
+    found = read(file)
+    names = {one["fault"]: None for one in found["by_fault"]}
+    rows = [("none", "", _refused([found["sound"]["refused"]]))]
+    for fault in names:
+        for percent in (100, 10):
+            some = [
+                one["refused"]
+                for one in found["by_fault"]
+                if (one["fault"], one["percent_of_steps"]) == (fault, percent)
+            ]
+            if some:
+                rows.append((fault, f"{percent} %", _refused(some)))
+    table(("fault", "of the steps", "groups refused"), rows, 0)
+
+
+def _refused(some: Sequence[dict[str, Any]]) -> str:
+    total = rate(sum(one["hits"] for one in some), sum(one["of"] for one in some))
+    return (
+        f"{total['hits']} of {total['of']}: {total['share']:.1%} "
+        f"({total['low']:.1%} to {total['high']:.1%})"
+    )

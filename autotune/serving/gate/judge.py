@@ -18,8 +18,8 @@ from autotune.serving.gate.text import Text
 FAR = 0.5
 """Nats behind the best from which a token is no near tie."""
 ALLOWED = 1
-"""Tokens far behind that a setting may have over those that the target itself has: where experts are
-routed, rounding may choose another expert."""
+"""Tokens far behind that a setting may have over those that the target itself has: where experts
+are routed, rounding may choose another expert."""
 TIMES = 3
 """How many times the share without speculation it may have, beyond these."""
 

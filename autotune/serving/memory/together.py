@@ -27,6 +27,9 @@ _SHARE = "0.01"
 _SLACK = 1.5
 """What is needed is a lower bound: of Gemma 4 vLLM 0.33 takes 1.3 times as much for a request."""
 _STEP = 1 << 28
+_STARTING = 4 * 2**30
+"""Bytes more for each server where host and GPU share memory and several start, and compile, at
+once: not measured, taken generously, for a machine that runs out hangs."""
 _TEMPLATE = 256
 """Tokens that a chat template adds at most, taken generously."""
 
@@ -87,9 +90,11 @@ def how_many_fit(
     Raises:
         BadInputError: a size in a configuration, or a flag, that cannot be.
     """
-    left = memory.free - (RESERVE if memory.kind is MemoryKind.UNIFIED else 0)
+    unified = memory.kind is MemoryKind.UNIFIED
+    left = memory.free - (RESERVE if unified else 0)
     for number, settings in enumerate(servers):
         left -= boot_bytes(pair, memory, alongside(settings, kv_bytes))
+        left -= _STARTING if unified else 0
         if left < 0:
             return number
     return len(servers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,24 @@ def check(found: Sequence[Progress], out: Path) -> None:
         assert log.parent == out / "logs"
         assert "Application startup complete" in log.read_text()
         assert details["place"]["hosts"][0]
+
+
+LOCAL = """
+import os, subprocess, sys
+from autotune.serving.cluster.connect import connected
+with connected("local"):
+    import ray
+    here = ray.remote(num_cpus=0)(lambda: os.environ["RAY_AUTH_TOKEN"] != "")
+    print(len(ray.nodes()), ray.get(here.remote()), os.environ["RAY_AUTH_MODE"])
+"""
+
+
+def test_a_cluster_of_this_machine_asks_for_a_token() -> None:
+    """Ray reads the mode when it is loaded, so that this needs a process which has not."""
+    ran = subprocess.run(
+        [sys.executable, "-c", LOCAL], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert ran.stdout == "1 True token\n", ran.stderr
 
 
 @pytest.mark.server

@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 
 from autotune.core import MissingEnvironmentError
@@ -33,6 +34,8 @@ def connected(where: str) -> Iterator[None]:
             another version of Ray or Python.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if where == "local" and "ray" not in sys.modules:  # which reads its mode when it is loaded
+        _keep_others_out()
     try:
         import ray  # noqa: PLC0415 - an extra
     except ImportError:
@@ -40,9 +43,7 @@ def connected(where: str) -> Iterator[None]:
             "--ray: Ray is not installed for this Python; pip install 'autotune[ray]'"
         ) from None
     address = where
-    if where == "local":
-        _keep_others_out()
-    elif where == "auto":
+    if where == "auto":
         address = exported("RAY_ADDRESS") or "auto"
     if ":" in address:
         _check_answers(address)

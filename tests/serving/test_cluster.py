@@ -316,8 +316,11 @@ def test_without_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_signals_are_ours_again_when_a_cluster_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_are_ours_when_a_cluster_is_joined_and_stdout_is_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     ray = pytest.importorskip("ray")
+    worker = pytest.importorskip("ray._private.worker")
     given: dict[str, Any] = {}
 
     def init(**options: Any) -> None:
@@ -330,5 +333,10 @@ def test_signals_are_ours_again_when_a_cluster_is_joined(monkeypatch: pytest.Mon
     before = signal.getsignal(signal.SIGTERM)
     with connect.connected("local"):
         assert signal.getsignal(signal.SIGTERM) is before
+        said = {"lines": ["The node is dead"], "pid": "raylet", "is_err": False}
+        worker.print_to_stdstream(said, ignore_prefix=False)
+    shown = capsys.readouterr()
+    assert shown.out == "", "a JSON document may stand there"
+    assert "The node is dead" in shown.err
     assert given["ended"]
     assert (given["namespace"], given["include_dashboard"]) == ("autotune", False)

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from autotune.core import MissingEnvironmentError
 from autotune.machine.environment import exported
@@ -63,9 +64,27 @@ def connected(where: str) -> Iterator[None]:
         for number, handler in before.items():  # Ray puts its own in place
             signal.signal(number, handler)
     try:
-        yield
+        with _messages_to_stderr():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _messages_to_stderr() -> Iterator[None]:
+    """Have what Ray says of its nodes printed on stderr: stdout is for results, and for --json."""
+    from ray._private import worker  # noqa: PLC0415 - an extra
+
+    printed: Any = worker.print_to_stdstream
+
+    def print_as_error(data: dict[str, Any], ignore_prefix: bool) -> None:
+        printed({**data, "is_err": True}, ignore_prefix)
+
+    worker.print_to_stdstream = print_as_error
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = printed
 
 
 def _keep_others_out() -> None:

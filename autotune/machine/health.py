@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autotune.machine.devices import GpuInfo, detect_gpus, nvidia_smi
-from autotune.machine.environment import container, others_on
+from autotune.machine.environment import container, meminfo_file, others_on
 from autotune.machine.guard import GIB, RESERVE
-from autotune.machine.memory import MemoryKind, MemoryReading
+from autotune.machine.memory import MemoryKind, MemoryReading, meminfo
 from autotune.machine.resident import LEAST, Resident, residents, who_holds
 
 HOT_C = 85
@@ -105,6 +105,39 @@ def _reasons(index: int) -> int:
             except ValueError:
                 continue
     return 0
+
+
+_NOW = {
+    "utilization.gpu": "busy_percent",
+    "clocks.current.sm": "clock_mhz",
+    "clocks.max.sm": "most_mhz",
+    "temperature.gpu": "celsius",
+    "power.draw": "watts",
+    "memory.used": "used_mib",
+    "memory.total": "total_mib",
+}
+
+
+def now() -> dict[str, Any]:
+    """Tell how the machine stands at this moment, as JSON values.
+
+    Memory of the host in bytes; of each GPU its name, and a figure or None (where nvidia-smi does
+    not tell it) for each value of ``_NOW``.
+    """
+    info = meminfo(meminfo_file())
+    gpus = [
+        {"name": name, **dict(zip(_NOW.values(), map(_figure, figures), strict=True))}
+        for name, *figures in nvidia_smi("name", *_NOW)
+    ]
+    memory = {"free": info.get("MemAvailable"), "total": info.get("MemTotal")}
+    return {"memory": memory, "gpus": gpus}
+
+
+def _figure(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def place_here() -> Health:

@@ -10,9 +10,13 @@ from fastapi import APIRouter, FastAPI, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, Response
 
+from autotune import kind
 from autotune.cli.machine import device_asked_for
+from autotune.core import BadInputError
 from autotune.machine.devices import detect_gpus, load_devices
 from autotune.machine.environment import visible_gpus
+from autotune.report.beside import beside
+from autotune.report.page import Page
 from autotune.store.records import JobRecord, JobState
 from autotune.util import secret
 from autotune.web import stream
@@ -38,6 +42,7 @@ _BODY = {
     }
 }
 _EMPTY = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
+SANDBOX = {"Content-Security-Policy": "sandbox allow-scripts allow-downloads"}
 _TEXT_TYPES = {".json", ".md", ".txt", ".log", ".jsonl", ".sh", ".yaml", ".csv"}
 
 
@@ -48,7 +53,7 @@ def router(service: Service) -> APIRouter:
     _job_actions(routes, service)
     _file_routes(routes, service)
     _study_routes(routes, service)
-    _machine_routes(routes)
+    _machine_routes(routes, service)
     return routes
 
 
@@ -185,8 +190,7 @@ def file_response(path: Path) -> Response:
     """Send a file so that nothing in it acts in the name of this service."""
     if path.suffix == ".html":
         # Its own policy names its scripts; sandboxed, it is of no site and has no cookies.
-        policy = {"Content-Security-Policy": "sandbox allow-scripts allow-downloads"}
-        return FileResponse(path, headers=policy, media_type="text/html; charset=utf-8")
+        return FileResponse(path, headers=SANDBOX, media_type="text/html; charset=utf-8")
     media = "application/json" if path.suffix == ".json" else "text/plain; charset=utf-8"
     if path.suffix not in _TEXT_TYPES:
         media = "application/octet-stream"
@@ -210,6 +214,14 @@ def _study_routes(routes: APIRouter, service: Service) -> None:
         latest = {str(search): found[0] for search, found in verdicts.items() if found}
         return JSONResponse({**detail.as_json(), "trials": detail.trials, "verdicts": latest})
 
+    @routes.get("/studies/{name}/report", summary="The report of a study, as JSON")
+    async def report(name: str) -> JSONResponse:
+        return JSONResponse(secret.masked(await _done(_as_json, page_of_study, service, name)))
+
+    @routes.get("/studies/{name}/compare", summary="Two studies of one kind, beside each other")
+    async def compare(name: str, other: Annotated[str, Query(alias="with")]) -> JSONResponse:
+        return JSONResponse(secret.masked(await _done(_as_json, compared, service, name, other)))
+
     @routes.get("/studies/{name}/trials", summary="Trials of a study, as JSON or CSV")
     async def trials(
         name: str,
@@ -232,16 +244,57 @@ async def _study(service: Service, name: str) -> Any:
     return found
 
 
+def page_of_study(service: Service, name: str) -> Page:
+    """Make the page of a study.
+
+    Raises:
+        ProblemError: there is no such study, or nothing in it to show yet.
+    """
+    detail = service.store.find_study(name)
+    if detail is None:
+        raise ProblemError(404, f"no study {name!r}")
+    try:
+        return kind.get(detail.study.kind).page(service.store, name, out=service.root)
+    except BadInputError as error:
+        raise ProblemError(409, str(error)) from None
+
+
+def compared(service: Service, name: str, other: str) -> Page:
+    """Make the page that lays two studies beside each other.
+
+    Raises:
+        ProblemError: one is not there, has nothing to show, or they are of two kinds.
+    """
+    pages = [page_of_study(service, one) for one in (name, other)]
+    kinds = [service.store.get_study(one).study.kind for one in (name, other)]
+    if kinds[0] != kinds[1]:
+        raise ProblemError(
+            422,
+            f"with: {other!r} is a study of {kinds[1]}, {name!r} of {kinds[0]}; take one of a kind",
+        )
+    return beside(*pages)
+
+
+def _as_json(make: Callable[..., Page], *args: Any) -> dict[str, Any]:
+    from autotune.report.render import to_json  # noqa: PLC0415 - slow import
+
+    return to_json(make(*args))
+
+
 def _csv(service: Service, name: str) -> bytes:
     from autotune.store.frames import frame_file, trials_frame  # noqa: PLC0415 - slow import
 
     return frame_file(trials_frame(service.store, name), Path("trials.csv"))
 
 
-def _machine_routes(routes: APIRouter) -> None:
+def _machine_routes(routes: APIRouter, service: Service) -> None:
     @routes.get("/devices", summary="What can be tuned for, and what is here")
     async def devices() -> JSONResponse:
         return JSONResponse(await _done(known_devices))
+
+    @routes.get("/machine", summary="Memory and clocks of this machine, now")
+    async def machine() -> JSONResponse:
+        return JSONResponse(await _done(service.machine))
 
     @routes.get("/doctor", summary="How this machine stands, and what to run next")
     async def doctor(device: str | None = None) -> JSONResponse:

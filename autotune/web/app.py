@@ -40,7 +40,7 @@ def make_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    doorman = Doorman(token, now)
+    doorman = Doorman(token, now, service.root / ".sessions")
     views = pages.Views(service)
     problems.install(app, views.problem)
     app.include_router(api.router(service))

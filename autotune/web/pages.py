@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qs
 
 import jinja2
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from autotune import __version__
-from autotune.core import ExitCode
+from autotune.report.page import Page
 from autotune.store.records import JobState
 from autotune.web import api
 from autotune.web.forms import form
@@ -84,24 +84,30 @@ class Views:
         detail = self.service.store.find_study(name)
         if detail is None:
             raise ProblemError(404, f"no study {name!r}")
-        return self.render("study.html", detail=detail)
+        others = [
+            one.study.name
+            for one in self.service.store.list_studies()
+            if one.study.kind == detail.study.kind and one.study.name != name
+        ]
+        return self.render("study.html", detail=detail, others=others)
 
     def devices(self) -> Response:
         """Show the devices."""
         return self.render("devices.html", **api.known_devices())
 
     def report(self, name: str) -> Response:
-        """Write the report of a study as ``autotune report`` does, and send it."""
-        if self.service.store.find_study(name) is None:
-            raise ProblemError(404, f"no study {name!r}")
-        settings = self.service.runner.settings
-        places = ("--db", settings.db, "--out", str(settings.root), "--json")
-        code, out, err = self.service.run(["report", *places, "--", name])
-        if code != ExitCode.DONE:
-            said = err.strip().splitlines()
-            raise ProblemError(409, said[-1].removeprefix("autotune: ") if said else "no report")
-        pages = [Path(file) for file in self.service.read_body(out.encode())["files"]]
-        return api.file_response(next(page for page in pages if page.suffix == ".html"))
+        """Show the report of a study, as ``autotune report`` writes it."""
+        return _sandboxed(api.page_of_study(self.service, name))
+
+    def compare(self, name: str, other: str) -> Response:
+        """Show two studies beside each other."""
+        return _sandboxed(api.compared(self.service, name, other))
+
+
+def _sandboxed(page: Page) -> Response:
+    from autotune.report.render import to_html  # noqa: PLC0415 - slow import
+
+    return HTMLResponse(to_html(page), headers=api.SANDBOX)
 
 
 def install(app: FastAPI, views: Views, doorman: Doorman) -> None:
@@ -136,6 +142,10 @@ def install(app: FastAPI, views: Views, doorman: Doorman) -> None:
     async def report(name: str) -> Response:
         return await shown(views.report, name)
 
+    @app.get("/studies/{name}/compare", include_in_schema=False)
+    async def compare(name: str, other: Annotated[str, Query(alias="with")]) -> Response:
+        return await shown(views.compare, name, other)
+
     @app.get("/devices", include_in_schema=False)
     async def devices() -> Response:
         return await shown(views.devices)
@@ -160,6 +170,7 @@ def _log_in(app: FastAPI, views: Views, doorman: Doorman) -> None:
 
     @app.get("/logout", include_in_schema=False)
     async def left() -> Response:
+        await run_in_threadpool(doorman.log_out)
         answer = RedirectResponse("/login", 303)
         answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return answer

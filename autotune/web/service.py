@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.core import BadInputError, ExitCode
+from autotune.machine import health
 from autotune.machine.devices import GpuInfo
 from autotune.store.jobs import QueueFullError, StoredJobs, request_digest
 from autotune.store.records import ALIVE, ENDED, JobRecord, JobState, NewJob, Stop
@@ -28,6 +30,7 @@ from autotune.web.runner import Runner
 VALIDATE_S = 90
 _AT_ONCE = 2
 _SNAPSHOTS = 256
+_MACHINE_S = 2.0
 _BODY = {"kind", "args", "name", "priority", "max_time", "gpus"}
 
 
@@ -62,6 +65,9 @@ class Service:
         default_factory=lambda: threading.BoundedSemaphore(_AT_ONCE)
     )
     _snapshots: dict[int, tuple[int, JobRecord, str]] = field(default_factory=dict)
+    _asking: threading.Lock = field(default_factory=threading.Lock)
+    _machine: dict[str, Any] = field(default_factory=dict)
+    _machine_until: float = 0.0
 
     @property
     def jobs(self) -> StoredJobs:
@@ -220,6 +226,14 @@ class Service:
             self._snapshots.clear()
         self._snapshots[job_id] = (version, job, json.dumps(self.shown(job)))
         return self._snapshots[job_id]
+
+    def machine(self) -> dict[str, Any]:
+        """Tell the memory and clocks of this machine, asked at most every two seconds."""
+        with self._asking:
+            if time.monotonic() >= self._machine_until:
+                self._machine = health.now()
+                self._machine_until = time.monotonic() + _MACHINE_S
+            return self._machine
 
     # ------------------------------------------------------------------ before a start
 

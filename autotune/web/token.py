@@ -1,11 +1,13 @@
 """The token that proves who asks, and the cookie that stands for it in a browser.
 
-The token lies in a file that its owner alone can read. A cookie is signed with it: it outlives the
-service and ends with the token.
+The token lies in a file that its owner alone can read. A cookie is signed with it and with a key
+that lies beside the jobs: it outlives the service, and ends with the token or when somebody logs
+out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -68,10 +70,28 @@ def make_token(path: Path) -> Secret:
 class Doorman:
     """Knows who may come in."""
 
-    def __init__(self, token: Secret, now: Callable[[], float]) -> None:
-        """Take the token and a clock that tells Unix seconds."""
-        self._token, self._now = token, now
-        self._key = hashlib.sha256(b"autotune cookie\0" + token.reveal().encode()).digest()
+    def __init__(self, token: Secret, now: Callable[[], float], sessions: Path) -> None:
+        """Take the token, a clock that tells Unix seconds, and the file of the sessions' key."""
+        self._token, self._now, self._file = token, now, sessions
+        try:
+            self._key = self._keyed(read_text(sessions, 64))
+        except (OSError, EdgeError):
+            self.log_out()
+
+    def log_out(self) -> None:
+        """End every session: no cookie that was given so far is good any more."""
+        made = secrets.token_hex(32)
+        self._key = self._keyed(made)
+        # Where it cannot be kept, sessions end with this process too.
+        with contextlib.suppress(OSError):
+            self._file.unlink(missing_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(self._file, flags, 0o600), "w") as file:
+                file.write(made)
+
+    def _keyed(self, session: str) -> bytes:
+        text = f"autotune cookie\0{session}\0{self._token.reveal()}"
+        return hashlib.sha256(text.encode()).digest()
 
     def knows(self, given: str) -> bool:
         """Tell whether this is the token, in a time that does not depend on how much of it is."""

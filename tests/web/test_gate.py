@@ -69,21 +69,39 @@ def test_the_token_stands_in_no_url(site: Site) -> None:
 
 
 def test_a_cookie_is_ours_and_ends(tmp_path: Path) -> None:
-    now = 1e9
-    doorman = Doorman(Secret(TOKEN), lambda: now)
+    now, place = 1e9, tmp_path / "sessions"
+    doorman = Doorman(Secret(TOKEN), lambda: now, place)
     cookie = doorman.cookie()
     assert doorman.accepts(cookie)
     assert TOKEN not in cookie
     until, nonce, signature = cookie.split(".")
     assert not doorman.accepts(f"{int(until) + 1}.{nonce}.{signature}")
-    assert not Doorman(Secret(f"{TOKEN}2"), lambda: now).accepts(cookie)
+    assert not Doorman(Secret(f"{TOKEN}2"), lambda: now, place).accepts(cookie)
+    assert Doorman(Secret(TOKEN), lambda: now, place).accepts(cookie), "a restart ends no session"
+    assert place.stat().st_mode & 0o777 == 0o600
     now += COOKIE_S + 1
     assert not doorman.accepts(cookie)
 
 
+def test_a_kept_cookie_is_worth_nothing_after_logging_out(site: Site) -> None:
+    browser = site.stranger()
+    given = browser.post(
+        "/login",
+        content=f"token={TOKEN}",
+        headers={"Content-Type": "application/x-www-form-urlencoded"},
+    )
+    kept = {"Cookie": f"{COOKIE}={given.cookies[COOKIE]}"}
+    assert site.stranger().get(f"{API}/jobs", headers=kept).status_code == 200
+    assert site.stranger().get("/logout").status_code == 401, "a stranger ends no session"
+    assert site.stranger().get(f"{API}/jobs", headers=kept).status_code == 200
+    assert site.stranger().get("/logout", headers=kept).status_code == 303
+    assert site.stranger().get(f"{API}/jobs", headers=kept).status_code == 401
+    assert site.client.get(f"{API}/jobs").status_code == 200, "the token itself stays good"
+
+
 @given(st.text(max_size=80))
 def test_no_text_is_a_cookie_or_the_token(text: str) -> None:
-    doorman = Doorman(Secret(TOKEN), lambda: 0.0)
+    doorman = Doorman(Secret(TOKEN), lambda: 0.0, Path("/dev/null/sessions"))
     assert not doorman.accepts(text)
     assert not doorman.knows(text)
 

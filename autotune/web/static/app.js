@@ -76,8 +76,8 @@ function newJob(form) {
     for (const button of form.querySelectorAll("button")) { button.disabled = true; }
     try {
       const job = jobOf(form);
+      const found = await call("POST", "/jobs:validate", job); // so that a refusal stands at its field
       if (start) { location.href = "/jobs/" + (await call("POST", "/jobs", job)).id; return; }
-      const found = await call("POST", "/jobs:validate", job);
       $("plan-text").textContent = found.said.join("\n") || "Nothing stands against it.";
       $("command").textContent = found.command;
       $("plan").hidden = false;
@@ -188,6 +188,18 @@ async function showFiles(id) {
   }));
 }
 
+async function machine() {
+  const gib = (bytes) => (bytes / 2 ** 30).toFixed(1);
+  try {
+    const { memory, gpus } = await call("GET", "/machine");
+    const told = (value, unit) => value === null ? [] : [value + unit];
+    const host = memory.total ? [gib(memory.free) + " of " + gib(memory.total) + " GiB of memory free"] : [];
+    $("machine").textContent = "This machine: " + [...host, ...gpus.map((gpu) => gpu.name + " " + [
+      ...told(gpu.clock_mhz, " MHz"), ...told(gpu.celsius, " °C"), ...told(gpu.watts, " W"), ...told(gpu.busy_percent, " % busy"),
+    ].join(", "))].join("; ");
+  } catch { $("machine").textContent = ""; }
+}
+
 function oneJob(box) {
   const { id } = box.dataset, chart = landscape(), log = following(id);
   const act = (button, action) => $(button).addEventListener("click", async () => {
@@ -202,8 +214,9 @@ function oneJob(box) {
     stream.addEventListener("step", (event) => chart.add(JSON.parse(event.data)));
     stream.addEventListener("job", (event) => showJob(JSON.parse(event.data)));
     stream.addEventListener("end", () => { stream.close(); clearInterval(timer); log(); showFiles(id); });
-    timer = setInterval(log, 1500);
+    timer = setInterval(() => { log(); machine(); }, 2000);
     log();
+    machine();
   }
   act("cancel", async () => showJob(await call("POST", "/jobs/" + id + ":cancel")));
   act("retry", async () => { showJob(await call("POST", "/jobs/" + id + ":retry")); stream.close(); follow(); });

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from autotune.core import Basis
 from autotune.report.page import Block, Page, Section, Table
 
 ABSENT = "–"
@@ -51,7 +52,10 @@ def beside(first: Page, second: Page) -> Page:
         banner=first.banner or second.banner,
         result=f"{names[0]} beside {names[1]}.",
         facts=same,
-        warnings=[APART, *(f"{p.title}: {text}" for p in (first, second) for text in p.warnings)],
+        warnings=[
+            *([APART] if Basis.MEASURED in (first.basis, second.basis) else []),
+            *(f"{p.title}: {text}" for p in (first, second) for text in p.warnings),
+        ],
         sections=[section for section in sections if section.blocks],
     )
 

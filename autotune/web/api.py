@@ -10,9 +10,9 @@ from fastapi import APIRouter, FastAPI, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from autotune import kind
 from autotune.cli.machine import device_asked_for
 from autotune.core import BadInputError
+from autotune.kind import get as get_kind
 from autotune.machine.devices import detect_gpus, load_devices
 from autotune.machine.environment import visible_gpus
 from autotune.report.beside import beside
@@ -254,7 +254,7 @@ def page_of_study(service: Service, name: str) -> Page:
     if detail is None:
         raise ProblemError(404, f"no study {name!r}")
     try:
-        return kind.get(detail.study.kind).page(service.store, name, out=service.root)
+        return get_kind(detail.study.kind).page(service.store, name, out=service.root)
     except BadInputError as error:
         raise ProblemError(409, str(error)) from None
 

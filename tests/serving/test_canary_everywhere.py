@@ -53,16 +53,14 @@ def echo(peer: socket.socket, server: HostileServer) -> None:
         server.send(peer, hostile_server.answer_of(text=said))
 
 
-@pytest.mark.parametrize("way", ["flag", "two flags", "variable", "basic"])
+@pytest.mark.parametrize("way", ["flags", "variable"])
 def test_a_header_is_found_nowhere(way: str, tmp_path: Path) -> None:
     """Header secrets reach the database, though "written nowhere"."""
     basic = "Basic " + base64.b64encode(f"me:{PLAIN}".encode()).decode()
     env = {name: value for name, value in os.environ.items() if name != "AUTOTUNE_HEADER"}
     env |= {"AUTOTUNE_HEADER": f"Authorization: Bearer {PLAIN}"} if way == "variable" else {}
     flags = {
-        "flag": ["--header", f"Authorization: Bearer {PLAIN}"],
-        "two flags": ["--header", f"X-Api-Key: {PLAIN}", "--header=X-Other: harmless"],
-        "basic": ["--header", f"Authorization: {basic}"],
+        "flags": [f"--header=Authorization: {basic}", "--header", f"X-Api-Key: {PLAIN}"],
         "variable": [],
     }[way]
     (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "Q {i}"}}\n' for i in range(4)))
@@ -81,7 +79,7 @@ def test_a_header_is_found_nowhere(way: str, tmp_path: Path) -> None:
                 args, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
             )
             said += ran.stdout + ran.stderr
-        assert any(PLAIN in str(seen.headers) or way == "basic" for seen in server.seen)
+        assert any(PLAIN in str(seen.headers) for seen in server.seen)
     assert (tmp_path / "outputs/autotune.db").exists(), said
     with Store.open(f"sqlite:///{tmp_path}/outputs/autotune.db", create=False) as store:
         detail = store.get_study("s")
@@ -89,7 +87,7 @@ def test_a_header_is_found_nowhere(way: str, tmp_path: Path) -> None:
     mirror([(detail, trials)], tmp_path / "outputs/dashboard.journal")
     assert found_in(tmp_path, PLAIN) == []
     assert not [trace for trace in traces(PLAIN) if trace.decode() in said]
-    if way == "basic":
+    if way == "flags":
         assert found_in(tmp_path, basic.removeprefix("Basic ")) == []
 
 

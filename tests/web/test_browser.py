@@ -219,7 +219,8 @@ def test_a_real_prediction_from_start_to_report(browser: Browser, tmp_path: Path
     served = serve(tmp_path, REAL)
     try:
         space = REPOSITORY / "tests" / "data" / "small-space.yaml"
-        (served.root / "small.yaml").write_bytes(space.read_bytes())
+        few = space.read_text().replace("[16, 32]", "[16]").replace("[32, 64]", "[64]")
+        (served.root / "small.yaml").write_text(few.replace("[2, 3, 4, 5]", "[2, 3]"))
         log_in(browser, served)
         browser.open(f"{served.url}/new/moe")
         for field, text in (("device", "gb10"), ("batch_sizes", "1"), ("space", "small.yaml")):

@@ -16,6 +16,7 @@ import autotune
 PACKAGE = Path(autotune.__file__).parent
 BASE = {"core", "util", "engine", "tune", "stopwatch", "kind"}
 SHARED = {"space", "propose", "measure", "store", "decide", "report", "export", "machine"}
+SHARED |= {"cluster"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
@@ -27,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "space": {"core", "util"},
     "propose": {"core", "util", "space"},
     "measure": {"core", "util", "machine"},
+    "cluster": {"core", "util", "machine", "measure"},
     "decide": {"core", "util"},
     "export": {"core", "util"},
     "machine": {"core", "util", "engine"},
@@ -57,7 +59,12 @@ ROOM_OF: dict[str, set[str]] = {
     "rich": {"cli", "report.terminal"},
     "torch": {"kernels.compile", "kernels.measure"},
     "triton": {"kernels.compile", "kernels.measure"},
-    "ray": {"serving.cluster.connect", "serving.cluster.groups", "serving.cluster.plugin"},
+    "ray": {
+        "cluster.connect",
+        "cluster.actors",
+        "serving.cluster.groups",
+        "serving.cluster.plugin",
+    },
     "vllm": {"kernels.compile", "kernels.measure", "serving.dial.plugin"},
 }
 """The rooms or modules that may import a library; all others use what those offer."""
@@ -270,6 +277,7 @@ OPENS: dict[str, str] = {
     "kernels.compile.kernel_source": "the installed vLLM",
     "kernels.compile.worker": "what the compiler printed in this process",
     "kernels.measure.process": "writes its own log",
+    "kernels.cluster": "kernels and last words of processes of ours, in its own folder",
     "kernels.measure.measurer": "the last words of a process of ours, in its own folder",
     "measure.replay": "parses tables, of bytes that the edge has read",
     "serving.dial.dial": "writes the plugin and the byte that turns gamma",
@@ -300,7 +308,7 @@ MAY_FETCH = {
     "serving.server.launchers": {"socket"},  # looks for a free port
     "engine.hub": {"huggingface_hub"},
     "serving.server.mounts": {"huggingface_hub"},  # where its cache lies
-    "serving.cluster.connect": {"socket"},  # whether a cluster answers where the operator says
+    "cluster.connect": {"socket"},  # whether a cluster answers where the operator says
     "web.serve": {"socket"},  # listens where the operator says
     "report.dashboard": {"socketserver", "wsgiref"},  # listens on 127.0.0.1
 }

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 from autotune.cli.common import check_study, print_json, warn_setup_changed
 from autotune.cli.requests import Moe
+from autotune.core import BadInputError
 from autotune.machine.environment import visible_gpus
+
+if TYPE_CHECKING:
+    from autotune.kernels.cluster import Team
 
 
 def moe(request: Moe) -> None:
@@ -14,11 +22,48 @@ def moe(request: Moe) -> None:
 
         run_there(request, "moe")
         return
+    if request.ray is not None and request.launcher != "local":
+        raise BadInputError("--ray starts no containers: start Ray inside the image instead")
     if request.launcher != "local":
         from autotune.cli.contained import run_contained  # noqa: PLC0415 - keeps `--help` fast
 
         run_contained(request)
         return
+    if request.ray is None:
+        _tune(request, None)
+        return
+    with _on_nodes(request) as team:
+        _tune(request, team)
+
+
+@contextmanager
+def _on_nodes(request: Moe) -> Iterator[Team]:
+    """Be connected to the cluster of ``--ray``, and know who takes part.
+
+    Raises:
+        MissingEnvironmentError: it is not there, or nobody can.
+    """
+    from autotune.cluster.connect import connected  # noqa: PLC0415 - keeps `--help` fast
+    from autotune.kernels.cluster import team_of  # noqa: PLC0415
+    from autotune.machine.devices import get_device  # noqa: PLC0415
+
+    device = None if request.device == "auto" else get_device(request.device)
+    with connected(str(request.ray)):
+        team = team_of(device, measured=not request.predict)
+        for said in team.left_out:
+            _warn(f"left out: {said}")
+        yield team
+
+
+def _warn(said: str) -> None:
+    from rich.markup import escape  # noqa: PLC0415
+
+    from autotune.cli.consoles import err  # noqa: PLC0415
+
+    err.print(f"[yellow]{escape(said)}[/yellow]", soft_wrap=True)
+
+
+def _tune(request: Moe, team: Team | None) -> None:
     from autotune.cli.events import kernel_plan, told  # noqa: PLC0415
     from autotune.cli.moe_terminal import (  # noqa: PLC0415 - keeps `--help` fast
         progress,
@@ -29,7 +74,7 @@ def moe(request: Moe) -> None:
     from autotune.kernels.estimate import check_scratch  # noqa: PLC0415
     from autotune.kernels.export import write as export  # noqa: PLC0415
     from autotune.kernels.export.earlier import check_keys_stay, stored_keys  # noqa: PLC0415
-    from autotune.kernels.job import local_measurer, run  # noqa: PLC0415
+    from autotune.kernels.job import cluster_measurer, local_measurer, run  # noqa: PLC0415
     from autotune.kernels.make_plan import make_plan  # noqa: PLC0415
     from autotune.kernels.memory import memory_of, within_memory  # noqa: PLC0415
     from autotune.kernels.report.document import provenance  # noqa: PLC0415
@@ -38,7 +83,7 @@ def moe(request: Moe) -> None:
     from autotune.report.verdict import keep_verdict  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
-    plan = make_plan(request, visible_gpus())
+    plan = make_plan(request, visible_gpus(), team)
     place = folder_of(request.out, plan.study, plan.basis)
     plan = within_memory(plan, memory_of(plan.device, plan.gpus))
     check_scratch(plan)
@@ -55,7 +100,12 @@ def moe(request: Moe) -> None:
                 print_json(described)
             return
         with progress(plan.steps) as update, told(request.events, described, update) as tell:
-            result = run(plan, store, local_measurer(plan, store.path.parent), tell)
+            measurer = (
+                local_measurer(plan, store.path.parent)
+                if team is None
+                else cluster_measurer(plan, team, _warn)
+            )
+            result = run(plan, store, measurer, tell)
         document = provenance(result)
         keep_verdict(store, plan, document)
         page = page_of(store, plan.study, setup=plan.setup(), device=plan.device)

@@ -14,12 +14,12 @@ from autotune.cli.consoles import err
 from autotune.cli.events import existing_plan, serving_plan, told
 from autotune.cli.requests import Spec
 from autotune.cli.result import show_files, show_page
+from autotune.cluster.connect import connected
 from autotune.core import Measurer
 from autotune.export.files import check_writable
 from autotune.machine.environment import secret_headers
 from autotune.report.page import Page
 from autotune.report.verdict import keep_verdict
-from autotune.serving.cluster.connect import connected
 from autotune.serving.cluster.look import Looked
 from autotune.serving.cluster.measurer import cluster_measurer, look_at_nodes
 from autotune.serving.export import write as export

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from autotune.core import (
     Trial,
     digest,
 )
+from autotune.kernels.cluster import ClusterCompilers, ClusterTimer, Team
 from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.decide.confirm import (
     Between,
@@ -142,6 +143,22 @@ def rank(plan: Plan, m: int) -> list[Candidate]:
         return predict(workload, tile, (resources, resources), plan.device).us
 
     return sorted(plan.feasible_at(m), key=lambda c: (predicted(c), c.key))
+
+
+def cluster_measurer(plan: Plan, team: Team, on_lost: Callable[[str], None]) -> KernelMeasurer:
+    """Make the measurer that works on the nodes of a cluster.
+
+    Args:
+        plan: says whether times are measured.
+        team: the nodes, and their GPUs.
+        on_lost: told of every worker that is lost.
+    """
+    if plan.measured:
+        processes = CompileProcesses(plan.kernel, plan.workers)
+        return ClusterTimer(plan.shape, _options(plan, None), processes).on(team, on_lost)
+    return PredictingMeasurer(
+        plan.device, plan.shape, ClusterCompilers(plan.kernel, team, on_lost), unified=plan.unified
+    )
 
 
 def local_measurer(plan: Plan, shared_locks: Path | None = None) -> KernelMeasurer:
@@ -274,6 +291,7 @@ def _measured(
         baselines = _baselines(plan, defaults, measurer, timed, on_progress)
         _check_any_works(baselines)
         facts = measurer.facts() | {"others": others}
+        facts |= _places(plan, defaults, baselines, measurer)
     measurer.prepare_comparisons()
     with watch.running("search"):
         timed_proposers = {m: TimedProposer(p, watch) for m, p in proposers.items()}
@@ -318,6 +336,20 @@ def _options(plan: Plan, shared: Path | None) -> GpuOptions:
         unified=plan.unified,
         need=measuring_bytes(plan) if plan.unified else 0,
     )
+
+
+def _places(
+    plan: Plan,
+    defaults: Mapping[int, Candidate],
+    baselines: Mapping[int, Trial],
+    measurer: KernelTimer,
+) -> dict[str, Any]:
+    """How far several GPUs differ: the control, at the largest batch size where it works."""
+    works = [m for m, trial in baselines.items() if trial.measurement.outcome is Outcome.OK]
+    if len(plan.gpus) < 2 or not works:
+        return {}
+    found = measurer.places(defaults[max(works)], MoeWorkload(plan.shape, max(works)))
+    return {"places": found} if found else {}
 
 
 def _check_any_works(baselines: Mapping[int, Trial]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autotune.engine.quantization import WHOLE, Weights
+from autotune.kernels.cluster import Team
 from autotune.kernels.compile.job import kernel_info
 from autotune.kernels.config_file import FIELDS
 from autotune.kernels.measure.available import cannot_measure
@@ -21,23 +22,26 @@ from autotune.util import flags
 DEFAULT_MODEL = "gemma-4-26b-a4b"
 
 
-def make_plan(request: MoeRequest, visible: str | None) -> Plan:
+def make_plan(request: MoeRequest, visible: str | None, team: Team | None = None) -> Plan:
     """Decide everything, and whether it is measured or predicted.
 
     Args:
         request: what is asked for.
         visible: ``CUDA_VISIBLE_DEVICES``, if set.
+        team: of a cluster, which then does the work.
 
     Raises:
         BadInputError: values that do not go together, or name nothing.
         MissingEnvironmentError: vLLM, or the GPU of ``auto``.
         NoFeasibleCandidateError: the device can run nothing of the space.
     """
-    device = resolve_device(request.device, visible)
+    device = _device(request, visible, team)
     shape, model, notes = _layer(request, device)
     routing = parse_routing(request.routing)
     routing.weights(shape.global_experts)  # refuses a file for another number of experts
     gpus, unmeasured = _to_measure_on(request, device, visible)
+    if team is not None:
+        gpus, unmeasured = team.gpus, ""
     # The processes that measure, and the one that searches, must not wait for a compiler's CPU.
     spare = 1 + len(gpus) if gpus else 0
     kernel = kernel_info()
@@ -54,7 +58,7 @@ def make_plan(request: MoeRequest, visible: str | None) -> Plan:
         sampler=request.sampler,
         seed=request.seed,
         min_gain=flags.fraction(request.min_gain, "--min-gain"),
-        workers=request.workers or max(1, usable_cpus() - spare),
+        workers=request.workers or _workers(spare, team),
         kernel=kernel,
         command=request.command or request.command_line("moe"),
         gpus=gpus,
@@ -67,6 +71,20 @@ def make_plan(request: MoeRequest, visible: str | None) -> Plan:
     )
     _ = plan.trials_per_m  # before anything is written: is any candidate feasible?
     return plan
+
+
+def _device(request: MoeRequest, visible: str | None, team: Team | None) -> Device:
+    """Return the device; ``auto`` is what the team has, or the first GPU of this machine."""
+    if request.device == "auto" and team is not None and team.gpus:
+        return resolve_device(team.gpus[0].name, visible)
+    return resolve_device(request.device, visible)
+
+
+def _workers(spare: int, team: Team | None) -> int:
+    """Count compile processes: of the team where it predicts, else of this machine."""
+    if team is not None and not team.gpus:
+        return sum(count for _, count in team.seats)
+    return max(1, usable_cpus() - spare)
 
 
 def _layer(request: MoeRequest, device: Device) -> tuple[MoeShape, str, tuple[str, ...]]:

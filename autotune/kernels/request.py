@@ -165,6 +165,17 @@ class MoeRequest(Request):
             note="Measured only.",
         ),
     ] = None
+    ray: Annotated[
+        str | None,
+        flag(
+            "Work on a Ray cluster: local, auto or HOST:PORT.",
+            metavar="WHERE",
+            panel=MEASURING,
+            note="On all its free GPUs of one kind; with --predict on its CPUs. See "
+            "docs/how-to/ray.md.",
+            reach="operator",
+        ),
+    ] = None
     study: Annotated[StudyName | None, flag("Name; default from device and shape.")] = None
     command: SkipJsonSchema[str] = ""
     """The command as typed, for the records; no flag."""

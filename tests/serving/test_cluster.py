@@ -16,9 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
+from autotune.cluster import connect
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.machine.memory import MemoryKind, MemoryReading
-from autotune.serving.cluster import connect, plugin
+from autotune.serving.cluster import plugin
 from autotune.serving.cluster.launcher import GroupLauncher, gpus_of, most_gpus
 from autotune.serving.cluster.look import Looked, NodeFacts, folders, judged, look_here
 from autotune.serving.cluster.node import LogTail, NodeMeasurer, Seat, Watch, place_json

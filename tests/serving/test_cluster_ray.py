@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+from autotune.cluster.connect import connected
 from autotune.core import Job, Measurement, Outcome, Phase
 from autotune.kind import Run, tune
-from autotune.serving.cluster.connect import connected
 from autotune.serving.cluster.fleet import Fleet, place_of
 from autotune.serving.cluster.launcher import GroupLauncher
 from autotune.serving.cluster.measurer import cluster_measurer, look_at_nodes

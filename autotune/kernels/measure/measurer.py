@@ -165,9 +165,7 @@ class GpuMeasurer:
     def __enter__(self) -> Self:
         options = self._options
         self._guard = self._stack.enter_context(guarded(options.unified))
-        self._stack.enter_context(
-            hold_gpus(options.gpus, options.locks, options.uuids, options.shared_locks)
-        )
+        self._hold(self._stack)
         self._stack.enter_context(self._processes)
         self.folder = tempfile.mkdtemp(prefix="autotune-gpu-")
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
@@ -181,6 +179,12 @@ class GpuMeasurer:
 
     def __exit__(self, *ended: Any) -> None:
         self._stack.__exit__(*ended)
+
+    def _hold(self, stack: ExitStack) -> None:
+        """Keep other commands off the GPUs."""
+        options = self._options
+        locks = hold_gpus(options.gpus, options.locks, options.uuids, options.shared_locks)
+        stack.enter_context(locks)
 
     def _pool(self, purpose: str) -> WorkerPool:
         """Measuring processes of a purpose, one per GPU, opened when they are first needed.
@@ -233,7 +237,17 @@ class GpuMeasurer:
             folder=str(folder),
             memory_limit_mib=options.memory_limit_mib,
         )
-        return WorkerPool(len(options.gpus), self._worker("set_up"), (setup,))
+        return self._pool_of(purpose, setup)
+
+    def _pool_of(self, purpose: str, setup: GpuSetup) -> WorkerPool:
+        """The processes themselves, which are told of their ``purpose``."""
+        del purpose
+        return WorkerPool(len(setup.gpus), self._worker("set_up"), (setup,))
+
+    def places(self, default: Candidate, workload: MoeWorkload) -> dict[str, float]:
+        """Time the default on every GPU of a cluster; of one machine nothing is asked."""
+        del default, workload
+        return {}
 
     def use(self, cache: Cache) -> None:
         """Take a cache of compile results, for the probe of fp8."""
@@ -427,14 +441,16 @@ class GpuMeasurer:
             # Of five the median; of the two of a slow candidate the one that was disturbed less.
             value=median_low(samples),
             samples=samples,
-            details={"raced": value["raced"], "gpu": self._gpu(value)}
+            details={"raced": value["raced"], **self._where(value)}
             | ({"clocks": value["clocks"]} if "clocks" in value else {}),
             seconds=value["gpu_seconds"],
         )
 
-    def _gpu(self, value: Mapping[str, Any]) -> str:
-        """The GPU that a result comes from: its UUID, or its index where that is not known."""
-        return self._options.uuids.get(value["gpu"], str(value["gpu"]))
+    def _where(self, value: Mapping[str, Any]) -> dict[str, Any]:
+        """The GPU that a result comes from: its UUID, or its index; and of a cluster its place."""
+        if "place" in value:
+            return {"gpu": value["place"]["gpu"], "place": value["place"]}
+        return {"gpu": self._options.uuids.get(value["gpu"], str(value["gpu"]))}
 
     def _value(
         self, result: TaskResult[dict[str, Any]], request: Timing | Comparison
@@ -468,7 +484,8 @@ class GpuMeasurer:
                 words = last_words(str(folder), key)
                 if words.is_file():
                     return Outcome.RUNTIME_ERROR, words.read_text()
-            return Outcome.RUNTIME_ERROR, "the device was lost"
+            told = not result.message.startswith("worker exited")  # of another machine
+            return Outcome.RUNTIME_ERROR, result.message if told else "the device was lost"
         if result.exit_code == EXIT_HUNG or result.status is TaskStatus.TIMEOUT:
             return Outcome.TIMEOUT, "the kernel did not end in time"
         return Outcome.CRASH, result.message
@@ -515,7 +532,7 @@ class GpuMeasurer:
                 return dict.fromkeys(candidates, value)
             return self._one_by_one(request, candidates)
         measurements = {}
-        details = {"clocks": value["clocks"], "gpu": self._gpu(value)}
+        details = {"clocks": value["clocks"], **self._where(value)}
         for candidate, samples, error in zip(
             candidates, value["samples"], value["errors"], strict=True
         ):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from autotune.core import Cache, Candidate, Measurer, SideBySide
+from autotune.kernels.moe.shape import MoeWorkload
 
 
 class KernelMeasurer(Measurer, Protocol):
@@ -41,3 +42,6 @@ class KernelTimer(KernelMeasurer, SideBySide, Protocol):
 
     def prepare_comparisons(self) -> None:
         """Start what :meth:`compare` needs in the background, if that takes long."""
+
+    def places(self, default: Candidate, workload: MoeWorkload) -> dict[str, float]:
+        """Return how fast ``default`` is on each GPU, over the slowest; empty with one."""

@@ -1,0 +1,326 @@
+"""The crew of a Ray cluster: an actor a seat, which owns ordinary worker processes.
+
+Imported only where Ray is; it is an extra.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from autotune.cluster.crew import Lost, Seat, Setting, Task
+from autotune.core import AutotuneError, MissingEnvironmentError
+from autotune.machine.devices import detect_gpus
+from autotune.machine.gpu_lock import hold_gpus, lock_folders
+from autotune.measure.pool import TaskResult, TaskStatus, WorkerPool
+
+LOOK_S = 60.0
+_START_S = 120.0
+_CLOSE_S = 10.0
+_AGAIN_S = 1.0
+
+
+class Worker:
+    """A worker owns the processes of one seat, one for each setting, until its own ends."""
+
+    def __init__(self, node: str, *, gpu: bool) -> None:
+        """Take the seat.
+
+        Args:
+            node: Ray's id of it.
+            gpu: whether it measures on the GPU that Ray has given us.
+        """
+        self._stack = ExitStack()
+        self._pools: dict[str, tuple[WorkerPool, tuple[Any, ...]]] = {}
+        self._made: list[str] = []
+        self._seat = Seat(platform.node(), node)
+        if gpu:
+            here = {str(one.index): one for one in detect_gpus()}
+            here |= {one.uuid: one for one in here.values()}
+            mine = here[str(ray.get_gpu_ids()[0])]
+            self._seat = Seat(platform.node(), node, mine.index, mine.uuid)
+
+    def take(self) -> Seat | str:
+        """Hold the GPU of the seat, if it has one; tell the seat, or why it cannot be had."""
+        seat = self._seat
+        if seat.gpu is not None and seat.uuid is not None and not self._made:
+            try:
+                held = hold_gpus([seat.gpu], lock_folders(), {seat.gpu: seat.uuid})
+                self._stack.enter_context(held)
+            except AutotuneError as error:
+                return str(error)
+        return seat
+
+    def run(
+        self,
+        setting: Setting,
+        function: Callable[[Any], Any],
+        item: Any,
+        timeout_s: float,
+        files: Mapping[str, bytes],
+    ) -> TaskResult[Any]:
+        """Do one task; whatever it does to its process is a result."""
+        for name, data in files.items():
+            self._put(Path(name), data)
+        pool, initargs = self._pool(setting)
+        (result,) = pool.map_ordered(function, [item], timeout_s)
+        if isinstance(result.value, dict):
+            return TaskResult(result.status, {**result.value, "place": self._seat.as_json()},
+                              result.seconds)  # fmt: skip
+        words = setting.last_words(initargs, item) if setting.last_words else None
+        if result.status is TaskStatus.CRASH and words:
+            return TaskResult(result.status, None, result.seconds, words, result.exit_code)
+        return result
+
+    def _pool(self, setting: Setting) -> tuple[WorkerPool, tuple[Any, ...]]:
+        if setting.name not in self._pools:
+            initargs = setting.initargs
+            if setting.fit is not None:
+                initargs = setting.fit(initargs, self._seat)
+            pool = WorkerPool(
+                1, setting.initializer, initargs, tasks_per_worker=setting.tasks_per_worker
+            )
+            self._pools[setting.name] = pool, initargs
+        return self._pools[setting.name]
+
+    @staticmethod
+    def _put(path: Path, data: bytes) -> None:
+        """Write a file of the driver's, which nobody sees half."""
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_name(f"{path.name}.{os.getpid()}")
+            new.write_bytes(data)
+            new.replace(path)
+
+    def clear(self, name: str) -> None:
+        """End the process of a setting."""
+        if name in self._pools:
+            self._pools.pop(name)[0].close()
+
+    def close(self, folder: str | None) -> None:
+        """End all processes; remove the folder, if it is of this command and not of its host."""
+        for name in list(self._pools):
+            self.clear(name)
+        self._stack.close()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class RayCrew:
+    """Actors that do tasks; a :class:`autotune.cluster.crew.Crew`."""
+
+    def __init__(self, places: Sequence[tuple[str, int]], *, gpu: bool) -> None:
+        """Start the actors.
+
+        Args:
+            places: ids of nodes, and how many seats each has.
+            gpu: whether a seat is a GPU; else it is a CPU.
+
+        Raises:
+            MissingEnvironmentError: not one of them can be had.
+        """
+        self._gpu = gpu
+        self._actors: dict[str, Any] = {}
+        self._seats: dict[str, Seat] = {}
+        self._load: dict[str, int] = {}
+        self._given: dict[Any, tuple[str, Task]] = {}
+        self._absent: dict[str, float] = {}
+        self._pings: dict[Any, str] = {}
+        self._has: dict[str, frozenset[str]] = {}
+        self.left_out: list[str] = []
+        """Seats that could not be had, and why."""
+        self._home = ray.get_runtime_context().get_node_id()
+        asked = {}
+        for node, count in places:
+            for _ in range(count):
+                actor = _options(node, gpu=gpu).remote(node, gpu=gpu)
+                asked[actor.take.options(concurrency_group="control").remote()] = actor
+        self._open(asked)
+
+    def _open(self, asked: dict[Any, Any]) -> None:
+        ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_START_S)
+        self.left_out += [f"an actor was not started within {_START_S:.0f} s" for _ in late]
+        for answer in ready:
+            try:
+                seat = ray.get(answer)
+            except RayError as error:
+                self.left_out.append(_first_line(error))
+                continue
+            if isinstance(seat, str):
+                self.left_out.append(seat)
+                ray.kill(asked[answer])
+                continue
+            name = seat.name if seat.gpu is not None else f"{seat.name}:{len(self._actors)}"
+            self._actors[name], self._seats[name] = asked[answer], seat
+            self._load[name] = 0
+        for answer in late:
+            ray.kill(asked[answer])
+        if not self._actors:
+            raise MissingEnvironmentError("--ray: nobody can work: " + "; ".join(self.left_out))
+
+    @property
+    def places(self) -> list[Seat]:
+        """All seats that were had at the start."""
+        return list(self._seats.values())
+
+    @property
+    def seats(self) -> dict[str, int]:
+        """By the name of each seat that is there, how many tasks it has."""
+        return {name: n for name, n in self._load.items() if name not in self._absent}
+
+    def begin(self, seat: str, task: Task) -> None:
+        """Give a task to a seat, with the files that its node lacks."""
+        files: dict[str, bytes] = {}
+        node = self._seats[seat].node
+        if task.setting.parcel is not None and node != self._home:
+            files = task.setting.parcel(self._has.get(seat, frozenset()))
+            self._has[seat] = self._has.get(seat, frozenset()) | files.keys()
+        run = self._actors[seat].run.options(concurrency_group=_lane(task.setting))
+        answer = run.remote(task.setting, task.function, task.item, task.timeout_s, files)
+        self._given[answer] = seat, task
+        self._load[seat] += 1
+
+    def wait(self, seconds: float) -> list[tuple[Task, TaskResult[Any] | Lost]]:
+        """Tell what has ended, waiting so long for the first."""
+        self._ask_absent()
+        asked = [*self._given, *self._pings]
+        if not asked:
+            time.sleep(min(seconds, _AGAIN_S))
+            return []
+        ready, _ = ray.wait(asked, num_returns=1, timeout=seconds)
+        more, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
+        ended: list[tuple[Task, TaskResult[Any] | Lost]] = []
+        for answer in dict.fromkeys([*ready, *more]):
+            if answer in self._pings:
+                self._heard(answer)
+            else:
+                ended.append(self._ended(answer))
+        return ended
+
+    def _ended(self, answer: Any) -> tuple[Task, TaskResult[Any] | Lost]:
+        seat, task = self._given.pop(answer)
+        self._load[seat] -= 1
+        try:
+            return task, ray.get(answer)
+        except RayActorError as error:
+            self._absent.setdefault(seat, time.monotonic())
+            self._has.pop(seat, None)
+            return task, Lost(f"{seat} is lost: {_first_line(error)}")
+        except RayError as error:
+            return task, TaskResult(TaskStatus.ERROR, message=_first_line(error))
+
+    def _ask_absent(self) -> None:
+        """Ask those who are away, once a second, whether Ray has started them anew."""
+        now = time.monotonic()
+        for seat, since in list(self._absent.items()):
+            if now >= since and seat not in self._pings.values():
+                self._pings[
+                    self._actors[seat].take.options(concurrency_group="control").remote()
+                ] = seat
+                self._absent[seat] = now + _AGAIN_S
+
+    def _heard(self, answer: Any) -> None:
+        seat = self._pings.pop(answer)
+        try:
+            taken = ray.get(answer)
+        except ActorUnavailableError:
+            return
+        except RayError:  # its node is gone, and the actor with it
+            self._absent.pop(seat)
+            self._load.pop(seat)
+            return
+        if not isinstance(taken, str):
+            self._absent.pop(seat)
+
+    def clear(self, setting: Setting) -> None:
+        """End the processes of a setting on all seats; those under way end at once."""
+        for name in self.seats:
+            self._actors[name].clear.options(concurrency_group="control").remote(setting.name)
+
+    def close(self, folder: str | None = None) -> None:
+        """End the actors.
+
+        Args:
+            folder: of this command, to be removed on the nodes of other machines.
+        """
+        closing = [
+            self._actors[name]
+            .close.options(concurrency_group="control")
+            .remote(None if self._seats[name].host == platform.node() else folder)
+            for name in self.seats
+        ]
+        with contextlib.suppress(RayError):
+            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S) if closing else None
+        for actor in self._actors.values():
+            with contextlib.suppress(RayError):
+                ray.kill(actor)
+
+
+def _options(node: str, *, gpu: bool) -> Any:
+    """An actor that is started anew on its node, and whose tasks Ray never repeats."""
+    return ray.remote(Worker).options(
+        num_gpus=1 if gpu else 0,
+        num_cpus=0 if gpu else 1,
+        max_restarts=-1,
+        max_task_retries=0,
+        concurrency_groups={"search": 1, "compare": 1, "control": 1},
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+    )
+
+
+def _lane(setting: Setting) -> str:
+    """The thread of an actor: processes of a comparison are set up while a search goes on."""
+    return "compare" if setting.name == "compare" else "search"
+
+
+def ask_nodes(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """Ask every living node; by its id what it says, or in words why it says nothing.
+
+    Args:
+        function: importable by name there.
+        args: its arguments.
+    """
+    asked = {
+        node["NodeID"]: ray.remote(function)
+        .options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        )
+        .remote(*args)
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    }
+    found: dict[str, Any] = {}
+    end = time.monotonic() + LOOK_S
+    for node, answer in asked.items():
+        try:
+            found[node] = ray.get(answer, timeout=max(0.1, end - time.monotonic()))
+        except RayError as error:
+            cause = getattr(error, "cause", None) or error
+            found[node] = f"cannot be looked at: {_first_line(cause)}"
+    return found
+
+
+def free_of(kind: str) -> dict[str, int]:
+    """How many of a resource each node has that Ray has given to nobody."""
+    from ray._private.state import available_resources_per_node  # noqa: PLC0415 - no public one
+
+    each = available_resources_per_node()  # type: ignore[no-untyped-call]
+    return {node: int(has.get(kind, 0)) for node, has in each.items()}
+
+
+def _first_line(error: BaseException) -> str:
+    text = [line for line in str(error).splitlines() if line.strip()]
+    return f"{text[0].strip()}" if text else type(error).__name__

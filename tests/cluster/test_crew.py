@@ -1,0 +1,210 @@
+"""How tasks are pulled, given back and pinned, on a crew in memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.cluster.crew import MOST_LOST, NOBODY_S, ClusterPool, Lost, Queue, Setting, Task
+from autotune.core import MissingEnvironmentError
+from autotune.kernels.cluster import NodeFacts, Team, _new_files, compilers, timers
+from autotune.kernels.compile.kernel_source import KernelInfo
+from autotune.machine.devices import GpuInfo
+from autotune.measure.pool import TaskResult, TaskStatus
+
+SETTING = Setting("compile", print)
+
+
+class CrewInMemory:
+    """Seats that end a task after as many looks as it takes; some die at their n-th task."""
+
+    def __init__(self, seats: int, dies: dict[str, int] | None = None, back: bool = False) -> None:
+        self.given: dict[str, deque[tuple[Task, int]]] = {f"s{n}": deque() for n in range(seats)}
+        self.dies = dict(dies or {})
+        self.back = back
+        self.began: dict[str, int] = dict.fromkeys(self.given, 0)
+        self.done: dict[str, list[Any]] = {seat: [] for seat in self.given}
+        self.cleared: list[str] = []
+
+    @property
+    def seats(self) -> dict[str, int]:
+        return {seat: len(tasks) for seat, tasks in self.given.items()}
+
+    def begin(self, seat: str, task: Task) -> None:
+        self.began[seat] += 1
+        self.given[seat].append((task, task.item))
+
+    def wait(self, seconds: float) -> list[tuple[Task, TaskResult[Any] | Lost]]:
+        ended: list[tuple[Task, TaskResult[Any] | Lost]] = []
+        for seat in list(self.given):
+            tasks = self.given[seat]
+            if not tasks:
+                continue
+            if len(self.done[seat]) == self.dies.get(seat, -1):
+                ended += [(task, Lost(f"{seat} died")) for task, _ in tasks]
+                tasks.clear()
+                if self.back:
+                    self.dies.pop(seat)
+                else:
+                    del self.given[seat]
+                continue
+            task, left = tasks.popleft()
+            if left > 1:
+                tasks.appendleft((task, left - 1))
+                continue
+            self.done[seat].append(task.item)
+            ended.append((task, TaskResult(TaskStatus.OK, (seat, task.item))))
+        return ended
+
+    def clear(self, setting: Setting) -> None:
+        self.cleared.append(setting.name)
+
+
+def results(crew: CrewInMemory, items: list[int], lost: list[str] | None = None) -> list[Any]:
+    pool = ClusterPool(Queue(crew, (lost if lost is not None else []).append), SETTING)
+    return [one.value for one in pool.map_ordered(abs, items, 1.0)]
+
+
+def test_answers_come_in_order_whoever_gives_them() -> None:
+    crew = CrewInMemory(3)
+    items = [6, 1, 1, 6, 1, 1, 1, 6]
+    assert [item for _, item in results(crew, items)] == items
+    assert sum(crew.began.values()) == len(items)
+
+
+def test_work_is_pulled_not_dealt() -> None:
+    """A seat with a long task gets no more while the others are free."""
+    crew = CrewInMemory(2)
+    results(crew, [14, *[1] * 40])
+    assert crew.done["s0"][0] == 14
+    assert len(crew.done["s1"]) >= 25, "20 each if they were dealt"
+
+
+def test_what_a_lost_worker_had_is_done_by_others() -> None:
+    crew, lost = CrewInMemory(3, {"s1": 2}), list[str]()
+    items = [2, 1] * 10
+    found = results(crew, items, lost)
+    assert [item for _, item in found] == items
+    assert all(seat != "s1" or index < 12 for index, (seat, _) in enumerate(found))
+    assert set(lost) == {"s1 died"}
+    assert "s1" not in crew.seats
+
+
+def test_a_task_that_takes_every_worker_with_it_is_a_crash() -> None:
+    crew = CrewInMemory(MOST_LOST + 2, {f"s{n}": 0 for n in range(MOST_LOST + 2)})
+    (result,) = ClusterPool(Queue(crew), SETTING).map_ordered(abs, [1], 1.0)
+    assert result.status is TaskStatus.CRASH
+    assert f"{MOST_LOST} workers were lost" in result.message
+    assert len(crew.seats) == 2, "the others go on"
+
+
+def test_without_anybody_the_command_ends_and_says_that_it_can_go_on() -> None:
+    clock = iter(range(0, 10 * int(NOBODY_S), 30))
+    crew = CrewInMemory(1, {"s0": 0})
+    pool = ClusterPool(Queue(crew, clock=lambda: next(clock)), SETTING)
+    with pytest.raises(MissingEnvironmentError, match="same command goes on"):
+        list(pool.map_ordered(abs, [1, 2], 1.0))
+
+
+def test_a_control_runs_once_on_every_seat() -> None:
+    crew = CrewInMemory(3)
+    found = ClusterPool(Queue(crew), SETTING).each(abs, 1, 1.0)
+    assert {seat: result.value for seat, result in found.items()} == {
+        seat: (seat, 1) for seat in ("s0", "s1", "s2")
+    }
+
+
+def test_a_control_of_a_lost_seat_is_nobody_elses() -> None:
+    found = ClusterPool(Queue(CrewInMemory(2, {"s1": 0})), SETTING).each(abs, 1, 1.0)
+    assert found["s0"].value == ("s0", 1)
+    assert found["s1"].status is TaskStatus.CRASH
+
+
+def test_what_is_left_of_a_closed_stream_is_not_begun() -> None:
+    crew = CrewInMemory(1)
+    pool = ClusterPool(Queue(crew), SETTING)
+    stream = pool.map_ordered(abs, [1] * 50, 1.0)
+    next(stream)
+    stream.close()
+    began = sum(crew.began.values())
+    assert pool.start(abs, 2, 1.0)().value == ("s0", 2)
+    assert sum(crew.began.values()) == began + 1
+    pool.close()
+    assert crew.cleared == ["compile"]
+
+
+# ------------------------------------------------------------------------------------------
+# who takes part
+
+KERNEL = KernelInfo(Path("fused_moe.py"), "a" * 64, "0.33.0", "3.8.0")
+H100 = GpuInfo(0, "NVIDIA H100 80GB HBM3", "GPU-1", "580.1", "81559", "9.0")
+HERE = NodeFacts("here", "x86_64", "0.1", KERNEL, None, None, (H100,))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"machine": "aarch64"}, "is aarch64, and this machine x86_64"),
+        ({"autotune": "0.0"}, "has autotune 0.0, and this is 0.1"),
+        ({"kernel": replace(KERNEL, triton_version="3.7.1")}, "has Triton 3.7.1"),
+        ({"kernel": replace(KERNEL, sha256="b" * 64)}, "has the kernel of vLLM 0.33.0 (bbbbbbbb)"),
+        ({"kernel": None, "missing": "vLLM is not installed"}, "vLLM is not installed"),
+    ],
+)
+def test_a_node_that_compiles_otherwise_is_named_and_left_out(
+    change: dict[str, Any], said: str
+) -> None:
+    other = replace(HERE, host="other", **change)
+    found: dict[str, NodeFacts | str] = {"n1": HERE, "n2": other}
+    team = compilers(found, {"n1": 2, "n2": 4}, HERE)
+    assert team.seats == (("n1", 2),)
+    (line,) = team.left_out
+    assert line.startswith("--ray: node other (n2): ")
+    assert said in line
+    with pytest.raises(MissingEnvironmentError) as caught:
+        compilers({"n2": other}, {"n2": 4}, HERE)
+    assert said in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+def test_only_gpus_of_one_name_and_driver_measure() -> None:
+    found: dict[str, NodeFacts | str] = {
+        "n1": replace(HERE, gpus=(H100, replace(H100, index=1))),
+        "n2": replace(HERE, host="newer", gpus=(replace(H100, driver="590.1"),)),
+        "n3": replace(HERE, host="other", gpus=(replace(H100, name="NVIDIA GB10"),)),
+        "n4": replace(HERE, host="cpus", gpus=()),
+        "n5": "cannot be looked at: No module named 'autotune'",
+    }
+    free = dict.fromkeys(found, 1) | {"n1": 2}
+    team = timers(found, free, HERE, [])
+    assert team.seats == (("n1", 2),)
+    assert len(team.gpus) == 2
+    said = "\n".join(team.left_out)
+    assert "newer (n2): has NVIDIA H100 80GB HBM3 (driver 590.1)" in said
+    assert "other (n3): has NVIDIA GB10" in said
+    assert "cpus (n4): has no GPU" in said
+    assert "No module named 'autotune'" in said
+    assert timers(found, free, HERE, ["NVIDIA_GB10"]).gpus[0].name == "NVIDIA GB10"
+
+
+def test_a_cluster_without_a_gpu_measures_nothing() -> None:
+    with pytest.raises(MissingEnvironmentError, match="no GPU of the cluster can measure"):
+        timers({"n1": replace(HERE, gpus=())}, {}, HERE, [])
+    with pytest.raises(MissingEnvironmentError, match="none of its GPUs is free"):
+        timers({"n1": HERE}, {"n1": 0}, HERE, [])
+
+
+def test_kernels_go_to_a_node_once(tmp_path: Path) -> None:
+    (tmp_path / "hash").mkdir()
+    (tmp_path / "hash" / "k.cubin").write_bytes(b"code")
+    sent = _new_files(tmp_path, frozenset())
+    assert sent == {str(tmp_path / "hash" / "k.cubin"): b"code"}
+    assert _new_files(tmp_path, frozenset(sent)) == {}
+
+
+def test_a_team_of_cpus_has_no_gpu() -> None:
+    assert Team((("n", 1),)).gpus == ()

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,18 @@ _AGAIN_S = 1.0
 class Worker:
     """A worker owns the processes of one seat, one for each setting, until its own ends."""
 
-    def __init__(self, node: str, *, gpu: bool) -> None:
+    def __init__(self, node: str, driver: str, *, gpu: bool) -> None:
         """Take the seat.
 
         Args:
             node: Ray's id of it.
+            driver: the name of the machine on which the command runs; its files are ours there.
             gpu: whether it measures on the GPU that Ray has given us.
         """
+        self._away, self._sent = platform.node() != driver, frozenset[str]()
         self._stack = ExitStack()
         self._pools: dict[str, tuple[WorkerPool, tuple[Any, ...]]] = {}
-        self._made: list[str] = []
+        self._holds = False
         self._seat = Seat(platform.node(), node)
         if gpu:
             here = {str(one.index): one for one in detect_gpus()}
@@ -54,10 +57,11 @@ class Worker:
     def take(self) -> Seat | str:
         """Hold the GPU of the seat, if it has one; tell the seat, or why it cannot be had."""
         seat = self._seat
-        if seat.gpu is not None and seat.uuid is not None and not self._made:
+        if seat.gpu is not None and seat.uuid is not None and not self._holds:
             try:
                 held = hold_gpus([seat.gpu], lock_folders(), {seat.gpu: seat.uuid})
                 self._stack.enter_context(held)
+                self._holds = True
             except AutotuneError as error:
                 return str(error)
         return seat
@@ -71,17 +75,24 @@ class Worker:
         files: Mapping[str, bytes],
     ) -> TaskResult[Any]:
         """Do one task; whatever it does to its process is a result."""
-        for name, data in files.items():
-            self._put(Path(name), data)
+        put(files)
+        began = time.time()
         pool, initargs = self._pool(setting)
         (result,) = pool.map_ordered(function, [item], timeout_s)
         if isinstance(result.value, dict):
-            return TaskResult(result.status, {**result.value, "place": self._seat.as_json()},
-                              result.seconds)  # fmt: skip
+            return replace(result, value=self._completed(setting, result.value, began))
         words = setting.last_words(initargs, item) if setting.last_words else None
         if result.status is TaskStatus.CRASH and words:
-            return TaskResult(result.status, None, result.seconds, words, result.exit_code)
+            return replace(result, message=words)
         return result
+
+    def _completed(self, setting: Setting, value: dict[str, Any], began: float) -> dict[str, Any]:
+        """Add where it was done, and on another machine the files that are wanted."""
+        value = {**value, "place": self._seat.as_json()}
+        if setting.collect is not None and self._away:
+            value["files"] = setting.collect(self._sent, began - 1)
+            self._sent |= value["files"].keys()
+        return value
 
     def _pool(self, setting: Setting) -> tuple[WorkerPool, tuple[Any, ...]]:
         if setting.name not in self._pools:
@@ -93,15 +104,6 @@ class Worker:
             )
             self._pools[setting.name] = pool, initargs
         return self._pools[setting.name]
-
-    @staticmethod
-    def _put(path: Path, data: bytes) -> None:
-        """Write a file of the driver's, which nobody sees half."""
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_name(f"{path.name}.{os.getpid()}")
-            new.write_bytes(data)
-            new.replace(path)
 
     def clear(self, name: str) -> None:
         """End the process of a setting."""
@@ -115,6 +117,17 @@ class Worker:
         self._stack.close()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def put(files: Mapping[str, bytes]) -> None:
+    """Write files of another machine by their full path, so that nobody sees half of one."""
+    for name, data in files.items():
+        path = Path(name)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_name(f"{path.name}.{os.getpid()}")
+            new.write_bytes(data)
+            new.replace(path)
 
 
 class RayCrew:
@@ -140,11 +153,10 @@ class RayCrew:
         self._has: dict[str, frozenset[str]] = {}
         self.left_out: list[str] = []
         """Seats that could not be had, and why."""
-        self._home = ray.get_runtime_context().get_node_id()
         asked = {}
         for node, count in places:
             for _ in range(count):
-                actor = _options(node, gpu=gpu).remote(node, gpu=gpu)
+                actor = _options(node, gpu=gpu).remote(node, platform.node(), gpu=gpu)
                 asked[actor.take.options(concurrency_group="control").remote()] = actor
         self._open(asked)
 
@@ -182,8 +194,7 @@ class RayCrew:
     def begin(self, seat: str, task: Task) -> None:
         """Give a task to a seat, with the files that its node lacks."""
         files: dict[str, bytes] = {}
-        node = self._seats[seat].node
-        if task.setting.parcel is not None and node != self._home:
+        if task.setting.parcel is not None and self._seats[seat].host != platform.node():
             files = task.setting.parcel(self._has.get(seat, frozenset()))
             self._has[seat] = self._has.get(seat, frozenset()) | files.keys()
         run = self._actors[seat].run.options(concurrency_group=_lane(task.setting))
@@ -212,7 +223,12 @@ class RayCrew:
         seat, task = self._given.pop(answer)
         self._load[seat] -= 1
         try:
-            return task, ray.get(answer)
+            result = ray.get(answer)
+            if isinstance(result.value, dict):
+                put(result.value.pop("files", {}))
+                if task.setting.name == "compile":
+                    del result.value["place"]  # a result by its content; where does not matter
+            return task, result
         except RayActorError as error:
             self._absent.setdefault(seat, time.monotonic())
             self._has.pop(seat, None)

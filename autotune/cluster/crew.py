@@ -66,6 +66,9 @@ class Setting:
     initargs: tuple[Any, ...] = ()
     fit: Callable[[tuple[Any, ...], Seat], tuple[Any, ...]] | None = None
     parcel: Callable[[frozenset[str]], dict[str, bytes]] | None = None
+    collect: Callable[[frozenset[str], float], dict[str, bytes]] | None = None
+    """Files that a task left on a node and that are wanted here; given those sent before, and when
+    the task began, in seconds of the clock of files."""
     last_words: Callable[[tuple[Any, ...], Any], str | None] | None = None
     """What a process that died over a task left in a file, there."""
     tasks_per_worker: int = 0

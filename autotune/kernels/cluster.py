@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +13,8 @@ from typing import Any, Self
 
 from autotune import __version__
 from autotune.cluster.crew import ClusterPool, Queue, Seat, Setting
-from autotune.core import AutotuneError, Candidate, MissingEnvironmentError
+from autotune.core import AutotuneError, Cache, Candidate, MissingEnvironmentError
+from autotune.kernels.compile.job import Compiled, CompileJob
 from autotune.kernels.compile.kernel_source import KernelInfo, kernel_info
 from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.compile.worker import set_up_worker
@@ -69,11 +70,13 @@ class Team:
         seats: ids of nodes, and how many GPUs or CPUs each lends.
         gpus: to measure on; none is a prediction.
         left_out: nodes that do not take part, and why, a line each.
+        compilers: as ``seats``, of CPUs, where GPUs measure; none is this machine's alone.
     """
 
     seats: tuple[tuple[str, int], ...]
     gpus: tuple[GpuInfo, ...] = ()
     left_out: tuple[str, ...] = ()
+    compilers: tuple[tuple[str, int], ...] = ()
 
 
 def compilers(found: dict[str, NodeFacts | str], free: dict[str, int], here: NodeFacts) -> Team:
@@ -194,8 +197,27 @@ def team_of(device: Device | None, *, measured: bool) -> Team:
     found, here = ask_nodes(look_here), look_here()
     names = [] if device is None else [device.vllm_name, device.title, *device.gpu_names]
     if measured:
-        return timers(found, free_of("GPU"), here, names)
+        team = timers(found, free_of("GPU"), here, names)
+        return replace(team, compilers=_helpers(team, found, free_of("CPU"), here))
     return compilers(found, free_of("CPU"), here)
+
+
+def _helpers(
+    team: Team, found: dict[str, NodeFacts | str], free: dict[str, int], here: NodeFacts
+) -> tuple[tuple[str, int], ...]:
+    """CPUs of the cluster that compile what is measured; none where this machine is all of it.
+
+    The processes that measure, and the one that searches, must not wait for a compiler's CPU.
+    """
+    hosts = {facts.host for facts in found.values() if not isinstance(facts, str)}
+    if hosts <= {here.host}:
+        return ()
+    busy = dict(team.seats)
+    spared = {node: count - 1 - busy.get(node, 0) for node, count in free.items()}
+    try:
+        return compilers(found, spared, here).seats
+    except MissingEnvironmentError:
+        return ()
 
 
 # ------------------------------------------------------------------------------------------
@@ -219,15 +241,26 @@ class ClusterCompilers(CompileProcesses):
     def __enter__(self) -> Self:
         from autotune.cluster.actors import RayCrew  # noqa: PLC0415 - Ray is an extra
 
-        crew = RayCrew(self._team.seats, gpu=False)
+        crew = RayCrew(self._team.compilers or self._team.seats, gpu=False)
         self._stack.callback(crew.close)
-        setting = Setting(
-            "compile",
-            set_up_here,
-            tasks_per_worker=_TASKS_PER_WORKER,
-        )
-        self._pool: WorkerPool = ClusterPool(Queue(crew, self._on_lost), setting)
+        self._queue = Queue(crew, self._on_lost)
+        self._setting = Setting("compile", set_up_here, tasks_per_worker=_TASKS_PER_WORKER)
+        self._pool: WorkerPool = ClusterPool(self._queue, self._setting)
         return self
+
+    def compile(
+        self,
+        jobs: Iterable[CompileJob],
+        cache: Cache | None,
+        *,
+        disassemble: bool = True,
+        keep: str | None = None,
+    ) -> Iterator[Compiled]:
+        """Compile ``jobs`` in order; kernels to ``keep`` come here from whichever node."""
+        if keep is not None:
+            collect = partial(_new_files, Path(keep))
+            self._pool = ClusterPool(self._queue, replace(self._setting, collect=collect))
+        return super().compile(jobs, cache, disassemble=disassemble, keep=keep)
 
 
 def set_up_here() -> None:
@@ -250,11 +283,11 @@ def _words(initargs: tuple[Any, ...], item: Any) -> str | None:
     return path.read_text() if path.is_file() else None
 
 
-def _new_files(folder: Path, known: frozenset[str]) -> dict[str, bytes]:
+def _new_files(folder: Path, known: frozenset[str], since: float = 0.0) -> dict[str, bytes]:
     """Files of a Triton cache, whole ones, that somebody does not have yet, by their path."""
     found = {}
     for path in folder.glob("*/*"):
-        if str(path) not in known and path.is_file() and path.suffix != ".lock":
+        if str(path) not in known and path.is_file() and path.stat().st_mtime >= since:
             found[str(path)] = path.read_bytes()
     return found
 

@@ -155,6 +155,8 @@ def cluster_measurer(plan: Plan, team: Team, on_lost: Callable[[str], None]) -> 
     """
     if plan.measured:
         processes = CompileProcesses(plan.kernel, plan.workers)
+        if team.compilers:
+            processes = ClusterCompilers(plan.kernel, team, on_lost)
         return ClusterTimer(plan.shape, _options(plan, None), processes).on(team, on_lost)
     return PredictingMeasurer(
         plan.device, plan.shape, ClusterCompilers(plan.kernel, team, on_lost), unified=plan.unified

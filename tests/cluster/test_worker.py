@@ -1,0 +1,76 @@
+"""What an actor does on its node, without Ray around it."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.cluster.crew import Seat, Setting
+from autotune.kernels.cluster import _new_files
+from autotune.measure.pool import TaskStatus
+
+pytest.importorskip("ray")
+from autotune.cluster.actors import Worker, put
+
+
+def begin(folder: str) -> None:
+    Path(folder).mkdir()
+
+
+def leave(path: str) -> dict[str, Any]:
+    """As a compile does: the kernel stays in a folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(b"code")
+    return {"outcome": "ok"}
+
+
+def die(path: str) -> None:
+    Path(path).write_text("the device was lost")
+    os._exit(70)
+
+
+def fit(initargs: tuple[Any, ...], seat: Seat) -> tuple[Any, ...]:
+    return (f"{initargs[0]}-{seat.node}",)
+
+
+def words(initargs: tuple[Any, ...], item: str) -> str:
+    assert initargs[0].endswith("-n1")
+    return Path(item).read_text()
+
+
+def test_kernels_come_from_another_machine_once_and_last_words_too(tmp_path: Path) -> None:
+    worker = Worker("n1", "the driver's machine", gpu=False)
+    setting = Setting(
+        "search",
+        begin,
+        (str(tmp_path / "made"),),
+        fit=fit,
+        collect=partial(_new_files, tmp_path),
+        last_words=words,
+    )
+    kernel = tmp_path / "hash" / "k.cubin"
+    first = worker.run(setting, leave, str(kernel), 60.0, {str(tmp_path / "a" / "sent"): b"x"})
+    assert first.value is not None
+    assert (tmp_path / "made-n1").is_dir(), "the arguments are those of the seat"
+    assert first.value["place"]["node"] == "n1"
+    assert first.value["files"] == {str(kernel): b"code", str(tmp_path / "a" / "sent"): b"x"}
+    os.utime(kernel, (0, 0))
+    again = worker.run(setting, leave, str(kernel), 60.0, {})
+    assert again.value is not None
+    assert again.value["files"] == {}
+    (tmp_path / "made-n1").rmdir()  # the process after the dead one makes it anew
+    dead = worker.run(setting, die, str(tmp_path / "words"), 60.0, {})
+    assert (dead.status, dead.message) == (TaskStatus.CRASH, "the device was lost")
+    worker.close(None)
+
+
+def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
+    file = tmp_path / "k"
+    file.write_bytes(b"whole")
+    put({str(file): b"other", str(tmp_path / "sub" / "new"): b"n"})
+    assert file.read_bytes() == b"whole"
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["new"]

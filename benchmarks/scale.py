@@ -130,7 +130,7 @@ class Replay(HoldsNothing):
             yield from ahead
 
         for result in self._pool.map_ordered(abs, tasks(), 1.0):
-            yield Measurement(Outcome.OK, Basis.MEASURED, 1.0, seconds=result.value)
+            yield Measurement(Outcome.OK, Basis.MEASURED, 1.0, seconds=result.value or 0.0)
 
 
 class _Log:

@@ -60,12 +60,12 @@ def gpus_needed(request: Request, here: Sequence[GpuInfo], visible: str | None) 
     """
     if isinstance(request, requests.Spec):
         return 1
-    if not here:
-        return 0
     if isinstance(request, requests.Compare):
-        return int(request.landscape is None and request.study is None)
-    if not isinstance(request, requests.Moe) or request.predict:
+        return int(bool(here) and request.landscape is None and request.study is None)
+    if not here or not isinstance(request, requests.Moe) or request.predict:
         return 0
+    if request.ray is not None:  # a cluster that runs already gives its GPUs itself
+        return len(here) if request.ray == "local" else 0
     try:
         return int(bool(present_gpus(resolve_device(request.device, visible), visible)))
     except AutotuneError:

@@ -221,7 +221,8 @@ class RayCrew:
 
     def _ended(self, answer: Any) -> tuple[Task, TaskResult[Any] | Lost]:
         seat, task = self._given.pop(answer)
-        self._load[seat] -= 1
+        if seat in self._load:
+            self._load[seat] -= 1
         try:
             result = ray.get(answer)
             if isinstance(result.value, dict):
@@ -233,8 +234,10 @@ class RayCrew:
             self._absent.setdefault(seat, time.monotonic())
             self._has.pop(seat, None)
             return task, Lost(f"{seat} is lost: {_first_line(error)}")
-        except RayError as error:
-            return task, TaskResult(TaskStatus.ERROR, message=_first_line(error))
+        except RayError as error:  # not of the task: what that does is a result
+            cause = getattr(error, "cause", None) or error
+            said = f"{MissingEnvironmentError.__name__}: {seat}: {_first_line(cause)}"
+            return task, TaskResult(TaskStatus.ERROR, message=said)
 
     def _ask_absent(self) -> None:
         """Ask those who are away, once a second, whether Ray has started them anew."""
@@ -261,8 +264,12 @@ class RayCrew:
 
     def clear(self, setting: Setting) -> None:
         """End the processes of a setting on all seats; those under way end at once."""
-        for name in self.seats:
+        asked = [
             self._actors[name].clear.options(concurrency_group="control").remote(setting.name)
+            for name in self.seats
+        ]
+        if asked:  # who comes after must not meet them
+            ray.wait(asked, num_returns=len(asked), timeout=_CLOSE_S)
 
     def close(self, folder: str | None = None) -> None:
         """End the actors.
@@ -276,8 +283,8 @@ class RayCrew:
             .remote(None if self._seats[name].host == platform.node() else folder)
             for name in self.seats
         ]
-        with contextlib.suppress(RayError):
-            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S) if closing else None
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)
         for actor in self._actors.values():
             with contextlib.suppress(RayError):
                 ray.kill(actor)
@@ -285,12 +292,12 @@ class RayCrew:
 
 def _options(node: str, *, gpu: bool) -> Any:
     """An actor that is started anew on its node, and whose tasks Ray never repeats."""
-    return ray.remote(Worker).options(
+    lanes = ray.remote(concurrency_groups={"search": 1, "compare": 1, "control": 1})
+    return lanes(Worker).options(
         num_gpus=1 if gpu else 0,
         num_cpus=0 if gpu else 1,
         max_restarts=-1,
         max_task_retries=0,
-        concurrency_groups={"search": 1, "compare": 1, "control": 1},
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
     )
 

@@ -15,6 +15,7 @@ from autotune.kernels.cluster import NodeFacts, Team, _new_files, compilers, tim
 from autotune.kernels.compile.kernel_source import KernelInfo
 from autotune.machine.devices import GpuInfo
 from autotune.measure.pool import TaskResult, TaskStatus
+from tests.support.commands import BAD, MISSING, refused
 
 SETTING = Setting("compile", print)
 
@@ -208,3 +209,29 @@ def test_kernels_go_to_a_node_once(tmp_path: Path) -> None:
 
 def test_a_team_of_cpus_has_no_gpu() -> None:
     assert Team((("n", 1),)).gpus == ()
+
+
+# ------------------------------------------------------------------------------------------
+# bad input
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray")
+    given = ["moe", "--device=gb10", "--predict", "--ray=127.0.0.1:1"]
+    said = refused(monkeypatch, capsys, given, MISSING, "nobody answers there")
+    assert said.count("\n") == 1
+
+
+def test_containers_are_not_started_over_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        "moe",
+        "--launcher=docker",
+        "--image=vllm/vllm-openai:v0.33.0",
+        "--device=gb10",
+        "--ray=local",
+    ]
+    refused(monkeypatch, capsys, given, BAD, "--ray starts no containers")

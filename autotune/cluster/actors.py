@@ -292,8 +292,9 @@ class RayCrew:
 
 def _options(node: str, *, gpu: bool) -> Any:
     """An actor that is started anew on its node, and whose tasks Ray never repeats."""
-    lanes = ray.remote(concurrency_groups={"search": 1, "compare": 1, "control": 1})
-    return lanes(Worker).options(
+    lanes: Any = ray.remote  # its types know no lanes
+    made = lanes(concurrency_groups={"search": 1, "compare": 1, "control": 1})
+    return made(Worker).options(
         num_gpus=1 if gpu else 0,
         num_cpus=0 if gpu else 1,
         max_restarts=-1,

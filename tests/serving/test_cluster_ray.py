@@ -171,7 +171,7 @@ def check(found: Sequence[Progress], out: Path) -> None:
 
 LOCAL = """
 import os, subprocess, sys
-from autotune.serving.cluster.connect import connected
+from autotune.cluster.connect import connected
 with connected("local"):
     import ray
     here = ray.remote(num_cpus=0)(lambda: os.environ["RAY_AUTH_TOKEN"] != "")

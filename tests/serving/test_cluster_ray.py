@@ -130,6 +130,7 @@ def real_plan(tiny_models: TinyModels, nodes: Any, *args: str) -> Plan:
         gamma="0,2",
         max_tokens=8,
         repeats=2,
+        check_tokens=0,
         env=[f"{name}={value}" for name, value in CPU_ENV.items()],
         server_arg=[" ".join((*CPU_ARGS, *CACHE_ARGS, *args))],
         start_timeout="240s",
@@ -188,6 +189,7 @@ def test_a_cluster_of_this_machine_asks_for_a_token() -> None:
 
 
 @pytest.mark.server
+@pytest.mark.nightly
 def test_two_nodes_serve_vllm_at_once(
     cluster: Nodes, tiny_models: TinyModels, tmp_path: Path
 ) -> None:

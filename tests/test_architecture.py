@@ -291,6 +291,7 @@ OPENS: dict[str, str] = {
     "serving.recipe": "JSON of a schedule of ours",
     "serving.logs.read": "JSON in one cut line of a log that the edge has read",
     "machine.devices": "what nvidia-smi prints",
+    "machine.driver": "what the process of its own prints, which asks libcuda",
     "report.render": "JSON that plotly has just made",
     "cli.__init__": "/dev/null",
     "web.folders": "files of jobs, which the service and its jobs write",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import re
 import subprocess
+import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.machine import driver
 from autotune.machine.devices import (
     detect_gpus,
     get_device,
@@ -150,9 +155,135 @@ def test_auto_reads_unified_memory(smi: Any) -> None:
     assert resolve_device("auto") == DEVICES["gb10"]
 
 
-def test_auto_with_a_gpu_nobody_described(smi: Any) -> None:
-    smi("NVIDIA T4, GPU-1, 580.1, 15360, 7.5\n")
-    with pytest.raises(BadInputError, match="no file describes 'NVIDIA T4'"):
+L40S = {
+    "boost_clock_khz": 2520000,
+    "sm_count": 142,
+    "integrated": 0,
+    "memory_clock_khz": 9001000,
+    "memory_bus_bits": 384,
+    "l2_bytes": 100663296,
+    "max_threads_per_sm": 1536,
+    "capability_major": 8,
+    "capability_minor": 9,
+    "shared_memory_per_sm": 102400,
+    "registers_per_sm": 65536,
+    "shared_memory_per_block": 101376,
+    "max_blocks_per_sm": 24,
+    "shared_memory_reserved_per_block": 1024,
+}
+"""An L40S by its data sheet and the CUDA programming guide, in the driver's units."""
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the driver tells, by UUID."""
+    answers: dict[str, Any] = {}
+    monkeypatch.setattr("autotune.machine.devices.driver_facts", answers.get)
+    return answers
+
+
+def test_auto_reads_a_gpu_that_no_file_describes_from_its_driver(
+    smi: Any, told: dict[str, Any]
+) -> None:
+    smi(
+        "NVIDIA H200, GPU-1, 580.1, 143771, 9.0\nNVIDIA L40S, GPU-2, 580.1, 46068, 8.9\n"
+        "NVIDIA H200 NVL, GPU-3, 580.1, 143771, 9.0\n"
+    )
+    told["GPU-2"] = L40S
+    told["GPU-3"] = L40S | {"capability_major": 9, "capability_minor": 0, "sm_count": 132}
+    found = resolve_device("auto", "GPU-2")
+    assert (found.name, found.vllm_name, found.arch) == ("nvidia-l40s", "NVIDIA_L40S", 89)
+    assert (found.sm_count, found.l2_bytes, found.shared_memory_per_block) == (
+        142,
+        96 * 2**20,
+        101376,
+    )
+    assert found.memory_bandwidth_peak_gbs == pytest.approx(864, rel=1e-3), "by its data sheet"
+    assert found.memory_bandwidth_gbs < found.memory_bandwidth_peak_gbs
+    total = found.tensor_flops_per_sm_per_clock["qmma_fp8"] * 142 * found.boost_clock_mhz * 1e6
+    assert total == pytest.approx(733e12, rel=0.01), "dense fp8 by its data sheet"
+    assert [gpu.uuid for gpu in present_gpus(found, None)] == ["GPU-2"]
+    assert found.from_driver
+    assert not DEVICES["h200"].from_driver
+    hopper = resolve_device("auto", "2")
+    assert hopper.vllm_name == "NVIDIA_H200", "as vLLM calls all of the family"
+    assert "qgmma_fp8" in hopper.tensor_flops_per_sm_per_clock
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"capability_major": 7, "capability_minor": 5}, "7.5; vLLM's fused-MoE kernel"),
+        ({"capability_major": 14}, "says it is sm_149, unknown here; copy one of"),
+        ({"memory_clock_khz": 0}, "does not tell what it is made of; copy one of"),
+    ],
+)
+def test_auto_with_a_gpu_that_cannot_be_described(
+    changes: dict[str, int], said: str, smi: Any, told: dict[str, Any]
+) -> None:
+    smi("NVIDIA X1, GPU-1, 580.1, 15360, 7.5\n")
+    told["GPU-1"] = L40S | changes
+    with pytest.raises(BadInputError, match=re.escape(said)):
+        resolve_device("auto")
+
+
+def test_auto_without_a_driver_that_answers(smi: Any, told: dict[str, Any]) -> None:
+    smi("NVIDIA X1, GPU-1, 580.1, 15360, 7.5\n")
+    assert told == {}
+    with pytest.raises(BadInputError, match="no file describes 'NVIDIA X1'"):
+        resolve_device("auto")
+
+
+UUIDS = (uuid.UUID(int=7), uuid.UUID(int=9))
+
+
+def libcuda() -> SimpleNamespace:
+    """Two GPUs; of the second it knows no attribute beyond 100, as older ones do."""
+
+    def count(value: Any) -> int:
+        value._obj.value = 2
+        return 0
+
+    def get(device: Any, index: int) -> int:
+        device._obj.value = index
+        return 0
+
+    def name(raw: Any, device: ctypes.c_int) -> int:
+        raw._obj[:] = UUIDS[device.value].bytes
+        return 0
+
+    def attribute(value: Any, number: int, device: ctypes.c_int) -> int:
+        value._obj.value = 1000 * device.value + number
+        return 1 if device.value and number > 100 else 0
+
+    return SimpleNamespace(
+        cuInit=lambda flags: flags,
+        cuDeviceGetCount=count,
+        cuDeviceGet=get,
+        cuDeviceGetUuid=name,
+        cuDeviceGetAttribute=attribute,
+    )
+
+
+def test_the_driver_is_asked_for_the_gpu_of_a_uuid() -> None:
+    first, second = (f"GPU-{one}" for one in UUIDS)
+    assert driver.ask(libcuda(), first) == driver.ATTRIBUTES
+    known = {name: 1000 + n for name, n in driver.ATTRIBUTES.items() if n <= 100}
+    assert driver.ask(libcuda(), second) == known
+    assert driver.ask(libcuda(), "GPU-none") is None
+
+
+def test_a_driver_that_is_not_there_tells_nothing() -> None:
+    """Through the process of its own; where there is a GPU, none has this UUID."""
+    assert driver.driver_facts("GPU-none") is None
+
+
+def test_an_amd_gpu_is_refused_by_name(
+    smi: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi("")
+    monkeypatch.setattr("autotune.machine.devices._AMD", tmp_path)
+    with pytest.raises(MissingEnvironmentError, match=r"an AMD GPU is here, and only NVIDIA's"):
         resolve_device("auto")
 
 

@@ -107,7 +107,9 @@ class Result:
         others = self.measured.facts["others"] if self.measured is not None else []
         said = [f"when measuring began, {one}: times may be too long" for one in others]
         if self.measured is not None:
-            said += slow_device(self.measured.facts, self.plan.device.memory_bandwidth_gbs)
+            device = self.plan.device  # what a copy reaches on one without a file is not known
+            known = 0.0 if device.from_driver else device.memory_bandwidth_gbs
+            said += slow_device(self.measured.facts, known)
         return said + [
             f"not in the file: {why}; --retry-failed tries again what failed for the moment"
             for why in self.failed.values()

@@ -117,6 +117,8 @@ class Plan:
                 "routing": self.routing.as_json(),
                 "torch": environment()["packages"]["torch"],
             }
+        if self.device.from_driver:  # whoever reads the study has no file of it
+            where["device_described"] = self.device.model_dump(mode="json", exclude_unset=True)
         if self.first:
             rows = [{str(m): row.params for m, row in file.rows.items()} for file in self.first]
             where["first"] = digest(rows)

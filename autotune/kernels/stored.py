@@ -125,11 +125,20 @@ def study_device(store: Store, study: str, ref: str) -> Device:
     Raises:
         BadInputError: no such device, or the study is of another one.
     """
-    device = get_device(ref)
-    name = store.get_study(study).study.identity.get("device")
+    detail = store.get_study(study)
+    name = detail.study.identity.get("device")
+    device = _described(detail) if ref == name else get_device(ref)
     if device.name != name:
         raise BadInputError(f"--device {ref}: study {study!r} was made for {name}")
     return device
+
+
+def _described(detail: StudyDetail) -> Device:
+    """Return the device of a study: of a file, or as its driver described it to the search."""
+    for search in detail.searches:
+        if told := search.setup.get("device_described"):
+            return Device.model_validate(told)
+    return get_device(detail.study.identity["device"])
 
 
 def overall_speedup(speedups: Iterable[float | None]) -> float:
@@ -166,7 +175,7 @@ def load(
             f"study {study!r} is of kind {detail.study.kind}; only `autotune moe` makes what is "
             "exported"
         )
-    device = device or get_device(detail.study.identity["device"])
+    device = device or _described(detail)
     runs = {run.search_id: run for run in detail.all_runs}  # the last of each search
 
     def latest(record: SearchRecord) -> tuple[bool, int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from pydantic import (
 )
 
 from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.machine.driver import driver_facts
 from autotune.util.resources import data_root
 from autotune.util.yamlfile import load_yaml
 
@@ -30,6 +32,21 @@ _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,99}$")]
 
 _OPTIONAL = {"memory_row_bytes", "memory_flight_bytes", "memory_width_cost"}
 """Figures that a file may leave out; what it gives has a source."""
+_FROM_DRIVER = "read from the driver of the GPU"
+_ALIKE = {90: "h100", 100: "b200", 103: "b200", 120: "rtx-pro-6000", 121: "gb10"}
+"""By compute capability, whose tensor cores a GPU without a file has."""
+_MMA = {
+    80: {"hmma_bf16": 2048.0, "imma_int8": 4096.0},
+    86: {"hmma_bf16": 1024.0, "imma_int8": 2048.0},
+    87: {"hmma_bf16": 1024.0, "imma_int8": 2048.0},
+    89: {"qmma_fp8": 2048.0, "hmma_bf16": 1024.0, "imma_int8": 2048.0},
+}
+"""The same where no file has them: dense rates of the data sheets of A100, A10 and L40S over their
+SMs and boost clocks, rounded to powers of two (a GeForce may have half)."""
+_COPY_SHARE = 0.85
+"""What a copy is assumed to reach of the bus, until one is measured; 0.80 to 0.90 elsewhere."""
+_AMD = Path("/dev/kfd")
+"""Is there where Linux drives an AMD GPU for computing."""
 
 
 class Device(BaseModel):
@@ -88,6 +105,11 @@ class Device(BaseModel):
         """The rate of reading weights, in GB/s, before what ``memory_row_bytes`` takes of it."""
         whole = self.memory_bandwidth_peak_gbs
         return whole if self.memory_row_bytes else self.memory_bandwidth_gbs
+
+    @property
+    def from_driver(self) -> bool:
+        """Whether no file describes it: its figures are those of the GPU that was here."""
+        return self.sources["sm_count"] == _FROM_DRIVER
 
     @property
     def arch(self) -> int:
@@ -181,7 +203,8 @@ def resolve_device(ref: str, visible: str | None = None) -> Device:
         visible: ``CUDA_VISIBLE_DEVICES``, if set.
 
     Raises:
-        BadInputError: unknown name, a GPU that no file describes, or GPUs named in another way.
+        BadInputError: unknown name, GPUs named in another way, or a GPU that neither a file nor
+            its driver describes.
         MissingEnvironmentError: ``auto`` where there is no GPU, or none that is visible.
     """
     if ref != "auto":
@@ -189,13 +212,67 @@ def resolve_device(ref: str, visible: str | None = None) -> Device:
     if why := no_gpu(visible):
         raise MissingEnvironmentError(f"--device auto: {why}; name one, such as --device gb10")
     first = _visible(detect_gpus(), visible)[0]
-    found = _matching(load_devices(), first.name)
-    if found is None:
+    return _matching(load_devices(), first.name) or described(first, driver_facts(first.uuid))
+
+
+def described(gpu: GpuInfo, facts: Mapping[str, int] | None) -> Device:
+    """Describe a GPU that no file describes.
+
+    Args:
+        gpu: as nvidia-smi names it.
+        facts: as :func:`autotune.machine.driver.driver_facts` tells them.
+
+    Raises:
+        BadInputError: the driver lacks a figure, or vLLM's kernel does not run on such a GPU.
+    """
+    told = dict(facts or {})
+    major, minor = told.pop("capability_major", 0), told.pop("capability_minor", 0)
+    peak = 2 * told.pop("memory_clock_khz", 0) * told.pop("memory_bus_bits", 0) / 8e6
+    boost, integrated = told.pop("boost_clock_khz", 0) / 1e3, told.pop("integrated", 0)
+    if major and major < 8:
         raise BadInputError(
-            f"--device auto: no file describes {first.name!r}; copy one of "
+            f"--device auto: {gpu.name} has compute capability {major}.{minor}; vLLM's fused-MoE "
+            "kernel is tuned for 8.0 and newer, which have bf16"
+        )
+    alike = _ALIKE.get(arch := 10 * major + minor)
+    mma = get_device(alike).tensor_flops_per_sm_per_clock if alike else _MMA.get(arch)
+    if mma is None or not (peak and boost and told.get("sm_count")):
+        lacks = "does not tell what it is made of" if mma else f"says it is sm_{arch}, unknown here"
+        raise BadInputError(
+            f"--device auto: no file describes {gpu.name!r}, and the driver {lacks}; copy one of "
             "search_spaces/devices, fill in its figures and give its path with --device"
         )
-    return found
+    figures = {
+        **told,
+        "compute_capability": f"{major}.{minor}",
+        "boost_clock_mhz": boost,
+        "memory_bandwidth_peak_gbs": peak,
+    }
+    return Device.model_validate(
+        figures
+        | {
+            "name": re.sub(r"[^a-z0-9.+]+", "-", gpu.name.casefold()).strip("-"),
+            "title": gpu.name,
+            "vllm_name": name_in_vllm(gpu.name),
+            "gpu_names": [gpu.name],
+            "max_registers_per_thread": 255,
+            "memory_bandwidth_gbs": _COPY_SHARE * peak,
+            "unified_memory": bool(integrated),
+            "tensor_flops_per_sm_per_clock": mma,
+            "sources": dict.fromkeys(figures, _FROM_DRIVER)
+            | {
+                "max_registers_per_thread": "CUDA C++ Programming Guide, all since 3.5",
+                "memory_bandwidth_gbs": f"assumed: {_COPY_SHARE:.0%} of what the bus can move",
+                "tensor_flops_per_sm_per_clock": "assumed: as its compute capability has them",
+            },
+        }
+    )
+
+
+def name_in_vllm(gpu: str) -> str:
+    """Return how vLLM writes a GPU's name in the name of a file (``get_config_file_name``)."""
+    name = re.sub(r"[\s/]+", "_", gpu)
+    return "NVIDIA_H200" if "H200" in name.split("_") else name
 
 
 def no_gpu(visible: str | None) -> str | None:
@@ -211,7 +288,8 @@ def no_gpu(visible: str | None) -> str | None:
     if _visible(here, visible):
         return None
     if not here:
-        return "nvidia-smi shows no GPU here"
+        amd = "; an AMD GPU is here, and only NVIDIA's can be measured or predicted"
+        return f"nvidia-smi shows no GPU here{amd if _AMD.exists() else ''}"
     return f"CUDA_VISIBLE_DEVICES={visible} leaves none of the {len(here)} that nvidia-smi shows"
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
+import pytest
+
+from autotune.core import BadInputError, Basis, Candidate, Measurement, Outcome, Phase, Trial
 from autotune.kernels.moe.shape import MoeWorkload
-from autotune.kernels.stored import Tuned, load
+from autotune.kernels.stored import Tuned, load, study_device
+from autotune.machine.devices import GpuInfo, described
 from autotune.store.store import Store
 from tests.kernels.test_gpu import SHAPE, candidate
+from tests.kernels.test_measured_job import plan
+from tests.test_devices import L40S
 
 DEFAULT, FAST, OTHER = candidate(columns=64), candidate(), candidate(stages=2)
 Samples = Mapping[Candidate, Sequence[float]]
@@ -48,6 +53,20 @@ def confirmed(
         Outcome.OK, Basis.MEASURED, sorted(samples)[4], tuple(samples), details=details
     )
     return Trial(one, workload.key, Phase.CONFIRM, sequence, value)
+
+
+def test_a_device_without_a_file_is_read_from_the_study(tmp_path: Path) -> None:
+    """Where the study is read, its GPU need not be."""
+    facts = {**L40S, "sm_count": 141}
+    device = described(GpuInfo(0, "NVIDIA L40S", "GPU-1", "580.1", "46068", "8.9"), facts)
+    setup = plan(device=device).setup()
+    assert "device_described" not in plan().setup(), "of others the digest is enough"
+    with Store.open(f"sqlite:///{tmp_path}/a.db") as store:
+        study = store.study("s", "moe", {"device": device.name, "shape": SHAPE.as_json()})
+        store.search(study, setup)
+        assert study_device(store, "s", "nvidia-l40s") == device
+        with pytest.raises(BadInputError, match="was made for nvidia-l40s"):
+            study_device(store, "s", "gb10")
 
 
 SEARCHED: Mapping[int, Samples] = {

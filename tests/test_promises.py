@@ -1,4 +1,4 @@
-"""What docs/security.md promises of files and processes, and that it names tests that are there."""
+"""What docs/security.md promises of files and processes, and that the tests pages name exist."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def test_servers_do_not_inherit_the_headers_of_another(monkeypatch: pytest.Monke
     assert child_environment({"A": "b"})["A"] == "b"
 
 
-def named_tests() -> list[str]:
-    """``FILE::NAME`` of every test that the page names."""
-    text = (ROOT / "docs/security.md").read_text()
+def named_tests(page: str) -> list[str]:
+    """``FILE::NAME`` of every test that a page names."""
+    text = (ROOT / "docs" / page).read_text()
     found: list[str] = []
     for line in text.splitlines():
         for file, names in re.findall(r"`(tests/[\w/]+\.py)::([\w, ]+)`", line):
@@ -62,9 +62,12 @@ def named_tests() -> list[str]:
     return found
 
 
-def test_the_page_names_tests_that_are_there() -> None:
-    named = named_tests()
-    assert len(named) >= 20
+@pytest.mark.parametrize(
+    ("page", "least"), [("security.md", 20), ("explanation/spark-defects.md", 16)]
+)
+def test_the_page_names_tests_that_are_there(page: str, least: int) -> None:
+    named = named_tests(page)
+    assert len(named) >= least
     for one in named:
         file, _, name = one.partition("::")
         tree = ast.parse((ROOT / file).read_text())

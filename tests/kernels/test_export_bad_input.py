@@ -86,7 +86,7 @@ CASES = [
         "vllm: Triton by torch",
         R,
         BAD,
-        ("wants Triton 3.8.0", "torch 2.13.0", "3.6.0, which is older"),
+        ("wants Triton 3.7.1", "torch 2.13.0", "3.6.0, which is older"),
         repo(**{"requirements/cuda.txt": "torch==2.13.0\n"}),
     ),
     Case(

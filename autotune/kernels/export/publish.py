@@ -22,9 +22,10 @@ from autotune.util import edge
 
 TRITON_OF_TORCH = {"2.8.0": "3.4.0", "2.9.0": "3.5.0", "2.9.1": "3.5.1", "2.10.0": "3.6.0"} | {
     "2.11.0": "3.6.0",
-    "2.13.0": "3.8.0",
+    "2.13.0": "3.7.1",
+    "2.14.0": "3.8.0",
 }
-"""What these releases of torch require, by their wheels for CUDA; 2.11.0 and 2.13.0 seen here."""
+"""What these releases of torch require, by their wheels on PyPI; 2.12.0 is not known here."""
 
 
 _LOG_BYTES = 64 * edge.MIB

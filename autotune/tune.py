@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from autotune.core import (
     Candidate,
@@ -75,6 +75,10 @@ OnProgress = Callable[[Progress], None]
 """Told of every trial."""
 
 
+Event = TypeVar("Event")
+"""What a measurer yields besides the parts: a measurement, or those of a group."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """When to stop a workload: ``trials`` searched, or the clock at ``deadline`` (seconds)."""
@@ -94,16 +98,7 @@ def measured(jobs: Iterable[Job], measurer: Measurer, log: TrialLog) -> Iterator
         return replace(job, parts=log.load_parts(job.workload, job.candidate))
 
     # A map, unlike a generator, goes on where the jobs had run dry for a while.
-    events = measurer.measure(map(with_parts, jobs))
-    try:
-        for event in events:
-            if isinstance(event, Part):
-                log.append_part(event.workload, event.candidate, event.name, event.value)
-            else:
-                yield event
-    finally:  # at once, if the log fails: what is measured may be a server that runs
-        if isinstance(events, Generator):
-            events.close()
+    return _parts_stored(measurer.measure(map(with_parts, jobs)), log)
 
 
 def compared(
@@ -115,14 +110,18 @@ def compared(
         kept = {c: log.load_parts(group.workload, c) for c in group.candidates}
         return replace(group, parts=kept)
 
-    events = measurer.compare(map(with_parts, groups), check=check)
+    return _parts_stored(measurer.compare(map(with_parts, groups), check=check), log)
+
+
+def _parts_stored(events: Iterator[Part | Event], log: TrialLog) -> Iterator[Event]:
+    """Yield what is no part; every part is stored before the next is begun."""
     try:
         for event in events:
             if isinstance(event, Part):
                 log.append_part(event.workload, event.candidate, event.name, event.value)
             else:
                 yield event
-    finally:
+    finally:  # at once, if the log fails: what is measured may be a server that runs
         if isinstance(events, Generator):
             events.close()
 

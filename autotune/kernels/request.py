@@ -32,7 +32,7 @@ EFFORTS: dict[str, int | None] = {"quick": 24, "standard": 64, "exhaustive": Non
 PREDICTED_EFFORTS: dict[str, int | None] = {"quick": 12, "standard": 32, "exhaustive": None}
 """Candidates predicted per M: each is compiled first, and the model has put them in order."""
 
-SAMPLERS = ("tpe", "random")
+SAMPLERS = ("tpe", "gp", "random")
 PRESETS = ", ".join(model_names())
 LAYER = "The layer"
 BATCHES = "Batch sizes"
@@ -116,7 +116,7 @@ class MoeRequest(Request):
             "The search then depends on the speed of the machine.",
         ),
     ] = None
-    sampler: Annotated[str, flag("tpe or random.", panel=SEARCH, enum=list(SAMPLERS))] = "tpe"
+    sampler: Annotated[str, flag("tpe, gp or random.", panel=SEARCH, enum=list(SAMPLERS))] = "tpe"
     seed: Annotated[
         Seed, flag("Seed of the search.", panel=SEARCH, note="The same seed gives the same search.")
     ] = 0

@@ -32,9 +32,11 @@ def _tpe(seed: int) -> optuna.samplers.BaseSampler:
 
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": _tpe,
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
-"""Samplers by name; the standard is TPE (Bergstra et al. 2011), multivariate, constant liar."""
+"""Samplers by name; the standard is TPE (Bergstra et al. 2011), multivariate, constant liar.
+GP's time grows with the cube of the trials."""
 
 
 class OptunaProposer:

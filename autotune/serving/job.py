@@ -32,6 +32,7 @@ from autotune.serving.decide.quality import Compared
 from autotune.serving.decide.schedule import Schedule, judge, offer
 from autotune.serving.decide.side_by_side import confirm_either_way
 from autotune.serving.decide.soak import Soak, judge_soak
+from autotune.serving.forecast.ask import StudyProposer
 from autotune.serving.forecast.forecast import Forecast, ForecastProposer
 from autotune.serving.measure.boots import Boots, ComparingBoots, ran_short
 from autotune.serving.measure.load import LoadOptions
@@ -328,9 +329,10 @@ def _search(
         width=len(places.places) if places is not None else 1,
         spread=differ.spread,
     )
+    study = StudyProposer(proposer, plan.grid, baseline, scenario, plan.sampler, plan.seed)
     search = Search(
         scenario,
-        proposer,
+        study,
         Limits(_UNLIMITED, deadline),
         lambda candidate: rules_of(candidate, scenario, plan.baseline, proposer),
     )

@@ -12,6 +12,7 @@ from autotune.engine.variables import FOLDER
 from autotune.machine.containers import ENGINES
 from autotune.machine.environment import environment, visible_gpus
 from autotune.machine.memory import MemoryKind, MemoryReading, first_gpu, read_memory
+from autotune.propose.study import check_sampler
 from autotune.serving import parse
 from autotune.serving.cluster.launcher import GroupLauncher, most_gpus
 from autotune.serving.cluster.look import Looked
@@ -99,6 +100,8 @@ def make_plan(request: SpecRequest, nodes: Looked | None = None) -> Plan:
         # What vLLM is told to accept makes its text noise.
         check_tokens=0 if recipe.synthetic else request.check_tokens,
         nodes=nodes,
+        sampler=check_sampler(request.sampler),
+        seed=request.seed,
     )
     plan = _with_group(plan)
     plan = _with_share(_with_range(plan, request))

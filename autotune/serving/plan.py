@@ -13,6 +13,7 @@ from autotune.core import Basis, Candidate, Scalar
 from autotune.kind import SPEC
 from autotune.machine.environment import environment
 from autotune.machine.memory import MemoryKind, MemoryReading
+from autotune.propose.names import MODEL
 from autotune.serving.cluster.look import Looked
 from autotune.serving.decide.quality import without_speculation
 from autotune.serving.forecast.acceptance import distinct_experts
@@ -72,6 +73,9 @@ class Plan:
         check_tokens: of each text that the gate on outputs judges (``gate/``); 0 judges none.
         soak_s: seconds for which the chosen setting is loaded in the end; 0 is not at all.
         nodes: of a cluster, on which servers are started; None starts them here.
+        sampler: orders the boots of the search: one of :data:`autotune.propose.names.NAMED`, or
+            MODULE:CLASS.
+        seed: of the sampler.
     """
 
     kind: ClassVar[str] = SPEC
@@ -103,6 +107,8 @@ class Plan:
     check_tokens: int = 0
     soak_s: int = 0
     nodes: Looked | None = None
+    sampler: str = MODEL
+    seed: int = 0
 
     @property
     def basis(self) -> Basis:

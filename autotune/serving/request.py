@@ -9,6 +9,7 @@ from pydantic import model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from autotune.core import BadInputError
+from autotune.propose.names import MODEL
 from autotune.serving.pair.methods import NO_DRAFTER
 from autotune.serving.parse import (
     Captures,
@@ -33,7 +34,7 @@ from autotune.serving.parse import (
     parse_gammas,
 )
 from autotune.serving.scenario import OBJECTIVES
-from autotune.util.request import Duration, Request, Share, StudyName, Texts, extra, flag
+from autotune.util.request import Duration, Request, Seed, Share, StudyName, Texts, extra, flag
 
 MODELS = "What is served"
 SEARCH = "What is tried"
@@ -296,6 +297,17 @@ class SpecRequest(Request):
             note="The fresh boots that confirm come on top.",
         ),
     ] = None
+    sampler: Annotated[
+        str,
+        flag(
+            "forecast, gp, tpe, random, grid, or MODULE:CLASS of Optuna's.",
+            panel=SEARCH,
+            note="What orders the servers of the search, which is an Optuna study. The forecast "
+            "says to the others which one cannot win; `grid` starts all.",
+            reach="operator",
+        ),
+    ] = MODEL
+    seed: Annotated[Seed, flag("Seed of the sampler; a forecast draws nothing.", panel=SEARCH)] = 0
     server_arg: Annotated[
         ListOfWords,
         flag(

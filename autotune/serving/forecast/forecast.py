@@ -150,9 +150,9 @@ class ForecastProposer:
             width: servers that run at once.
             spread: by what share the places differ on which they run.
         """
-        self._width, self._spread = width, spread
+        self.width, self._spread = width, spread
         self._baseline, self._scenario, self._growth = baseline, scenario, growth
-        self._columns = columns
+        self.columns = columns
         self._untried = dict.fromkeys(c for c in grid if c != baseline.candidate)
         self._told: dict[Candidate, Trial] = {baseline.candidate: baseline}
         self._unfit = False
@@ -185,16 +185,32 @@ class ForecastProposer:
         """
         del n, hints
         asked: list[Candidate] = []
-        for number in range(self._width):
-            probe = self._probe() if number == 0 else None
-            chosen = probe or self._most_promising(new=number > 0 and self.forecast is None)
+        for number in range(self.width):
+            chosen = self.choose(number)
             if chosen is None:
                 break
-            column = [c for c in self._untried if others(c) == others(chosen)]
-            for candidate in column if self._columns else [chosen]:
-                del self._untried[candidate]
-                asked.append(candidate)
+            asked += self.take(chosen)
         return asked
+
+    def choose(self, number: int = 0) -> Candidate | None:
+        """The best to boot as number ``number`` of those at once; None when nothing can win."""
+        return self.probe(number) or min(self._orders(number), default=(None,))[-1]
+
+    def promising(self, number: int = 0) -> list[Candidate]:
+        """All that may win, the most promising first."""
+        return [order[-1] for order in sorted(self._orders(number))]
+
+    def take(self, chosen: Candidate) -> list[Candidate]:
+        """What is booted with it, which is not proposed again: its column where a dial turns."""
+        column = [c for c in self._untried if others(c) == others(chosen)]
+        taken = column if self.columns else [chosen]
+        for candidate in taken:
+            del self._untried[candidate]
+        return taken
+
+    def left(self) -> list[Candidate]:
+        """All that was not proposed."""
+        return list(self._untried)
 
     def tell(self, trial: Trial) -> None:
         """Take in what came of a candidate."""
@@ -241,13 +257,13 @@ class ForecastProposer:
             seen.append(Seen(others(trial.candidate), gamma, error, noise))
         return seen
 
-    def _probe(self) -> Candidate | None:
+    def probe(self, number: int = 0) -> Candidate | None:
         """The largest gamma beside the baseline; while none has booted, half of the least tried.
 
         A boot costs minutes, and what does not boot at 8 seldom does at 7. Where not even the
         least boots, the rest is tried from above.
         """
-        if self._unfit or self.forecast is not None:
+        if number or self._unfit or self.forecast is not None:
             return None
         home = others(self._baseline.candidate)
         left = [c for c in self._untried if others(c) == home and c.int(GAMMA)]
@@ -259,11 +275,13 @@ class ForecastProposer:
         below = [c for c in left if c.int(GAMMA) <= half]
         return max(below or left, key=lambda c: c.int(GAMMA), default=None)
 
-    def _most_promising(self, *, new: bool = False) -> Candidate | None:
-        """The one that is expected to improve most; unknown parameters are always tried.
+    def _orders(self, number: int) -> list[tuple[float, float, str, Candidate]]:
+        """What may win by the improvement expected; unknown parameters are always tried.
 
-        With ``new``, only those: the others wait for the probe.
+        While there is no forecast, the second and further servers try those only: the others wait
+        for the probe.
         """
+        new = number > 0 and self.forecast is None
         candidates: list[tuple[float, float, str, Candidate]] = []
         for candidate in self._untried:
             unfit = self._unfit and candidate.int(GAMMA)
@@ -279,7 +297,7 @@ class ForecastProposer:
             elif self._is_worth_it(candidate, guess):
                 order = (-guess.improvement(self._likely_best), guess.us, candidate.key)
                 candidates.append((*order, candidate))
-        return min(candidates)[3] if candidates else None
+        return candidates
 
     def _is_above(self, candidate: Candidate) -> bool:
         """Whether it drafts more than the largest gamma that booted, all else equal."""
@@ -306,7 +324,7 @@ class ForecastProposer:
         return min(values, default=math.inf)
 
     def _recommended(self) -> list[Trial]:
-        return [t for t in self._told.values() if _is_ok(t) and self._may_be_recommended(t)]
+        return [t for t in self._told.values() if _is_ok(t) and self.may_be_recommended(t)]
 
     def bar(self) -> Bar:
         """What a measurement about to begin must beat."""
@@ -341,7 +359,7 @@ class ForecastProposer:
         points = (point_of(t.candidate, level_rates(t)) for t in self._recommended())
         return [point for point in points if point is not None]
 
-    def _may_be_recommended(self, trial: Trial) -> bool:
+    def may_be_recommended(self, trial: Trial) -> bool:
         """Whether it keeps its SLO and says what is said without speculation, as far as known."""
         if trial.measurement.details.get("slo_missed"):
             return False

@@ -230,6 +230,20 @@ def strategies() -> None:
     table(("effort", "strategy (seeds)", *(f"M={m}" for m in sizes)), rows, right=0)
 
 
+def samplers() -> None:
+    """Print what each sampler of servers needs on the recorded grids."""
+    rows = [
+        [row["grid"].split("/")[0], row["objective"], f"{row['sampler']} ({row['seeds']})",
+         f"{row['reached']} of {row['seeds']}",
+         "" if row["near_mean"] is None else f"{row['near_mean']:.1f} / {row['near_worst']}",
+         f"{row['boots_mean']:.1f} of {row['settings']}", f"{row['behind_worst']:.1%}"]
+        for row in read("samplers.json")["rows"]
+    ]  # fmt: skip
+    heads = ("grid", "objective", "sampler (seeds)", "within 1 %", "after boots: mean / worst",
+             "boots in all", "behind, worst")  # fmt: skip
+    table(heads, rows, right=0)
+
+
 def gb10() -> None:
     """Print where the cost model puts the rows that won on real GB10s."""
     found = read("gb10-published.json")

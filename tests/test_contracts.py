@@ -45,6 +45,10 @@ class TestRandom(TestTPE):
     sampler = "random"
 
 
+class TestGP(TestTPE):
+    sampler = "gp"
+
+
 class TestTPEWithSeeds(TestTPE):
     """Candidates of the cost model go first; one is not feasible, one is not of the space."""
 
@@ -73,8 +77,8 @@ class TestOrdered(Synthetic):
 
 
 def test_all_samplers_are_under_contract() -> None:
-    assert set(SAMPLERS) == {"tpe", "random"}
-    with pytest.raises(BadInputError, match="no sampler 'grid'; known: random, tpe"):
+    assert set(SAMPLERS) == {"gp", "random", "tpe"}
+    with pytest.raises(BadInputError, match="no sampler 'grid'; known: gp, random, tpe"):
         OptunaProposer(space(), feasible(), sampler="grid")
 
 

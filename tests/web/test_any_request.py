@@ -86,7 +86,8 @@ def operations() -> list[tuple[str, str]]:
     site_paths = [
         *("/jobs", "/jobs/{id}", "/jobs/{id}:cancel", "/jobs/{id}:retry", "/jobs/{id}/log"),
         *("/jobs/{id}/artifacts", "/jobs/{id}/artifacts/{name}", "/studies", "/studies/{name}"),
-        *("/studies/{name}/trials", "/devices"),
+        *("/studies/{name}/trials", "/studies/{name}/report", "/studies/{name}/compare"),
+        *("/devices", "/machine"),
     ]
     return [(m, p) for p in site_paths for m in ("GET", "POST", "DELETE")]
 
@@ -100,7 +101,7 @@ def test_the_operations_below_are_those_of_the_document(any_site: Site) -> None:
 
 
 QUERIES = st.dictionaries(
-    st.sampled_from(["state", "kind", "limit", "cursor", "offset", "after", "format", "x"]),
+    st.sampled_from(["state", "kind", "limit", "cursor", "offset", "after", "format", "with", "x"]),
     TEXTS,
     max_size=3,
 )

@@ -45,6 +45,7 @@ class TestRandom(TestTPE):
     sampler = "random"
 
 
+@pytest.mark.nightly  # minutes: a Gaussian process over 1,568 candidates
 class TestGP(TestTPE):
     sampler = "gp"
 

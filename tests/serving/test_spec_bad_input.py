@@ -169,12 +169,15 @@ def folder(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 LOADS_LM_EVAL = "quality of an unknown task"
+"""By day ``test_tasks.py`` asks the same of lm-eval, which takes half a minute to load."""
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.server if name == LOADS_LM_EVAL else ())
+        pytest.param(
+            name, marks=(pytest.mark.server, pytest.mark.nightly) if name == LOADS_LM_EVAL else ()
+        )
         for name in CASES
     ],
 )

@@ -6,13 +6,14 @@ that the job runs, also a service that was started later; the kernel frees it wh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import traceback
 from pathlib import Path
 
-from autotune.core import ExitCode
+from autotune.core import AutotuneError, ExitCode
 from autotune.web.queue import CRASHED
 
 
@@ -36,7 +37,9 @@ def main() -> None:
     finally:
         from autotune.export.files import write_whole  # noqa: PLC0415
 
-        write_whole(file, json.dumps({"exit_code": int(code)}).encode())
+        # On a full disk the service still sees the code, unless it was started anew meanwhile.
+        with contextlib.suppress(AutotuneError, OSError):
+            write_whole(file, json.dumps({"exit_code": int(code)}).encode())
     sys.exit(code)
 
 

@@ -148,12 +148,14 @@ def ended(job: JobRecord, exit_code: int | None, last_line: str = "") -> Change:
     if exit_code is not None and exit_code < 0:
         name = _SIGNALS.get(-exit_code, str(-exit_code))
         return Change(JobState.FAILED, f"its process was ended by signal {name}")
-    if exit_code == ExitCode.FLAGGED:
+    if exit_code == ExitCode.FLAGGED and job.kind in FLAGGING:
         return Change(JobState.SUCCEEDED, last_line or "it flagged something, see its result")
     failed = Change(JobState.FAILED, last_line or f"exit code {exit_code}")
     return _ENDS.get(exit_code, failed)
 
 
+FLAGGING = frozenset({"verify", "explain"})
+"""Kinds whose exit code 1 is an answer. Of others it can only be Python's, for a crash."""
 _SIGNALS = {int(one): one.name for one in signal.Signals}
 _ENDS: dict[int | None, Change] = {
     ExitCode.DONE: Change(JobState.SUCCEEDED, ""),

@@ -94,7 +94,7 @@ def test_never_two_on_a_gpu(wanted: list[tuple[str, int]], gpus: int) -> None:
     ("stop", "code", "state", "said"),
     [
         (Stop.NO, 0, JobState.SUCCEEDED, ""),
-        (Stop.NO, 1, JobState.SUCCEEDED, "two errors"),
+        (Stop.NO, 1, JobState.FAILED, "two errors"),
         (Stop.NO, 2, JobState.FAILED, "two errors"),
         (Stop.NO, 4, JobState.FAILED, "two errors"),
         (Stop.NO, CRASHED, JobState.FAILED, "traceback"),
@@ -115,6 +115,11 @@ def test_what_an_end_means(stop: Stop, code: int | None, state: JobState, said: 
     change = ended(job(1, stop=stop), code, "two errors")
     assert change.state is state
     assert said in change.reason
+
+
+def test_what_is_flagged_is_an_answer_of_some_kinds() -> None:
+    assert ended(job(1, kind="verify"), 1, "two errors").state is JobState.SUCCEEDED
+    assert ended(job(1, kind="moe"), 1, "two errors").state is JobState.FAILED
 
 
 def test_what_goes_on_when_the_service_starts() -> None:

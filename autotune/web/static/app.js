@@ -76,7 +76,11 @@ function newJob(form) {
     for (const button of form.querySelectorAll("button")) { button.disabled = true; }
     try {
       const job = jobOf(form);
-      const found = await call("POST", "/jobs:validate", job); // so that a refusal stands at its field
+      const found = await call("POST", "/jobs:validate", job).catch(async (refusal) => {
+        // What runs now may hold the memory that this job will find at its turn: then it waits for it.
+        const runs = start && (await call("GET", "/jobs?state=RUNNING&state=STOPPING&limit=1")).jobs.length;
+        if (!runs) { throw refusal; } // so that it stands at its field
+      });
       if (start) { location.href = "/jobs/" + (await call("POST", "/jobs", job)).id; return; }
       $("plan-text").textContent = found.said.join("\n") || "Nothing stands against it.";
       $("command").textContent = found.command;

@@ -12,12 +12,16 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from packaging.version import Version
+
 from autotune.core import MissingEnvironmentError
 from autotune.machine.environment import exported
 from autotune.util import secret
 
 NAMESPACE = "autotune"
 _ANSWER_S = 5.0
+_ASKS = "2.52"
+"""The first Ray that asks for a token; older ones ignore ``RAY_AUTH_MODE`` and let anybody in."""
 
 
 @contextlib.contextmanager
@@ -43,6 +47,11 @@ def connected(where: str) -> Iterator[None]:
         raise MissingEnvironmentError(
             "--ray: Ray is not installed for this Python; pip install 'autotune[ray]'"
         ) from None
+    if where == "local" and Version(ray.__version__) < Version(_ASKS):
+        raise MissingEnvironmentError(
+            f"--ray local: Ray {ray.__version__} listens on all interfaces and lets anybody in; "
+            f"install {_ASKS} or newer, which asks for a token"
+        )
     address = where
     if where == "auto":
         address = exported("RAY_ADDRESS") or "auto"

@@ -317,6 +317,17 @@ def test_without_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
+def test_a_ray_that_lets_anybody_in_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "__version__", "2.51.2")
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("it was started"))
+    with (
+        pytest.raises(MissingEnvironmentError, match=r"Ray 2\.51\.2 .* lets anybody in"),
+        connect.connected("local"),
+    ):
+        pass
+
+
 def test_signals_are_ours_when_a_cluster_is_joined_and_stdout_is_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

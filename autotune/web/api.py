@@ -17,6 +17,7 @@ from autotune.machine.devices import detect_gpus, load_devices
 from autotune.machine.environment import visible_gpus
 from autotune.report.beside import beside
 from autotune.report.page import Page
+from autotune.store.foreign import reading_back
 from autotune.store.records import JobRecord, JobState
 from autotune.util import secret
 from autotune.web import stream
@@ -254,7 +255,8 @@ def page_of_study(service: Service, name: str) -> Page:
     if detail is None:
         raise ProblemError(404, f"no study {name!r}")
     try:
-        return get_kind(detail.study.kind).page(service.store, name, out=service.root)
+        with reading_back(service.runner.settings.db, name):
+            return get_kind(detail.study.kind).page(service.store, name, out=service.root)
     except BadInputError as error:
         raise ProblemError(409, str(error)) from None
 

@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from autotune import __version__
 from autotune.report.page import Page
 from autotune.store.records import JobState
+from autotune.util import secret
 from autotune.web import api
 from autotune.web.forms import form
 from autotune.web.kinds import KINDS
@@ -107,7 +108,7 @@ class Views:
 def _sandboxed(page: Page) -> Response:
     from autotune.report.render import to_html  # noqa: PLC0415 - slow import
 
-    return HTMLResponse(to_html(page), headers=api.SANDBOX)
+    return HTMLResponse(secret.mask(to_html(page)), headers=api.SANDBOX)
 
 
 def install(app: FastAPI, views: Views, doorman: Doorman) -> None:

@@ -7,7 +7,10 @@ import html
 import pytest
 
 from autotune.core import Phase
+from autotune.kernels.kind import KIND
 from autotune.machine import health
+from autotune.report.page import Page
+from autotune.util import secret
 from tests.support import kernel_pages, serving_pages
 from tests.web.conftest import Site
 
@@ -39,6 +42,23 @@ def test_a_report_is_of_now_and_of_no_site(filled: Site) -> None:
     assert shown.headers["content-security-policy"].startswith("sandbox ")
     assert list(filled.root.glob("**/*.html")) == [], "reading a report writes nothing"
     assert filled.client.get(f"{API}/studies/s/report").json()["title"] == "s"
+
+
+def test_a_report_says_no_secret_and_what_cannot_be_read_back_is_one_line(
+    filled: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret.remember(["slow-and-secret"])
+    shown = Page("t", "predicted", None, "is slow-and-secret", [])
+    monkeypatch.setattr(KIND, "page", lambda *_, **__: shown)
+    assert "slow-and-secret" not in filled.client.get("/studies/slow/report").text
+
+    def other_shape(*_: object, **__: object) -> Page:
+        raise KeyError("shape")
+
+    monkeypatch.setattr(KIND, "page", other_shape)
+    answer = filled.client.get(f"{API}/studies/slow/report")
+    assert answer.status_code == 409
+    assert "cannot be read back" in answer.json()["detail"]
 
 
 def test_two_studies_beside_each_other(filled: Site) -> None:
@@ -81,6 +101,7 @@ def test_the_machine_is_asked_once_for_many_who_look(
         return [["NVIDIA GB10", "97", "2405", "3003", "71", "[N/A]", "[N/A]", "[N/A]"]]
 
     monkeypatch.setattr(health, "nvidia_smi", smi)
+    monkeypatch.setattr("autotune.web.service._MACHINE_S", 600.0)  # however slow this machine is
     for _ in range(5):
         told = site.client.get(f"{API}/machine").json()
     assert len(asked) == 1

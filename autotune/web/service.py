@@ -228,12 +228,20 @@ class Service:
         return self._snapshots[job_id]
 
     def machine(self) -> dict[str, Any]:
-        """Tell the memory and clocks of this machine, asked at most every two seconds."""
-        with self._asking:
-            if time.monotonic() >= self._machine_until:
-                self._machine = health.now()
-                self._machine_until = time.monotonic() + _MACHINE_S
-            return self._machine
+        """Tell the memory and clocks of this machine, asked at most every two seconds.
+
+        Where nvidia-smi hangs one request waits for it, and the others get what it said before.
+        """
+        if time.monotonic() >= self._machine_until and self._asking.acquire(
+            blocking=not self._machine
+        ):
+            try:
+                if time.monotonic() >= self._machine_until:
+                    self._machine = health.now()
+                    self._machine_until = time.monotonic() + _MACHINE_S
+            finally:
+                self._asking.release()
+        return self._machine
 
     # ------------------------------------------------------------------ before a start
 

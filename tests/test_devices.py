@@ -216,6 +216,7 @@ def test_auto_reads_a_gpu_that_no_file_describes_from_its_driver(
         ({"capability_major": 7, "capability_minor": 5}, "7.5; vLLM's fused-MoE kernel"),
         ({"capability_major": 14}, "says it is sm_149, unknown here; copy one of"),
         ({"memory_clock_khz": 0}, "does not tell what it is made of; copy one of"),
+        ({"l2_bytes": 0}, "does not tell what it is made of; copy one of"),
     ],
 )
 def test_auto_with_a_gpu_that_cannot_be_described(
@@ -230,7 +231,7 @@ def test_auto_with_a_gpu_that_cannot_be_described(
 def test_auto_without_a_driver_that_answers(smi: Any, told: dict[str, Any]) -> None:
     smi("NVIDIA X1, GPU-1, 580.1, 15360, 7.5\n")
     assert told == {}
-    with pytest.raises(BadInputError, match="no file describes 'NVIDIA X1'"):
+    with pytest.raises(BadInputError, match="describes 'NVIDIA X1', and the driver does not tell"):
         resolve_device("auto")
 
 

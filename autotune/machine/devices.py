@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from autotune.core import BadInputError, MissingEnvironmentError
-from autotune.machine.driver import driver_facts
+from autotune.machine.driver import ATTRIBUTES, driver_facts
 from autotune.util.resources import data_root
 from autotune.util.yamlfile import load_yaml
 
@@ -38,11 +38,11 @@ _ALIKE = {90: "h100", 100: "b200", 103: "b200", 120: "rtx-pro-6000", 121: "gb10"
 _MMA = {
     80: {"hmma_bf16": 2048.0, "imma_int8": 4096.0},
     86: {"hmma_bf16": 1024.0, "imma_int8": 2048.0},
-    87: {"hmma_bf16": 1024.0, "imma_int8": 2048.0},
+    87: {"hmma_bf16": 2048.0, "imma_int8": 4096.0},
     89: {"qmma_fp8": 2048.0, "hmma_bf16": 1024.0, "imma_int8": 2048.0},
 }
-"""The same where no file has them: dense rates of the data sheets of A100, A10 and L40S over their
-SMs and boost clocks, rounded to powers of two (a GeForce may have half)."""
+"""The same where no file has them: dense rates of the data sheets of A100, A10, AGX Orin
+and L40S over their SMs and boost clocks, rounded to powers of two (a GeForce may have half)."""
 _COPY_SHARE = 0.85
 """What a copy is assumed to reach of the bus, until one is measured; 0.80 to 0.90 elsewhere."""
 _AMD = Path("/dev/kfd")
@@ -236,8 +236,10 @@ def described(gpu: GpuInfo, facts: Mapping[str, int] | None) -> Device:
         )
     alike = _ALIKE.get(arch := 10 * major + minor)
     mma = get_device(alike).tensor_flops_per_sm_per_clock if alike else _MMA.get(arch)
-    if mma is None or not (peak and boost and told.get("sm_count")):
-        lacks = "does not tell what it is made of" if mma else f"says it is sm_{arch}, unknown here"
+    complete = peak and boost and all(told.get(n) for n in ATTRIBUTES if n in Device.model_fields)
+    if mma is None or not complete:
+        unknown = f"says it is sm_{arch}, unknown here"
+        lacks = unknown if major and mma is None else "does not tell what it is made of"
         raise BadInputError(
             f"--device auto: no file describes {gpu.name!r}, and the driver {lacks}; copy one of "
             "search_spaces/devices, fill in its figures and give its path with --device"

@@ -51,7 +51,9 @@ def schema_of(kind: str) -> dict[str, Any]:
 
 
 def gpus_needed(request: Request, here: Sequence[GpuInfo], visible: str | None) -> int:
-    """Count the GPUs that a job keeps busy by itself, if nobody asked for more: 0 or 1.
+    """Count the GPUs that a job keeps busy by itself, if nobody asked for more.
+
+    0 or 1, and all for kernels on a Ray cluster of this machine.
 
     Args:
         request: of the job.

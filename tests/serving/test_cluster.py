@@ -114,6 +114,7 @@ def test_nodes_of_another_kind_are_left_out_by_name() -> None:
     other = dataclasses.replace(SPARK, host="h100", gpus=("NVIDIA H100",))
     found = judged([laptop, SPARK, OTHER, other])
     assert [node.host for node in found.nodes] == ["spark-1", "spark-2"]
+    assert judged([other, OTHER, SPARK]).nodes == found.nodes, "in whatever order Ray has them"
     assert found.left_out == ("laptop (no GPU)", "h100 (NVIDIA H100)")
     with pytest.raises(MissingEnvironmentError, match="no node"):
         judged([])

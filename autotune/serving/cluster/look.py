@@ -150,7 +150,9 @@ def judged(found: Sequence[NodeFacts]) -> Looked:
     """
     kinds = Counter(node.gpus[:1] for node in found if node.gpus)
     kind = max(kinds, key=lambda one: kinds[one], default=())
-    nodes = tuple(node for node in found if node.gpus[:1] == kind)
+    able = (node for node in found if node.gpus[:1] == kind)
+    # In an order that Ray does not have: what the first one has is part of the study's set-up.
+    nodes = tuple(sorted(able, key=lambda node: (node.host, node.node)))
     said = [f"{n.host} ({n.gpus[0] if n.gpus else 'no GPU'})" for n in found if n not in nodes]
     lines = [line for node in nodes for line in _lacks(node, nodes)]
     if lines:

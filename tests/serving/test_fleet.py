@@ -145,6 +145,21 @@ def test_what_is_finished_out_of_turn_outlives_a_kill() -> None:
     assert place_of(found[1].details) == "b"
 
 
+class FullPlace(ScriptedPlace):
+    """Finds no room for its server."""
+
+    def events(self) -> Sequence[Measurement | Part]:
+        raise MissingEnvironmentError("no room here")
+
+
+def test_a_place_that_cannot_measure_takes_nothing_from_the_others() -> None:
+    a, b = ScriptedPlace("a", slow_first), FullPlace("b", quick)
+    told: list[Part | Measurement] = []
+    with fleet(a, b) as made, pytest.raises(MissingEnvironmentError, match="no room here"):
+        told.extend(made.measure([Job(candidate(gamma), LOAD) for gamma in range(2)]))
+    assert told == [part(Job(candidate(0), LOAD), "repeat 0")]
+
+
 def lost_once(job: Job) -> list[Measurement | Part | PlaceLostError]:
     if "repeat 0" in job.parts:
         return [measured(7.0)]

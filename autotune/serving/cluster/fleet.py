@@ -323,8 +323,11 @@ class _Run:
                 self._start()
                 while self._asked and self._asked[0].done:
                     yield from self._asked.popleft().found
-                news = [part for task in list(self._asked) for part in self._news(task)]
-                yield from news
+                news = False
+                for task in list(self._asked):
+                    for part in self._news(task):  # stored before another place can fail
+                        news = True
+                        yield part
                 if not news and self._asked and not self._asked[0].done:
                     self._fleet.sleep(_POLL_S)
         finally:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autotune.cluster.crew import Lost, Seat, Setting, Task
@@ -230,8 +230,9 @@ class RayCrew:
                 if task.setting.name == "compile":
                     del result.value["place"]  # a result by its content; where does not matter
             return task, result
-        except RayActorError as error:
-            self._absent.setdefault(seat, time.monotonic())
+        except (RayActorError, ObjectLostError) as error:  # or its node, with the result on it
+            if seat in self._load:  # else nobody is to be asked any more
+                self._absent.setdefault(seat, time.monotonic())
             self._has.pop(seat, None)
             return task, Lost(f"{seat} is lost: {_first_line(error)}")
         except RayError as error:  # not of the task: what that does is a result

@@ -238,6 +238,9 @@ class Group:
     def close(self) -> None:
         """End the actors and give the GPUs back."""
         actors = [actor for actor in (self._measurer, *self._watches) if actor is not None]
+        with contextlib.suppress(RayError, AutotuneError, PlaceLostError):
+            while self._next() is not None:  # the end of the last stream, which nobody asked for
+                pass
         with contextlib.suppress(RayError):  # the server first, while its locks are held
             ray.get([a.close.remote() for a in actors if self._stream is None], timeout=_ANSWER_S)
         for actor in actors:

@@ -197,6 +197,18 @@ def test_one_that_dies_makes_way_for_the_next_best(bench: Bench) -> None:
     assert samples == {6}
 
 
+def test_a_finalist_that_stayed_out_for_want_of_room_is_the_first_to_follow(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autotune.serving.decide.side_by_side._room", lambda *_: (1 << 28, 2))
+    dies = {"dies_beside": [2]}
+    result = bench.tune(DRAFTING | dies, **{**BESIDE, "gamma": "0-4"})
+    assert result.confirmed is not None
+    (second,) = finalists(1)
+    assert result.confirmed.trials.keys() == {result.baseline.candidate, second}
+    assert result.confirmed.way.left_out == ()
+
+
 class OneAtATime(HoldsNothing):
     """A measurer that cannot have several servers up."""
 

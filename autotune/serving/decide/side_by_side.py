@@ -6,6 +6,7 @@ Boots that followed each other were up to 47 % apart; two of one setting, side b
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -138,8 +139,8 @@ def _room(plan: Plan, order: Sequence[Candidate]) -> tuple[int, int]:
 def confirm_side_by_side(contest: Contest, way: Way, *, falls_back: bool) -> Confirmed:
     """Compare all on servers that are up at once; then choose, as in turns.
 
-    A finalist that is out is replaced by ``instead_of`` it, and all are compared again: only what
-    has samples of one time can be paired.
+    A finalist that is out is replaced by one that was left out, or else by ``instead_of`` it, and
+    all are compared again: only what has samples of one time can be paired.
 
     Args:
         contest: who, except what ``way`` leaves out.
@@ -152,6 +153,7 @@ def confirm_side_by_side(contest: Contest, way: Way, *, falls_back: bool) -> Con
     """
     home, fell, dropped = contest.home, dict[Candidate, list[str]](), dict[Candidate, Trial]()
     rivals = [c for c in contest.finalists if c not in way.left_out]
+    waiting = deque(way.left_out)
     while True:
         way, found = _compared(contest, way, [home, *rivals, *contest.beside])
         first = found[home]
@@ -167,10 +169,11 @@ def confirm_side_by_side(contest: Contest, way: Way, *, falls_back: bool) -> Con
         dropped |= {c: found.pop(c) for c in out}
         rivals = [c for c in rivals if c not in out]
         places = len(dropped) <= len(contest.finalists)
-        others = [other for c in out if places and (other := contest.instead_of(c)) is not None]
+        nexts = (waiting.popleft() if waiting else contest.instead_of(c) for c in out if places)
+        others = [other for other in nexts if other is not None]
         if not others:
             break
-        rivals += others
+        rivals, way = rivals + others, replace(way, left_out=tuple(waiting))
     able = {c: found[c] for c in (home, *rivals)}
     chosen = chosen_of(contest, able, {c: [t] for c, t in found.items()})
     return replace(chosen, fell=fell, dropped=dropped, way=way)

@@ -13,17 +13,21 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.core import BadInputError, Candidate, Scalar, digest
+from autotune.core import BadInputError, Candidate, MissingEnvironmentError, Scalar, digest
 from autotune.propose.names import GRID, MODEL, NAMED
 from autotune.propose.proposers import SAMPLERS
 
 _STARTUP = 4
 """Boots before GP and TPE model anything; their own 10 are the whole of a small grid."""
+
+_NEEDS = {"gp": ("scipy", "torch")}
+"""Packages that Optuna loads when a sampler first models something, which is after some boots."""
 
 Make = Callable[[int], optuna.samplers.BaseSampler]
 
@@ -175,9 +179,13 @@ def check_sampler(name: str) -> str:
 
     Raises:
         BadInputError: there is none of this name.
+        MissingEnvironmentError: it wants a package that is not here.
     """
     if name not in NAMED:
         _loaded(name)
+    lacking = [one for one in _NEEDS.get(name, ()) if find_spec(one) is None]
+    if lacking:
+        raise MissingEnvironmentError(f"--sampler {name}: pip install {' '.join(lacking)}")
     return name
 
 

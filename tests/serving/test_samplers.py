@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
-from autotune.core import BadInputError, Candidate, Outcome
+from autotune.core import BadInputError, Candidate, MissingEnvironmentError, Outcome
 from autotune.propose.names import NAMED
 from autotune.propose.study import StudyInMemory, Told, check_sampler, maker
 from autotune.serving.forecast.ask import StudyProposer
@@ -164,3 +164,12 @@ def test_what_failed_is_told_without_a_value() -> None:
 def test_a_sampler_that_is_not_there_is_named(name: str, why: str) -> None:
     with pytest.raises(BadInputError, match=why):
         check_sampler(name)
+
+
+def test_a_sampler_whose_packages_are_not_here_ends_before_the_first_boot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("autotune.propose.study.find_spec", lambda _: None)
+    assert check_sampler("tpe") == "tpe"
+    with pytest.raises(MissingEnvironmentError, match="--sampler gp: pip install scipy torch"):
+        check_sampler("gp")

@@ -293,7 +293,7 @@ def _new_files(folder: Path, known: frozenset[str], since: float = 0.0) -> dict[
 
 
 class ClusterTimer(GpuMeasurer):
-    """Times candidates on the GPUs of a cluster; compile processes of this machine feed them.
+    """Times candidates on the GPUs of a cluster, fed by compile processes here or on its nodes.
 
     Kernels go to other machines with the first task that needs them.
     """

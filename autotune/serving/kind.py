@@ -97,7 +97,7 @@ def _overview(served: Served) -> Overview:
 def served_rows(served: Served) -> list[dict[str, Any]]:
     """Return every setting of a load of a ``spec`` study, the baseline first, as JSON values.
 
-    ``times_baseline`` is of the search's single boot, ``fresh_boots`` of the boots that took turns.
+    ``times_baseline`` is of the search's single boot, ``fresh_boots`` of those that confirm.
     """
     before = None if served.baseline is None else served.baseline.measurement.value
     rows = []

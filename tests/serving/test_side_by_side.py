@@ -316,6 +316,15 @@ def test_with_a_dial_the_second_best_may_stay_out(bench: Bench) -> None:
     assert way_of(roomy, [two, three], [], {**dialled, three: slower}).left_out == (three,)
 
 
+def test_where_host_and_gpu_share_memory_turns_are_taken_unless_asked(bench: Bench) -> None:
+    """A machine that hangs with all of them up would bar the baseline itself from the next run."""
+    roomy = replace(asked(bench), memory=reading(138, MemoryKind.UNIFIED))
+    way = way_of(roomy, finalists(2), [], {})
+    assert way.beside is None
+    assert "freezes the machine" in way.why
+    assert way_of(replace(roomy, confirm="side-by-side"), finalists(2), [], {}).beside is not None
+
+
 def test_what_differs_in_memory_takes_turns(bench: Bench) -> None:
     plan = asked(bench, gpu_memory_utilization="0.4,0.5")
     rivals = [Candidate.of({GAMMA: 2, "gpu_memory_utilization": "0.5"})]

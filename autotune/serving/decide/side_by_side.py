@@ -22,6 +22,7 @@ from autotune.core import (
     digest,
 )
 from autotune.decide.stats import LEAST_PAIRS, paired_ratio
+from autotune.machine.memory import MemoryKind
 from autotune.serving.cluster.launcher import GroupLauncher
 from autotune.serving.decide.confirm import Confirmed, Contest, Way, chosen_of, confirm
 from autotune.serving.memory.together import Load, cache_bytes, how_many_fit
@@ -86,6 +87,12 @@ def way_of(
     """
     if plan.confirm == IN_TURN:
         return Way(why=f"asked for (--confirm {IN_TURN})")
+    if plan.confirm == AUTO and plan.memory.kind is MemoryKind.UNIFIED:
+        # A machine that hangs here has begun a boot of every rival, the baseline's too.
+        return Way(
+            why="on memory that host and GPU share, a server too many freezes the machine; "
+            f"--confirm {SIDE_BY_SIDE} asks for it"
+        )
     if isinstance(plan.launcher, GroupLauncher):
         return Way(why="vLLM's Ray executor has each GPU for one server at a time")
     close = _close(finalists, dialled)

@@ -208,6 +208,16 @@ def test_without_any_place_left_the_command_ends() -> None:
         fleet(None).__enter__()
 
 
+def test_what_fails_to_start_on_a_free_gpu_is_not_called_a_lack_of_gpus() -> None:
+    def fails(_: float) -> ScriptedPlace:
+        raise PlaceLostError("its vLLM cannot be imported")
+
+    made = fleet(None)
+    made._opener = fails
+    with pytest.raises(MissingEnvironmentError, match=r"nothing starts .* cannot be imported"):
+        made.__enter__()
+
+
 def test_rivals_meet_on_one_place_and_a_control_has_its_own() -> None:
     a, b = ScriptedPlace("a", quick), ScriptedPlace("b", quick)
     rivals = [Job(candidate(g), LOAD.in_round(r)) for r in (1, 2) for g in (0, 2, 3)]

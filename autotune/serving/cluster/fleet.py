@@ -265,13 +265,16 @@ class Fleet:
         Raises:
             MissingEnvironmentError: none is left, and none came.
         """
-        place = self._opener(within_s)
+        why = f"no node has had a free GPU for {within_s:.0f} s"
+        try:
+            place = self._opener(within_s)
+        except PlaceLostError as lost:
+            place, why = None, f"nothing starts where a GPU is free: {lost}"
         if place is not None:
             self.places.append(place)
         elif not self.places:
             raise MissingEnvironmentError(
-                f"--ray: no node has had a free GPU for {within_s:.0f} s; what was measured is "
-                "kept, and the same command goes on"
+                f"--ray: {why}; what was measured is kept, and the same command goes on"
             )
         return place is not None
 

@@ -317,7 +317,7 @@ def opener(
                 return Group(group, wanted, measurer, logs, secrets, folder)
             except PlaceLostError:
                 if time.monotonic() >= end:
-                    return None
+                    raise
 
     return open_one
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from autotune.core import AutotuneError, BadInputError
@@ -301,6 +301,7 @@ def test_a_log_of_any_bytes(data: bytes) -> None:
 
 
 @FEW
+@example("\n")
 @given(st.text(max_size=40) | st.text(alphabet="0123456789-,.=:eE+ naif%smh", max_size=40))
 def test_flags_of_any_text(text: str) -> None:
     """What a person types, or a script for her; the same texts come in requests of JSON."""

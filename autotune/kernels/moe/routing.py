@@ -109,8 +109,9 @@ def parse_routing(text: str) -> Routing:
     except (OSError, ValueError):  # such as a name that is too long
         is_file = False
     if not is_file:
+        said = text[:100] if text.isprintable() else edge.shown(text)
         raise BadInputError(
-            f"--routing {text[:100]}: expected uniform, zipf:1.1, or a JSON file with a list of "
+            f"--routing {said}: expected uniform, zipf:1.1, or a JSON file with a list of "
             "counts"
         )
     try:

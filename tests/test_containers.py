@@ -121,6 +121,7 @@ def test_kill_9_leaves_nothing_running_and_the_next_goes_on(podman: Podman, tmp_
 
 
 @pytest.mark.kill
+@pytest.mark.nightly  # by day the command itself is killed, and interrupted
 def test_a_killed_client_of_the_engine_ends_the_container(podman: Podman, tmp_path: Path) -> None:
     with at_work(podman, tmp_path) as process:
         (client,) = [

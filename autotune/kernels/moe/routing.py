@@ -111,8 +111,7 @@ def parse_routing(text: str) -> Routing:
     if not is_file:
         said = text[:100] if text.isprintable() else edge.shown(text)
         raise BadInputError(
-            f"--routing {said}: expected uniform, zipf:1.1, or a JSON file with a list of "
-            "counts"
+            f"--routing {said}: expected uniform, zipf:1.1, or a JSON file with a list of counts"
         )
     try:
         counts = edge.read_json(path)

@@ -477,3 +477,21 @@ def test_memory_given_back_meanwhile_is_tried_once_more(
     with pytest.raises(server.ServerFailedError):
         server.start(launcher, None, tmp_path / "log", 5.0)  # type: ignore[arg-type]
     assert launcher.launched == launches
+
+
+WARNING = (
+    "WARNING 11-27 10:00:00 [fused_moe.py:881] Using default MoE config. Performance might be "
+    "sub-optimal! Config file not found at /usr/lib/vllm/configs/"
+    "E=128,N=704,device_name=NVIDIA_GB10,dtype=fp8_w8a8.json"
+)
+
+
+@pytest.mark.parametrize("width", [300, 100, 80, 67])
+@pytest.mark.parametrize("begins", [0, WARNING.index("Using")])
+def test_a_warning_that_a_terminal_wrapped_is_whole(width: int, begins: int) -> None:
+    text = WARNING[begins:]
+    pasted = "\n".join(text[at : at + width] for at in range(0, len(text), width))
+    facts = facts_of(lines_of(pasted.encode()))
+    assert facts.asked_for == ["E=128,N=704,device_name=NVIDIA_GB10,dtype=fp8_w8a8.json"]
+    at_the_path = text.replace(" /usr", "\n/usr")
+    assert facts_of(lines_of(at_the_path.encode())).asked_for == facts.asked_for

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,6 +19,9 @@ from autotune.serving.logs.read import Line
 
 _USED = re.compile(r"Using configuration from (.{1,1000}?) for (MoE layer|W8A8 Block FP8 kernel)")
 _MISSING = re.compile(r"Using default .{1,200}Config file not found at (.+)")
+_FILE = re.compile(r"Using default .{1,200}Config file not found at (/\S{1,1000}\.json)")
+_WRAPPED = 5
+"""Lines that the warning may have become on a narrow terminal."""
 _INSTALLED = "vllm/model_executor/layers/"
 _DEVICE = re.compile(r"device_name=([^,/]+?)(?:,|\.json|$)")
 _VERSION = re.compile(r"LLM engine \(v([^)\s]{1,60})\)|vLLM API server version (\S{1,60})")
@@ -137,16 +141,33 @@ class Facts:
         return next((found[1] for found in names if found), None)
 
 
+def _not_found(texts: Sequence[str]) -> list[str]:
+    """Paths that the warning names; it goes on in further lines where a terminal wrapped it.
+
+    Spaces at the ends of lines are gone: each end may have had one.
+    """
+    for count in range(2, len(texts) + 1):
+        if _FILE.search(texts[0]):
+            break
+        for ends in product(("", " "), repeat=count - 1):
+            whole = texts[0] + "".join(map("".join, zip(ends, texts[1:count], strict=True)))
+            if found := _FILE.search(whole):
+                return [found[1]]
+    known = _MISSING.search(texts[0])
+    return [path.strip() for path in known[1].split(", ")] if known else []
+
+
 def moe_files(lines: Iterable[Line]) -> dict[str, Any]:
     """``moe_used`` and ``moe_missing``: paths of files, empty where the log names none."""
     used: set[str] = set()
     missing: set[str] = set()
-    for line in lines:
+    lines = list(lines)
+    for at, line in enumerate(lines):
         if "onfig" not in line.text:
             continue
         used.update(path for path, layer in _USED.findall(line.text) if layer == "MoE layer")
-        if (found := _MISSING.search(line.text)) and "Using default MoE config" in line.text:
-            missing.update(path.strip() for path in found[1].split(", "))
+        if "Using default MoE config" in line.text:
+            missing.update(_not_found([one.text for one in lines[at : at + _WRAPPED]]))
     return {"moe_used": sorted(used), "moe_missing": sorted(missing)}
 
 

@@ -41,7 +41,7 @@ class Seat:
 
     @property
     def name(self) -> str:
-        """For people and for the database."""
+        """For people and for the database; a GPU keeps it when its machine is started anew."""
         return f"{self.host}/{self.node[:8] if self.gpu is None else self.uuid or self.gpu}"
 
     def as_json(self) -> dict[str, Any]:

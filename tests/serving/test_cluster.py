@@ -17,12 +17,13 @@ import psutil
 import pytest
 
 from autotune.cluster import connect
+from autotune.cluster.crew import Seat
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.machine.memory import MemoryKind, MemoryReading
 from autotune.serving.cluster import plugin
 from autotune.serving.cluster.launcher import GroupLauncher, gpus_of, most_gpus
 from autotune.serving.cluster.look import Looked, NodeFacts, folders, judged, look_here
-from autotune.serving.cluster.node import LogTail, NodeMeasurer, Seat, Watch, place_json
+from autotune.serving.cluster.node import LogTail, NodeMeasurer, Watch, place_json
 from autotune.serving.job import local_measurer
 from autotune.serving.make_plan import make_plan
 from autotune.serving.memory.fit import boot_bytes

@@ -24,12 +24,13 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
+from autotune.cluster.crew import Seat
 from autotune.core import AutotuneError, Job, Measurement, MissingEnvironmentError, Outcome, Part
 from autotune.core import Group as Rivals
 from autotune.machine.devices import detect_gpus
 from autotune.serving.cluster.fleet import Event, PlaceLostError
 from autotune.serving.cluster.look import NodeFacts, look_here
-from autotune.serving.cluster.node import NodeMeasurer, Seat, Watch
+from autotune.serving.cluster.node import NodeMeasurer, Watch
 from autotune.serving.measure.measurer import ServingMeasurer
 
 _ANSWER_S = 30.0

@@ -12,12 +12,13 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from autotune.cluster.crew import Seat
 from autotune.core import Candidate, Group, Job, Measurement, MissingEnvironmentError, Part
 from autotune.machine.gpu_lock import hold_gpus, lock_folders
 from autotune.machine.guard import MemoryGuard, kill_tree
@@ -28,28 +29,6 @@ from autotune.util import secret
 _CHUNK = 1 << 20
 _WORKER = re.compile(r"(ray::)?(RayWorkerProc|RayWorkerWrapper|VLLM::)")
 """How vLLM's Ray executor titles its workers (0.24: the wrapper, 0.33: the process)."""
-
-
-@dataclass(frozen=True)
-class Seat:
-    """Where one bundle of a placement group is.
-
-    Attributes:
-        host: the name of the machine.
-        node: Ray's id of the node.
-        gpu: the index of the GPU on its machine; None where there is none.
-        uuid: of the GPU; None where it is not known.
-    """
-
-    host: str
-    node: str
-    gpu: int | None = None
-    uuid: str | None = None
-
-    @property
-    def name(self) -> str:
-        """For people, and for the database; a GPU keeps it when its machine is started anew."""
-        return f"{self.host}/{self.node[:8] if self.gpu is None else self.uuid or self.gpu}"
 
 
 def place_json(seats: Sequence[Seat]) -> dict[str, Any]:

@@ -146,9 +146,8 @@ def _not_found(texts: Sequence[str]) -> list[str]:
 
     Spaces at the ends of lines are gone: each end may have had one.
     """
-    for count in range(2, len(texts) + 1):
-        if _FILE.search(texts[0]):
-            break
+    counts = range(0) if _FILE.search(texts[0]) else range(2, len(texts) + 1)
+    for count in counts:
         for ends in product(("", " "), repeat=count - 1):
             whole = texts[0] + "".join(map("".join, zip(ends, texts[1:count], strict=True)))
             if found := _FILE.search(whole):

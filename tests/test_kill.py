@@ -232,7 +232,8 @@ def test_the_loop_and_the_store_killed_twenty_times(tmp_path: Path) -> None:
     with closing(sqlite3.connect(last)) as connection:
         found = [status for (status,) in connection.execute("SELECT status FROM runs ORDER BY id")]
     assert found[-1] == RunStatus.DONE
-    assert set(found[:-1]) <= {RunStatus.KILLED}
+    # One that stored its end and was killed before its process was gone is done.
+    assert set(found[:-1]) <= {RunStatus.KILLED, RunStatus.DONE}
 
 
 def test_ctrl_c_saves_and_says_so(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_kept_database_opens_with_its_trials(kept: Path, tmp_path: Path) -> No
         assert store.cache().get("0" * 16) == {"registers": 128}
         has_one = kept.stem >= "db-0003"
         assert store.verdicts(detail.searches[0]) == [{"verdict": "kept → ü"}] * has_one
-        assert store.boots().lost(detail.searches[0]) == {}
+        assert store.boots().lost(detail.searches[0]) == []
         jobs = [(job.id, job.state, job.args) for job in store.jobs().page()]
         assert jobs == [(1, JobState.QUEUED, {"device": "gb10"})] * (kept.stem >= "db-0005")
     with closing(sqlite3.connect(path)) as connection:

@@ -34,7 +34,7 @@ from autotune.serving.decide.side_by_side import confirm_either_way
 from autotune.serving.decide.soak import Soak, judge_soak
 from autotune.serving.forecast.ask import StudyProposer
 from autotune.serving.forecast.forecast import Forecast, ForecastProposer
-from autotune.serving.measure.boots import Boots, ComparingBoots, ran_short
+from autotune.serving.measure.boots import Boots, ComparingBoots, is_together, ran_short
 from autotune.serving.measure.load import LoadOptions
 from autotune.serving.measure.measurer import ServingMeasurer
 from autotune.serving.measure.race import rules_of
@@ -47,6 +47,7 @@ from autotune.serving.recipe import GAMMA, without_schedule
 from autotune.serving.retry import TRANSIENT, ResumableLog
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.stored import Apart, load_served
+from autotune.store.records import LostBoot
 from autotune.store.store import Store
 from autotune.tune import Limits, OnProgress, Progress, Search, TrialLog, measure_all, search_all
 
@@ -218,11 +219,10 @@ def _soaked(
 
 def _boots_of(run: Run[Plan, Measurer], log: ResumableLog) -> Measurer:
     """Keep from the measurer what hung this machine before, or ran it short of memory."""
-    lost: dict[Candidate, str] = {}
+    lost = list[LostBoot]()
     short: dict[Candidate, str] = {}
     if run.plan.memory.kind is MemoryKind.UNIFIED and not run.plan.retry_failed:
-        began = run.store.boots().lost(run.record)
-        lost = {c: f"{at:%Y-%m-%d %H:%M} UTC" for c, at in began.items()}
+        lost = run.store.boots().lost(run.record, is_together)
         short = ran_short(run.store.dated_trials(run.record))
     if isinstance(run.measurer, SideBySide):
         return ComparingBoots(run.measurer, log, lost, short)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import insert, select, update
 
 from autotune.core import Candidate
 from autotune.store.database import Session
-from autotune.store.records import RunRecord, RunStatus, SearchRecord
-from autotune.store.tables import BootRow, RunRow
+from autotune.store.records import LostBoot, RunRecord, RunStatus, SearchRecord
+from autotune.store.tables import BootRow, RunRow, WorkloadRow
 
 
 class StoredBoots:
@@ -42,17 +42,39 @@ class StoredBoots:
             with self._session.writing() as connection:
                 connection.execute(ended.values(ended_at=self._session.now()))
 
-    def lost(self, search: SearchRecord) -> dict[Candidate, datetime]:
-        """When the last boot of a candidate began, of those in which the command died."""
-        in_search = RunRow.search_id == search.id
-        last = select(func.max(BootRow.id)).join(RunRow, BootRow.run_id == RunRow.id)
+    def lost(
+        self, search: SearchRecord, together: Callable[[Mapping[str, Any]], bool] = lambda _: False
+    ) -> list[LostBoot]:
+        """The last boots in which the command died, oldest first.
+
+        Each is the last of its candidate alone, or of its candidate beside the same others: how a
+        boot ends that had the machine for itself tells nothing of several at once.
+
+        Args:
+            search: of which.
+            together: whether servers of a workload, given its description, are up with others.
+        """
         statement = (
-            select(BootRow.candidate, BootRow.begun_at)
+            select(
+                BootRow.candidate_key,
+                BootRow.candidate,
+                BootRow.begun_at,
+                BootRow.ended_at,
+                WorkloadRow.key,
+                WorkloadRow.spec,
+                RunRow.status,
+            )
             .join(RunRow, BootRow.run_id == RunRow.id)
-            .where(BootRow.id.in_(last.where(in_search).group_by(BootRow.candidate_key)))
-            .where(BootRow.ended_at.is_(None), RunRow.status == RunStatus.KILLED.value)
+            .join(WorkloadRow, BootRow.workload_id == WorkloadRow.id)
+            .where(RunRow.search_id == search.id)
             .order_by(BootRow.id)
         )
+        last: dict[tuple[str, str], LostBoot | None] = {}
         with self._session.reading() as connection:
-            rows = connection.execute(statement)
-            return {Candidate.of(row.candidate): row.begun_at for row in rows}
+            for row in connection.execute(statement):
+                group = row.key if together(row.spec) else ""
+                died = row.ended_at is None and row.status == RunStatus.KILLED.value
+                boot = LostBoot(Candidate.of(row.candidate), row.begun_at, group)
+                last.pop((row.candidate_key, group), None)
+                last[row.candidate_key, group] = boot if died else None
+        return [boot for boot in last.values() if boot is not None]

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from autotune.core import Basis, Outcome, Trial
+from autotune.core import Basis, Candidate, Outcome, Trial
 
 
 class RunStatus(StrEnum):
@@ -177,6 +177,21 @@ class NewJob:
     max_time_s: float | None = None
     gpus_wanted: int = 0
     idempotency_key: str | None = None
+
+
+@dataclass(frozen=True)
+class LostBoot:
+    """A server that was begun to be started and of which nobody saw the end.
+
+    Attributes:
+        candidate: its setting.
+        begun_at: when.
+        group: the workload's key where others were to be up beside it; else empty.
+    """
+
+    candidate: Candidate
+    begun_at: datetime
+    group: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pytest
 from autotune.core import (
     Basis,
     Candidate,
+    Group,
     HoldsNothing,
     Job,
     Measurement,
@@ -26,12 +27,12 @@ from autotune.core import (
     Workload,
 )
 from autotune.machine.guard import MemoryGuard
-from autotune.serving.measure.boots import Boots, is_as_large, ran_short
+from autotune.serving.measure.boots import Boots, ComparingBoots, is_as_large, ran_short
 from autotune.serving.server.failures import FailureKind
 from autotune.serving.server.launchers import LocalLauncher
 from autotune.serving.server.process import ProcessHandle
 from autotune.serving.server.server import ServeSettings, start
-from autotune.store.records import DatedTrial
+from autotune.store.records import DatedTrial, LostBoot
 from tests.serving.test_spec_cli import BINARY, SMALL, in_processes, serving_in
 from tests.serving.test_spec_job import FAKE
 from tests.serving.tiny_models import TinyModels
@@ -293,7 +294,8 @@ def test_each_boot_is_stored_before_it_begins_and_after_its_result_was_taken() -
 
 def test_what_is_as_large_is_kept_from_the_measurer() -> None:
     inner, log = Scripted(Outcome.OK, Outcome.HOST_MEMORY, Outcome.OK), Log()
-    found = list(Boots(inner, log, lost={setting(gamma=6): "noon"}).measure(jobs(2, 4, 5, 6, 7, 3)))
+    boots = Boots(inner, log, [LostBoot(setting(gamma=6), NOON)])
+    found = list(boots.measure(jobs(2, 4, 5, 6, 7, 3)))
     made = [one for one in found if isinstance(one, Measurement)]
     ok, short, crash = Outcome.OK, Outcome.HOST_MEMORY, Outcome.CRASH
     assert [m.outcome for m in made] == [ok, short, short, crash, crash, ok]
@@ -301,9 +303,37 @@ def test_what_is_as_large_is_kept_from_the_measurer() -> None:
     assert made[2].message == "not started: it takes as much memory as gamma 4, " + (
         "kv_cache_dtype fp8, why"
     )
-    assert "begun at noon never ended" in made[3].message
+    assert "begun at 2026-11-27 12:00 UTC never ended" in made[3].message
     assert "as much memory as that, gamma 6" in made[4].message
     assert {m.details["boots"] for m in made[2:5]} == {0}
+
+
+class Comparing(Scripted):
+    """Has several up at once, which all go well."""
+
+    def compare(
+        self, groups: Iterable[Group], *, check: bool
+    ) -> Iterator[dict[Candidate, Measurement] | Part]:
+        del check
+        for group in groups:
+            yield dict.fromkeys(group.candidates, Measurement(Outcome.OK, Basis.MEASURED, 1.0))
+
+
+def test_a_hang_of_several_servers_keeps_as_many_from_each_other_and_none_alone() -> None:
+    """Else the baseline itself were barred, and nothing could be measured on this machine."""
+    inner = Comparing(*[Outcome.OK] * 3)
+    lost = [LostBoot(setting(gamma=gamma), NOON, "beside") for gamma in (0, 2, 4)]
+    boots = ComparingBoots(inner, Log(), lost)
+    alone = list(boots.measure(jobs(0, 2, 4)))
+    assert {m.outcome for m in alone if isinstance(m, Measurement)} == {Outcome.OK}
+    groups = [Group(Size(9), tuple(setting(gamma=g) for g in which), 0) for which in ("02", "035")]
+    two, three = boots.compare(groups, check=False)
+    assert isinstance(two, dict)
+    assert isinstance(three, dict)
+    assert {m.outcome for m in two.values()} == {Outcome.OK}
+    assert {m.outcome for m in three.values()} == {Outcome.CRASH}
+    said = {m.message.partition(" never")[0] for m in three.values()}
+    assert said == {"a start of 3 servers at once that was begun at 2026-11-27 12:00 UTC"}
 
 
 def test_a_server_that_eats_under_load_fails_for_that(tmp_path: Path, box: Box) -> None:

@@ -6,9 +6,10 @@ and never ended; then neither it nor anything as large is started again until th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Protocol
+from typing import Any, Protocol
 
 from autotune.core import (
     Basis,
@@ -27,7 +28,7 @@ from autotune.core import (
 from autotune.serving.cluster.fleet import Fleet
 from autotune.serving.dial.columns import columns, largest
 from autotune.serving.recipe import GAMMA, UTILIZATION
-from autotune.store.records import DatedTrial
+from autotune.store.records import DatedTrial, LostBoot
 
 NEVER_ENDED = "never_ended"
 """What stands in place of the class of a failure."""
@@ -97,7 +98,7 @@ class Boots(HoldsNothing):
         self,
         measurer: Measurer,
         log: BootLog,
-        lost: Mapping[Candidate, str] | None = None,
+        lost: Sequence[LostBoot] = (),
         short: Mapping[Candidate, str] | None = None,
     ) -> None:
         """Take what is known.
@@ -105,11 +106,12 @@ class Boots(HoldsNothing):
         Args:
             measurer: boots a server for every job.
             log: stores that a boot begins.
-            lost: candidates whose last boot began and never ended, and when it began.
+            lost: boots that began and never ended.
             short: candidates that ran the host short of memory, and how.
         """
         self._measurer, self._log = measurer, log
-        self._lost, self._short = dict(lost or {}), dict(short or {})
+        self._lost = {boot.candidate: _at(boot) for boot in lost if not boot.group}
+        self._short = dict(short or {})
 
     @property
     def basis(self) -> Basis:
@@ -175,22 +177,26 @@ class ComparingBoots(Boots):
         self,
         measurer: SideBySide,
         log: BootLog,
-        lost: Mapping[Candidate, str] | None = None,
+        lost: Sequence[LostBoot] = (),
         short: Mapping[Candidate, str] | None = None,
     ) -> None:
         """Take what is known, as :class:`Boots`."""
         super().__init__(measurer, log, lost, short)
         self._comparing = measurer
+        self._hung = Counter(boot.group for boot in lost if boot.group)
+        self._hung_at = {boot.group: _at(boot) for boot in lost}
 
     def compare(
         self, groups: Iterable[Group], *, check: bool
     ) -> Iterator[dict[Candidate, Measurement] | Part]:
         """All of a group at once; see :class:`autotune.core.SideBySide`.
 
-        A fall of several servers together tells of none of them that it is too large.
+        A fall of several servers together tells of none of them that it is too large; but where
+        so many hung the machine, no more are started at once.
         """
         for group in groups:
-            kept = next(filter(None, map(self.kept_from, group.candidates)), None)
+            each = map(self.kept_from, group.candidates)
+            kept = self._too_many(len(group.candidates)) or next(filter(None, each), None)
             if kept is not None:
                 yield dict.fromkeys(group.candidates, kept)
                 continue
@@ -198,6 +204,23 @@ class ComparingBoots(Boots):
                 for candidate in group.candidates:
                     stack.enter_context(self.boot(group.workload, candidate))
                 yield from self._comparing.compare([group], check=check)
+
+    def _too_many(self, servers: int) -> Measurement | None:
+        for group, count in self._hung.items():
+            if count <= servers:
+                said = f"a start of {count} servers at once that was begun at "
+                said += f"{self._hung_at[group]} never ended: the machine hung in it, or the "
+                return self._failed(Outcome.CRASH, f"{said}command was killed", NEVER_ENDED)
+        return None
+
+
+def is_together(spec: Mapping[str, Any]) -> bool:
+    """Tell whether servers of a stored load are up at once, several of them."""
+    return "beside" in spec
+
+
+def _at(boot: LostBoot) -> str:
+    return f"{boot.begun_at:%Y-%m-%d %H:%M} UTC"
 
 
 def _not_itself(candidate: Candidate, other: Candidate) -> str:

@@ -141,7 +141,10 @@ def gamma_of(candidate: Candidate) -> int | None:
 
 
 def load_served(
-    store: Store, study: str, about: tuple[Mapping[str, Any], SpecScenario] | None = None
+    store: Store,
+    study: str,
+    about: tuple[Mapping[str, Any], SpecScenario] | None = None,
+    wanted: Callable[[Beside | None], bool] = lambda _: True,
 ) -> Served:
     """Read a study back.
 
@@ -149,6 +152,7 @@ def load_served(
         store: with the study.
         study: its name.
         about: the set-up of the search and the load to take; those of the last trial if None.
+        wanted: tells a confirmation by how its servers ran; of several the one made last is taken.
 
     Raises:
         BadInputError: no such study, of another kind, or nothing measured in it yet.
@@ -182,7 +186,7 @@ def load_served(
     rounds = {key: known.round for key, known in own.items()}
     dated = [d for d in made[number] if d.trial.workload_key in rounds]
     apart = [d.trial for d in dated if own[d.trial.workload_key].control]
-    beside, counting = _last_confirmation([d.trial for d in dated if d.trial not in apart], own)
+    beside, counting = _confirmation([d.trial for d in dated if d.trial not in apart], own, wanted)
     searched, confirmed = _by_purpose(counting, rounds)
     places = {run.id: run.environment_id for run in detail.all_runs}
     others = len(used) - 1
@@ -191,12 +195,14 @@ def load_served(
     )
 
 
-def _last_confirmation(
-    trials: Sequence[Trial], loads: Mapping[str, SpecScenario]
+def _confirmation(
+    trials: Sequence[Trial],
+    loads: Mapping[str, SpecScenario],
+    wanted: Callable[[Beside | None], bool],
 ) -> tuple[Beside | None, list[Trial]]:
-    """How the servers of the last confirmation ran; its trials, and all of the search."""
+    """How the servers of a confirmation ran; its trials, and all of the search."""
     ways = [loads[t.workload_key].beside for t in trials if loads[t.workload_key].round]
-    last = ways[-1] if ways else None
+    last = next((way for way in reversed(ways) if wanted(way)), ways[-1] if ways else None)
     kept = [
         t for t in trials if not loads[t.workload_key].round or loads[t.workload_key].beside == last
     ]

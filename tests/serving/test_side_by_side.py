@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +131,9 @@ def test_the_page_says_how_and_figures_of_two_ways_are_never_mixed(bench: Bench)
     assert not [said for said in warnings(result) if "one fresh boot each" in said]
     again = bench.tune(DRAFTING, **{**BESIDE, **twice, "confirm": "in-turn"})
     assert (again.fresh_boots, again.selection) == (0, turns.selection)
+    text = bench.report(again)  # though the others were measured last
+    assert "up at once" not in text
+    assert "one after the other (asked for" in text
 
 
 def test_a_cut_round_is_made_anew_and_whole_ones_are_kept(
@@ -207,6 +210,29 @@ def test_a_finalist_that_stayed_out_for_want_of_room_is_the_first_to_follow(
     (second,) = finalists(1)
     assert result.confirmed.trials.keys() == {result.baseline.candidate, second}
     assert result.confirmed.way.left_out == ()
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_room_is_sized_anew_for_who_takes_the_place_of_another(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
+    """One that needs more cache than those before it would be preempted, or not even start."""
+    (second,) = finalists(1)
+
+    def room(_: Plan, order: Sequence[Candidate]) -> tuple[int, int]:
+        if order[1:] == [second]:
+            return 5 << 28, 2 if fits else 1
+        return 1 << 28, 2
+
+    monkeypatch.setattr("autotune.serving.decide.side_by_side._room", room)
+    ask = {**BESIDE, "gamma": "0-4"}
+    result = bench.tune(DRAFTING | {"dies_beside": [2]}, **ask)
+    assert result.confirmed is not None
+    way = result.confirmed.way
+    assert way.beside is not None
+    assert (second in result.confirmed.trials) is fits
+    assert way.beside.kv_bytes == (5 << 28 if fits else 1 << 28)
+    assert way.left_out == (() if fits else (second,))
 
 
 class OneAtATime(HoldsNothing):

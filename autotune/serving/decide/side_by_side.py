@@ -7,8 +7,9 @@ Boots that followed each other were up to 47 % apart; two of one setting, side b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from autotune.core import (
     BadInputError,
@@ -62,7 +63,8 @@ def confirm_either_way(
         )
     if way.beside is not None:
         try:
-            return confirm_side_by_side(contest, way, falls_back=plan.confirm == AUTO)
+            room = partial(_room, plan)
+            return confirm_side_by_side(contest, way, room, falls_back=plan.confirm == AUTO)
         except NotTogetherError as error:
             way = Way(why=f"tried, and given up: {error}")
     return replace(confirm(contest, plan.confirm_rounds), way=way)
@@ -143,7 +145,11 @@ def _room(plan: Plan, order: Sequence[Candidate]) -> tuple[int, int]:
     return most, len(order) if plan.force else how_many_fit(plan.pair, settings, most, plan.memory)
 
 
-def confirm_side_by_side(contest: Contest, way: Way, *, falls_back: bool) -> Confirmed:
+Room = Callable[[Sequence[Candidate]], tuple[int, int]]
+"""Of settings: the bytes of KV cache that each is given, and how many of them fit at once."""
+
+
+def confirm_side_by_side(contest: Contest, way: Way, room: Room, *, falls_back: bool) -> Confirmed:
     """Compare all on servers that are up at once; then choose, as in turns.
 
     A finalist that is out is replaced by one that was left out, or else by ``instead_of`` it, and
@@ -152,6 +158,7 @@ def confirm_side_by_side(contest: Contest, way: Way, *, falls_back: bool) -> Con
     Args:
         contest: who, except what ``way`` leaves out.
         way: how much room and how many rounds there are.
+        room: sizes the caches anew where one takes the place of another; raises BadInputError.
         falls_back: whether to give up where memory, or the baseline's server, speaks against it.
 
     Raises:
@@ -177,13 +184,31 @@ def confirm_side_by_side(contest: Contest, way: Way, *, falls_back: bool) -> Con
         rivals = [c for c in rivals if c not in out]
         places = len(dropped) <= len(contest.finalists)
         nexts = (waiting.popleft() if waiting else contest.instead_of(c) for c in out if places)
-        others = [other for other in nexts if other is not None]
+        able = [home, *contest.beside, *rivals]
+        way, others = _with_room(way, room, able, filter(None, nexts))
         if not others:
             break
-        rivals, way = rivals + others, replace(way, left_out=tuple(waiting))
-    able = {c: found[c] for c in (home, *rivals)}
-    chosen = chosen_of(contest, able, {c: [t] for c, t in found.items()})
+        rivals = rivals + others
+    compared = {c: found[c] for c in (home, *rivals)}
+    chosen = chosen_of(contest, compared, {c: [t] for c, t in found.items()})
     return replace(chosen, fell=fell, dropped=dropped, way=way)
+
+
+def _with_room(
+    way: Way, room: Room, able: Sequence[Candidate], others: Iterable[Candidate]
+) -> tuple[Way, list[Candidate]]:
+    """Choose those who fit beside the able, and size the caches for all of them."""
+    beside, taken = way.beside, list[Candidate]()
+    for other in others:
+        try:
+            needed, fitting = room([*able, *taken, other])
+        except BadInputError:  # it cannot be given the same room
+            continue
+        if beside is not None and fitting > len(able) + len(taken):
+            beside = replace(beside, kv_bytes=needed)
+            taken.append(other)
+    left_out = tuple(c for c in way.left_out if c not in taken)
+    return replace(way, beside=beside, left_out=left_out), taken
 
 
 def _compared(

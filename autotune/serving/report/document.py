@@ -83,6 +83,7 @@ def confirmation_document(result: Result) -> dict[str, Any] | None:
         "why_not": way.why,
         "rounds": None if way.beside is None else way.beside.rounds,
         "kv_bytes": None if way.beside is None else way.beside.kv_bytes,
+        "rivals": None if way.beside is None else way.beside.rivals,
         "left_out": [setting(candidate) for candidate in way.left_out],
         "spread_between_boots": boots_spread(result),
     }

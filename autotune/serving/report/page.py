@@ -48,6 +48,9 @@ def page_of(
     """
     served = load_served(store, study, about)
     verdict = last_verdict(store, served, None if out is None else folder_of(out, study))
+    if (shown := verdict.confirmation) is not None:  # not always the one measured last
+        about = (served.search.setup, served.scenario)
+        served = load_served(store, study, about, shown.is_of)
     return _Sheet(served, store.get_study(study), verdict).page()
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from autotune.report.verdict import Words, verdicts
+from autotune.serving.scenario import Beside
 from autotune.serving.stored import Served
 from autotune.space.published import Published
 from autotune.store.store import Store
@@ -107,8 +108,15 @@ class Confirmation(Words):
     why_not: str = ""
     rounds: int | None = None
     kv_bytes: int | None = None
+    rivals: str | None = None
     left_out: tuple[str, ...] = ()
     spread_between_boots: float | None = None
+
+    def is_of(self, beside: Beside | None) -> bool:
+        """Tell whether servers that ran so are those of this confirmation."""
+        if beside is None or not self.side_by_side:
+            return (beside is None) is not self.side_by_side
+        return self.rivals in {None, beside.rivals}
 
 
 class SoakWindow(Words):

@@ -9,10 +9,11 @@ import contextlib
 import os
 import platform
 import shutil
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,24 @@ from autotune.cluster.crew import Lost, Seat, Setting, Task
 from autotune.core import AutotuneError, MissingEnvironmentError
 from autotune.machine.devices import detect_gpus
 from autotune.machine.gpu_lock import hold_gpus, lock_folders
+from autotune.machine.guard import MemoryGuard, Watched
+from autotune.machine.resident import shortage
 from autotune.measure.pool import TaskResult, TaskStatus, WorkerPool
 
 LOOK_S = 60.0
 _START_S = 120.0
 _CLOSE_S = 10.0
 _AGAIN_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Process:
+    """The process of a setting, what it was started with, and what ends it."""
+
+    pool: WorkerPool
+    initargs: tuple[Any, ...]
+    watched: Watched
+    stack: ExitStack
 
 
 class Worker:
@@ -45,7 +58,8 @@ class Worker:
         """
         self._away, self._sent = platform.node() != driver, frozenset[str]()
         self._stack = ExitStack()
-        self._pools: dict[str, tuple[WorkerPool, tuple[Any, ...]]] = {}
+        self._guard = MemoryGuard()
+        self._pools: dict[str, _Process] = {}
         self._holds = False
         self._seat = Seat(platform.node(), node)
         if gpu:
@@ -74,14 +88,21 @@ class Worker:
         timeout_s: float,
         files: Mapping[str, bytes],
     ) -> TaskResult[Any]:
-        """Do one task; whatever it does to its process is a result."""
+        """Do one task; whatever it does to its process is a result.
+
+        Raises:
+            MissingEnvironmentError: the machine is short of memory that host and GPU share.
+        """
         put(files)
         began = time.time()
-        pool, initargs = self._pool(setting)
-        (result,) = pool.map_ordered(function, [item], timeout_s)
+        process = self._process(setting)
+        (result,) = process.pool.map_ordered(function, [item], timeout_s)
         if isinstance(result.value, dict):
             return replace(result, value=self._completed(setting, result.value, began))
-        words = setting.last_words(initargs, item) if setting.last_words else None
+        self._guard.raise_if_ended()
+        if result.exit_code == -signal.SIGKILL and (fall := process.watched.take()):
+            return replace(result, status=TaskStatus.HOST_MEMORY, message=str(fall))
+        words = setting.last_words(process.initargs, item) if setting.last_words else None
         if result.status is TaskStatus.CRASH and words:
             return replace(result, message=words)
         return result
@@ -94,21 +115,37 @@ class Worker:
             self._sent |= value["files"].keys()
         return value
 
-    def _pool(self, setting: Setting) -> tuple[WorkerPool, tuple[Any, ...]]:
+    def _process(self, setting: Setting) -> _Process:
         if setting.name not in self._pools:
+            if setting.need is not None:
+                self._watch(setting.need)
             initargs = setting.initargs
             if setting.fit is not None:
                 initargs = setting.fit(initargs, self._seat)
+            stack = ExitStack()
             pool = WorkerPool(
                 1, setting.initializer, initargs, tasks_per_worker=setting.tasks_per_worker
             )
-            self._pools[setting.name] = pool, initargs
+            stack.enter_context(pool)
+            watched = self._guard.watch("a measuring process", pool.kill_workers)
+            made = _Process(pool, initargs, stack.enter_context(watched), stack)
+            self._pools[setting.name] = made
         return self._pools[setting.name]
+
+    def _watch(self, need: int) -> None:
+        """Guard the memory of this machine from now on, and wait until so many bytes are free."""
+        if not self._guard.watches:
+            self._stack.enter_context(self._guard)
+        if not self._guard.has_room(need):
+            said = shortage("measuring", need, self._guard.available())
+            raise MissingEnvironmentError(
+                f"{said}; what was measured is kept, and the same command goes on"
+            )
 
     def clear(self, name: str) -> None:
         """End the process of a setting."""
         if name in self._pools:
-            self._pools.pop(name)[0].close()
+            self._pools.pop(name).stack.close()
 
     def close(self, folder: str | None) -> None:
         """End all processes; remove the folder, if it is of this command and not of its host."""

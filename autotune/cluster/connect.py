@@ -45,7 +45,7 @@ def connected(where: str) -> Iterator[None]:
         import ray  # noqa: PLC0415 - an extra
     except ImportError:
         raise MissingEnvironmentError(
-            "--ray: Ray is not installed for this Python; pip install 'autotune[ray]'"
+            "--ray: Ray is not installed for this Python; in a clone: pip install '.[ray]'"
         ) from None
     if where == "local" and Version(ray.__version__) < Version(_ASKS):
         raise MissingEnvironmentError(

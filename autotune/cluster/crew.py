@@ -72,6 +72,8 @@ class Setting:
     last_words: Callable[[tuple[Any, ...], Any], str | None] | None = None
     """What a process that died over a task left in a file, there."""
     tasks_per_worker: int = 0
+    need: int | None = None
+    """Bytes that a process takes of memory that host and GPU share, which the seat then guards."""
 
 
 @dataclass
@@ -261,9 +263,8 @@ class ClusterPool(WorkerPool):
         return {seat: self._queue.wait_for(task) for seat, task in tasks.items()}
 
     def kill_workers(self) -> None:
-        """Kill the processes at once; each task under way is a crash."""
-        self._queue.crew.clear(self._setting)
+        """Kill nothing: what runs short here is not a seat's memory, which has its own guard."""
 
     def close(self) -> None:
         """Kill the processes."""
-        self.kill_workers()
+        self._queue.crew.clear(self._setting)

@@ -326,8 +326,13 @@ class ClusterTimer(GpuMeasurer):
             fit=_on_seat,
             parcel=partial(_new_files, Path(setup.triton_cache)),
             last_words=_words,
+            need=self._options.need if self._options.unified else None,
         )
         return ClusterPool(self._queue, setting)
+
+    def _wait_for_room(self) -> None:
+        """See that the guard of this machine has ended nothing; a seat waits for room itself."""
+        self._guard.raise_if_ended()
 
     def places(self, default: Candidate, workload: MoeWorkload) -> dict[str, float]:
         """Time one candidate on every GPU: by its place its speed over that of the slowest.

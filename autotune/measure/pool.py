@@ -45,6 +45,8 @@ class TaskStatus(StrEnum):
     TIMEOUT = "timeout"
     CRASH = "crash"
     ERROR = "error"
+    HOST_MEMORY = "host_memory"
+    """The guard of its machine has killed the worker."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 import pytest
 
 from autotune.cluster.crew import Seat, Setting
+from autotune.core import MissingEnvironmentError
 from autotune.kernels.cluster import _new_files
+from autotune.machine.guard import GIB, MemoryGuard
 from autotune.measure.pool import TaskStatus
+from tests.support.box import Box, eat
+from tests.support.processes import wait_for
 
 pytest.importorskip("ray")
 from autotune.cluster.actors import Worker, put
@@ -66,6 +71,32 @@ def test_kernels_come_from_another_machine_once_and_last_words_too(tmp_path: Pat
     dead = worker.run(setting, die, str(tmp_path / "words"), 60.0, {})
     assert (dead.status, dead.message) == (TaskStatus.CRASH, "the device was lost")
     worker.close(None)
+
+
+def eats(_: None) -> None:
+    eat(1000, most_gib=105)
+    time.sleep(600)
+
+
+@pytest.mark.kill
+def test_the_guard_of_a_seat_ends_what_eats_its_memory_and_nobody_is_blamed_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees its own machine, and no other; the next task has a new process."""
+    monkeypatch.setattr("autotune.machine.guard.RECOVERY_S", 0.3)
+    guarded = Setting("search", int, need=4 * GIB)
+    with Box(tmp_path, free_gib=110).install(monkeypatch, tmp_path) as box:
+        worker = Worker("n1", "the driver's machine", gpu=False)
+        short = worker.run(guarded, eats, None, 60.0, {})
+        assert short.status is TaskStatus.HOST_MEMORY
+        assert "of the host's memory were left" in short.message
+        assert worker.run(guarded, abs, -1, 60.0, {}).value == 1
+        worker.clear("search")
+        box.free = 11
+        wait_for(lambda: MemoryGuard().available() < 12 * GIB)
+        with pytest.raises(MissingEnvironmentError, match=r"measuring takes about 4\.0 GiB"):
+            worker.run(guarded, abs, -1, 60.0, {})
+        worker.close(None)
 
 
 def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:

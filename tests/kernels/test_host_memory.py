@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from autotune.kernels.job import Result, run
 from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
 from autotune.kernels.measure.requests import Timing
 from autotune.kernels.moe.shape import MoeWorkload
-from autotune.machine.guard import GIB
+from autotune.machine.guard import GIB, Fall, Watched
+from autotune.measure.pool import TaskResult, TaskStatus, WorkerPool
 from autotune.store.store import Store
 from tests import fake_kernel
 from tests.kernels.test_gpu import SHAPE, NoCompiler, candidate, measurer, starts
@@ -72,6 +74,25 @@ def test_in_a_comparison_the_whole_group_ran_short(box: Box) -> None:
         first, second, third = opened.compare(groups, check=False)
     assert {m.outcome for m in (*first.values(), *second.values())} == {Outcome.HOST_MEMORY}
     assert third[better].outcome is Outcome.OK
+
+
+def test_a_fall_is_that_of_the_killed_process_whichever_answer_comes_first() -> None:
+    """One that had ended before says nothing of it; a seat of a cluster says it itself."""
+    request = Timing("1", 64, {}, None)
+    watched = Watched("a measuring process", lambda: None, Fall(5 * GIB, 6 * GIB))
+    timer = measurer()
+    timer._pools["search"] = (WorkerPool(1), watched)
+    ended = TaskResult[dict[str, Any]](TaskStatus.CRASH, message="died", exit_code=-11)
+    killed = replace(ended, exit_code=-9)
+    seat = replace(ended, status=TaskStatus.HOST_MEMORY, message="ended because")
+    found = [timer._value(one, request) for one in (ended, killed, killed, seat)]
+    assert outcomes([one for one in found if isinstance(one, Measurement)]) == [
+        "crash",
+        "host_memory",
+        "crash",
+        "host_memory",
+    ]
+    timer._close_pools()
 
 
 @pytest.mark.usefixtures("box")

@@ -313,7 +313,7 @@ def test_an_address_without_a_cluster_is_one_line(where: str, said: str) -> None
 def test_without_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(MissingEnvironmentError, match=r"pip install 'autotune\[ray\]'"),
+        pytest.raises(MissingEnvironmentError, match=r"in a clone: pip install '\.\[ray\]'"),
         connect.connected("local"),
     ):
         pass

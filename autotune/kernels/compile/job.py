@@ -43,6 +43,7 @@ _FAILURES = {
     TaskStatus.TIMEOUT: Outcome.TIMEOUT,
     TaskStatus.CRASH: Outcome.CRASH,
     TaskStatus.ERROR: Outcome.COMPILE_ERROR,
+    TaskStatus.HOST_MEMORY: Outcome.HOST_MEMORY,
 }
 
 

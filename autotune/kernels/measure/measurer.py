@@ -456,12 +456,11 @@ class GpuMeasurer:
         self, result: TaskResult[dict[str, Any]], request: Timing | Comparison
     ) -> dict[str, Any] | Measurement:
         """What a measuring process returned, or the failed measurement that it means."""
-        falls = [fall for _, watched in self._pools.values() if (fall := watched.take())]
-        if result.value is None and result.exit_code == -signal.SIGKILL and falls:
+        if (short := self._fall_of(result)) is not None:
             self._fell = True
             self.spare(request.m)
             self._spent.replaced += 1
-            return Measurement(Outcome.HOST_MEMORY, Basis.MEASURED, message=str(falls[0]))
+            return Measurement(Outcome.HOST_MEMORY, Basis.MEASURED, message=short)
         if result.value is None:
             outcome, message = self._fate(result, request.key)
             return Measurement(outcome, Basis.MEASURED, message=message, seconds=result.seconds)
@@ -471,6 +470,15 @@ class GpuMeasurer:
             message = result.value["message"]
             return Measurement(outcome, Basis.MEASURED, message=message, seconds=result.seconds)
         return result.value
+
+    def _fall_of(self, result: TaskResult[Any]) -> str | None:
+        """How the memory fell for which a guard ended the process; None where none did."""
+        if result.status is TaskStatus.HOST_MEMORY:  # that of another machine
+            return result.message
+        if result.exit_code != -signal.SIGKILL:  # another one's, whose answer is yet to come
+            return None
+        falls = [fall for _, watched in self._pools.values() if (fall := watched.take())]
+        return str(falls[0]) if falls else None
 
     def _fate(self, result: TaskResult[Any], key: str) -> tuple[Outcome, str]:
         """What became of a request whose process gave no answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ def architecture_of(config: Config) -> str:
     """The first of ``architectures``; empty where there is none."""
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def is_hub_id(ref: str) -> bool:
+    """Tell whether a name has the form of a hub id, ``org/name``."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", ref) is not None
 
 
 def hub_file(ref: str, name: str, flag: str) -> Path | None:

@@ -7,7 +7,12 @@ from autotune.kernels.cluster import Team
 from autotune.kernels.compile.job import kernel_info
 from autotune.kernels.config_file import FIELDS
 from autotune.kernels.measure.available import cannot_measure
-from autotune.kernels.moe.from_model import explicit_shape, load_config, shape_from_config
+from autotune.kernels.moe.from_model import (
+    explicit_shape,
+    is_on_hub,
+    load_config,
+    shape_from_config,
+)
 from autotune.kernels.moe.notes import check_refined, notes_on, unread
 from autotune.kernels.moe.routing import parse_routing
 from autotune.kernels.moe.shape import MoeShape
@@ -71,6 +76,29 @@ def make_plan(request: MoeRequest, visible: str | None, team: Team | None = None
     )
     _ = plan.trials_per_m  # before anything is written: is any candidate feasible?
     return plan
+
+
+def check(request: MoeRequest, visible: str | None) -> Plan | None:
+    """Refuse what no later moment makes right, in a fraction of a second; nothing is started.
+
+    The hub is not asked, and the rows of ``--first`` are not read: an earlier job may be to make
+    them.
+
+    Args:
+        request: what is asked for, to be done on this machine.
+        visible: ``CUDA_VISIBLE_DEVICES``, if set.
+
+    Returns:
+        The plan as a prediction, whatever it will be; None for a model of the hub.
+
+    Raises:
+        AutotuneError: as :func:`make_plan`.
+    """
+    if is_on_hub(request.model or DEFAULT_MODEL):
+        resolve_device(request.device, visible)
+        load_space(request.space, "moe", whole=FIELDS)
+        return None
+    return make_plan(request.model_copy(update={"predict": True, "first": ()}), visible)
 
 
 def _device(request: MoeRequest, visible: str | None, team: Team | None) -> Device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -93,7 +93,8 @@ def candidate_of(row: Sequence[int]) -> Candidate:
     return Candidate.of(dict(zip(FIELDS, row, strict=True)))
 
 
-def published_for(device: str) -> list[PublishedFile]:
+@cache
+def published_for(device: str) -> Sequence[PublishedFile]:
     """Return the published files for the device of this name; none for most.
 
     Raises:

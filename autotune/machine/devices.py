@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,9 +158,14 @@ def detect_gpus() -> list[GpuInfo]:
 
 def load_devices() -> dict[str, Device]:
     """Every device that comes with the project, by name."""
+    return {device.name: device for device in _shipped()}
+
+
+@cache
+def _shipped() -> tuple[Device, ...]:
+    """A service asks with each job, and what comes with the project does not change meanwhile."""
     folder = data_root() / "search_spaces" / "devices"
-    devices = (load_yaml(path, Device) for path in sorted(folder.glob("*.yaml")))
-    return {device.name: device for device in devices}
+    return tuple(load_yaml(path, Device) for path in sorted(folder.glob("*.yaml")))
 
 
 def device_named(name: str) -> Device | None:

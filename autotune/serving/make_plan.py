@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from autotune.core import BadInputError
-from autotune.engine.arguments import argument_value, is_given
+from autotune.core import AutotuneError, BadInputError
+from autotune.engine.arguments import argument_value, is_given, whole_value
+from autotune.engine.hub import is_hub_id
 from autotune.engine.variables import FOLDER
 from autotune.machine.containers import ENGINES
 from autotune.machine.environment import environment, visible_gpus
@@ -24,9 +26,9 @@ from autotune.serving.memory.model import FIXED_SHARE, UNIFIED_SHARE
 from autotune.serving.memory.search import at_utilization, within_free
 from autotune.serving.memory.utilization import parse_range
 from autotune.serving.pair.methods import NO_DRAFTER
-from autotune.serving.pair.pairing import Pair, load_pair
+from autotune.serving.pair.pairing import Pair, check_pair, load_pair
 from autotune.serving.plan import Plan, default_study
-from autotune.serving.preflight import preflight
+from autotune.serving.preflight import preflight, refusal
 from autotune.serving.recipe import (
     CAPTURE,
     GAMMA,
@@ -119,6 +121,40 @@ def make_plan(request: SpecRequest, nodes: Looked | None = None) -> Plan:
         plan, notes = _with_dial(replace(plan, launcher=launcher), request)
         findings = [*more, *findings, *notes]
     return replace(plan, findings=tuple(findings))
+
+
+def check(request: SpecRequest) -> None:
+    """Refuse what no later moment makes right, without a server, the hub or another program.
+
+    Memory is not read, which others free, nor the folders of ``--moe-config``, which an earlier job
+    may be to make.
+
+    Raises:
+        AutotuneError: as :func:`make_plan`; or the pair's files speak against it.
+    """
+    errors: list[AutotuneError] = []
+    for target in request.target if request.launcher != "url" else ():
+        try:
+            _check_target(request.of_target(target, request.study or ""))
+        except AutotuneError as error:
+            errors.append(error)
+    if errors and len(errors) == len(request.target):  # of several, the others are tuned
+        raise errors[0]
+
+
+def _check_target(request: SpecRequest) -> None:
+    target, drafter = request.only_target, request.only_drafter
+    space = read_space(request, ())
+    args = _server_args(request, space)
+    prompts, _ = load_prompts(request.prompts), make_mounts(request.mount)
+    if any(is_hub_id(ref) and not Path(ref).exists() for ref in (target, drafter)):
+        return
+    pair = load_pair(target, drafter)
+    _recipe(request, pair, space, args, ())
+    key, chat = prompts_key(prompts), pair.target.chat is not False
+    scenario_of(request, target=target, drafter=drafter, prompts_key=key, chat=chat)
+    if not request.force:
+        refusal(check_pair(pair, max_model_len=whole_value(args, "--max-model-len")))
 
 
 def _with_group(plan: Plan) -> Plan:

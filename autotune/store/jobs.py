@@ -67,6 +67,12 @@ class StoredJobs:
             added = insert(JobRow).values(values).returning(_JOB)
             return _record(connection.execute(added).one()), True
 
+    def has_key(self, key: str | None) -> bool:
+        """Tell whether a job was queued with this idempotency key; none was with None."""
+        wanted = select(JobRow.id).where(JobRow.idempotency_key == key)
+        with self._session.reading() as connection:
+            return key is not None and connection.execute(wanted).one_or_none() is not None
+
     def get(self, job_id: int) -> JobRecord | None:
         """Return a job; None if there is none of this number."""
         with self._session.reading() as connection:

@@ -74,14 +74,14 @@ def _job_routes(routes: APIRouter, service: Service) -> None:
         request: Request, idempotency_key: Annotated[str | None, Header()] = None
     ) -> JSONResponse:
         body = service.read_body(await request.body())
-        job = await _done(service.add, body, idempotency_key)
+        job = await service.submit(body, idempotency_key)
         shown = await _done(service.shown, job)
         return JSONResponse(shown, 202, {"Location": f"{PREFIX}/jobs/{job.id}"})
 
     @routes.post("/jobs:validate", openapi_extra=_BODY, summary="Say the plan, start nothing")
     async def validate(request: Request) -> JSONResponse:
         body = service.read_body(await request.body())
-        return JSONResponse(await _done(service.validate, body))
+        return JSONResponse(await service.validate(body))
 
     @routes.get("/jobs", summary="List jobs, the newest first")
     async def jobs(

@@ -11,9 +11,13 @@ from typing import Any
 
 from autotune.cli import requests
 from autotune.core import AutotuneError, BadInputError
+from autotune.engine.arguments import whole_value
 from autotune.machine.devices import GpuInfo, present_gpus, resolve_device
+from autotune.serving.parse import parse_words
+from autotune.serving.space import read_space
 from autotune.util.edge import parse_json
 from autotune.util.request import Request, flag_of
+from autotune.util.words import counted
 
 KINDS: Mapping[str, type[Request]] = {
     "moe": requests.Moe,
@@ -53,25 +57,54 @@ def schema_of(kind: str) -> dict[str, Any]:
 def gpus_needed(request: Request, here: Sequence[GpuInfo], visible: str | None) -> int:
     """Count the GPUs that a job keeps busy by itself, if nobody asked for more.
 
-    0 or 1, and all for kernels on a Ray cluster of this machine.
-
     Args:
         request: of the job.
         here: the GPUs of this machine.
         visible: ``CUDA_VISIBLE_DEVICES``, if set.
+
+    Raises:
+        BadInputError: a server of it takes more GPUs than this machine has.
     """
     if isinstance(request, requests.Spec):
-        return 1
+        return _of_servers(request, len(here))
     if isinstance(request, requests.Compare):
         return int(bool(here) and request.landscape is None and request.study is None)
     if not here or not isinstance(request, requests.Moe) or request.predict:
         return 0
-    if request.ray is not None:  # a cluster that runs already gives its GPUs itself
-        return len(here) if request.ray == "local" else 0
+    if request.ray is not None:
+        return len(here)  # the cluster may hold any of them
     try:
         return int(bool(present_gpus(resolve_device(request.device, visible), visible)))
     except AutotuneError:
         return 0  # the command says what is wrong with it
+
+
+def _of_servers(request: requests.Spec, here: int) -> int:
+    """Count the GPUs of a job that starts servers; a machine without GPUs counts as one."""
+    if here == 0 or request.launcher == "url":
+        return 1
+    if request.ray is not None:
+        return here  # the cluster may hold any of them
+    needed = _gpus_of_a_server(request)
+    if needed > here:
+        raise BadInputError(
+            f"--tensor-parallel-size: a server of this job takes {counted(needed, 'GPU')}, and "
+            f"this machine has {here}"
+        )
+    return needed if request.launcher == "local" else here  # no CUDA_VISIBLE_DEVICES goes inside
+
+
+def _gpus_of_a_server(request: requests.Spec) -> int:
+    """Multiply the sizes that vLLM splits a model by, each the largest that is tried."""
+    words = [w for text in request.server_arg for w in parse_words(text, "--server-arg")]
+    tried = dict(read_space(request, ()).parameters)
+    found = 1
+    for size in ("tensor", "pipeline", "data", "prefill-context"):
+        flag = f"--{size}-parallel-size"
+        values = tried.get(flag[2:].replace("-", "_"), ())
+        given = [words, *([f"{flag}={value}"] for value in values)]
+        found *= max(whole_value(args, flag) or 1 for args in given)
+    return found
 
 
 def command_of(

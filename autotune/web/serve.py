@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import signal
 import socket
 import sys
@@ -70,7 +71,7 @@ def run(request: Serve, said: Callable[[Place], None]) -> None:
     database = database_path(request.db)
     with ExitStack() as stack:
         listening = stack.enter_context(_listening(request.host, request.port))
-        store = stack.enter_context(Store.open(request.db))
+        store = stack.enter_context(Store.open(f"sqlite:///{database}"))
         for path in (database.with_name(f"{database.name}.serve.lock"), root / "serve.lock"):
             stack.enter_context(lockfile.hold(path, datetime.now(UTC), _taken(path)))
         gpus, visible = _gpus()
@@ -86,6 +87,7 @@ def run(request: Serve, said: Callable[[Place], None]) -> None:
         port = listening.getsockname()[1]
         names = Names(port, names_of(request), any_address=not is_loopback(request.host))
         app = make_app(service, token, names)
+        os.chdir(root)  # where jobs start: a path means the same to both
         runner.start()
         try:
             _serve(app, service, listening, lambda: said(_place(request, port, token_file)))

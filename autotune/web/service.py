@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from autotune.core import BadInputError, ExitCode
+from starlette.concurrency import run_in_threadpool
+
+from autotune.core import BadInputError
 from autotune.machine import health
 from autotune.machine.devices import GpuInfo
 from autotune.store.jobs import QueueFullError, StoredJobs, request_digest
@@ -21,13 +21,14 @@ from autotune.store.records import ALIVE, ENDED, JobRecord, JobState, NewJob, St
 from autotune.store.store import Store, utc_now
 from autotune.util import flags
 from autotune.util.edge import EdgeError, parse_json
+from autotune.web import beforehand
 from autotune.web.folders import JobFolder
-from autotune.web.kinds import KINDS, command_of, gpus_needed, parse, shown_command
+from autotune.web.kinds import KINDS, gpus_needed, parse, shown_command
 from autotune.web.policy import Policy
-from autotune.web.problems import ProblemError, field_of
+from autotune.web.problems import ProblemError
 from autotune.web.runner import Runner
+from autotune.web.turns import Turns
 
-VALIDATE_S = 90
 _AT_ONCE = 2
 _SNAPSHOTS = 256
 _MACHINE_S = 2.0
@@ -61,9 +62,9 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     streams: int = 0
     stopping: bool = False
-    _validating: threading.BoundedSemaphore = field(
-        default_factory=lambda: threading.BoundedSemaphore(_AT_ONCE)
-    )
+    checks: Turns = field(default_factory=lambda: Turns(1, waiting=128))
+    plans: Turns = field(default_factory=lambda: Turns(_AT_ONCE))
+    """Of plans and of reports, each of which takes a core for seconds."""
     _snapshots: dict[int, tuple[int, JobRecord, str]] = field(default_factory=dict)
     _asking: threading.Lock = field(default_factory=threading.Lock)
     _machine: dict[str, Any] = field(default_factory=dict)
@@ -125,14 +126,20 @@ class Service:
             idempotency_key=_key(key),
         )
 
-    def add(self, body: Mapping[str, Any], key: str | None = None) -> JobRecord:
+    async def submit(self, body: Mapping[str, Any], key: str | None = None) -> JobRecord:
         """Queue a job, or give the one again that was queued with this key.
 
         Raises:
             AutotuneError: see :meth:`new_job`.
-            ProblemError: also if too many wait, or the key stands for another job.
+            ProblemError: also if its command would refuse it at any moment, too many wait, or the
+                key stands for another job.
         """
-        wanted = self.new_job(body, key)
+        wanted = await run_in_threadpool(self.new_job, body, key)
+        if not await run_in_threadpool(self.jobs.has_key, wanted.idempotency_key):
+            await self.checks.run(beforehand.check, wanted, self.store, self.visible)
+        return await run_in_threadpool(self._add, wanted)
+
+    def _add(self, wanted: NewJob) -> JobRecord:
         try:
             job, is_new = self.jobs.add(wanted, self.limits.queued)
         except QueueFullError:
@@ -243,58 +250,15 @@ class Service:
                 self._asking.release()
         return self._machine
 
-    # ------------------------------------------------------------------ before a start
-
-    def validate(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def validate(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Say what the command line says before it starts; nothing is started.
 
         Raises:
             AutotuneError: as :meth:`new_job`.
             ProblemError: what the command refuses, in its words.
         """
-        job = self.new_job(body, None)
-        command = shown_command(job.kind, job.args)
-        if "dry_run" not in KINDS[job.kind].model_fields:
-            return {"command": command, "plan": None, "said": []}
-        request = KINDS[job.kind].model_validate(job.args | {"dry_run": True, "as_json": True})
-        words = command_of(
-            job.kind, request, db=self.runner.settings.db, out=self.runner.settings.root
-        )
-        code, out, err = self.run(words)
-        said = [line for line in err.splitlines() if line.strip()]
-        if code != ExitCode.DONE:
-            detail = said[-1].removeprefix("autotune: ") if said else f"exit code {code}"
-            status = 422 if code == ExitCode.BAD_INPUT else 409
-            raise ProblemError(
-                status, detail, None, exit_code=code, field=field_of(detail), said=said[:-1]
-            )
-        return {"command": command, "plan": parse_json(out), "said": said}
-
-    def run(self, words: Sequence[str]) -> tuple[int, str, str]:
-        """Run a short command of ours, of which few run at once; gives its code and outputs.
-
-        Raises:
-            ProblemError: others run, or it takes too long.
-        """
-        if not self._validating.acquire(timeout=30):
-            raise ProblemError(503, "other plans are being made; try again", {"Retry-After": "5"})
-        try:
-            ran = subprocess.run(  # noqa: S603 - checked by the request and the policy
-                [sys.executable, "-m", "autotune", *words],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=VALIDATE_S,
-                cwd=self.root,
-                check=False,
-                start_new_session=True,
-            )
-        except subprocess.TimeoutExpired:
-            raise ProblemError(504, f"no plan within {VALIDATE_S} s") from None
-        finally:
-            self._validating.release()
-        return ran.returncode, ran.stdout, ran.stderr
+        job = await run_in_threadpool(self.new_job, body, None)
+        return await self.plans.run(beforehand.plan_of, job, self.runner.settings)
 
     # ------------------------------------------------------------------ files
 

@@ -24,6 +24,22 @@ from tests.support.stores import Size
 from tests.synthetic import feasible, space, synthetic
 
 WORKLOADS = (Size(1), Size(24))
+IDENTITY = {
+    "device": "gb10",
+    "shape": {
+        "experts": 128,
+        "intermediate": 704,
+        "hidden": 2816,
+        "topk": 8,
+        "global_experts": 128,
+        "dtype": "fp8_w8a8",
+        "weight_dtype": "fp8",
+        "scheme": "channel",
+        "block_shape": None,
+        "gated": True,
+    },
+}
+"""Of a study of ``--device gb10``, which the service compares when a job is queued again."""
 TRIALS = 28
 TOTAL = len(WORKLOADS) * (TRIALS + 1)
 WAIT_S = 0.02
@@ -55,7 +71,7 @@ def command() -> None:
         sys.exit(ExitCode.BAD_INPUT)
     try:
         with Store.open(_flag("--db")) as store, store.lock_study(study):
-            search = store.search(store.study(study, "moe", {}), {"seed": 1})
+            search = store.search(store.study(study, "moe", IDENTITY), {"seed": 1})
             with (
                 recorded(store, search, "synthetic") as log,
                 _Slow() as measurer,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import pytest
 
 from autotune.web import service as services
 from autotune.web import stream
 from autotune.web.kinds import KINDS, OURS
+from autotune.web.turns import Turns
 from tests.support.synthetic_service import TOTAL
 from tests.web.conftest import Site
 
@@ -198,6 +202,80 @@ def test_a_refusal_names_the_field(site: Site) -> None:
     assert site.client.post(f"{API}/jobs", json=body).json()["field"] == "files"
 
 
+NEVER: list[tuple[str, dict[str, Any], int, str]] = [
+    ("moe", {"device": "auto"}, 409, "--device auto: nvidia-smi shows no GPU here"),
+    ("moe", {"device": "gb10", "tp": 3}, 422, "--tp 3 does not divide"),
+    ("moe", {"device": "gb10", "space": "none.yaml"}, 422, "none.yaml: cannot be read"),
+    ("moe", {"device": "gb10", "study": "theirs"}, 422, "was made with another device"),
+    ("spec", {"target": "none", "drafter": "ngram"}, 422, "no such folder, and not a hub id"),
+    ("spec", {"target": ["none", "nor"], "drafter": "ngram"}, 422, "no such folder"),
+    ("spec", {"target": "a/b", "set": "x=1", "drafter": "none", "gamma": "a"}, 422, "--gamma a"),
+]
+
+
+@pytest.mark.parametrize(("kind", "args", "status", "said"), NEVER, ids=str)
+def test_what_no_moment_makes_right_is_not_queued(
+    site: Site, kind: str, args: dict[str, Any], status: int, said: str
+) -> None:
+    site.store.study("theirs", "moe", {"device": "h100"})
+    answer = site.client.post(f"{API}/jobs", json={"kind": kind, "args": args})
+    assert (answer.status_code, said in answer.json()["detail"]) == (status, True), answer.text
+    assert site.store.jobs().page() == []
+
+
+def test_what_a_later_moment_may_make_right_is_queued(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: Any) -> None:
+        raise AssertionError("the hub is not asked while a request waits")
+
+    monkeypatch.setattr("autotune.kernels.moe.from_model.hub_file", asked)
+    monkeypatch.setattr("autotune.serving.pair.checkpoint.hub_file", asked)
+    for kind, args in (
+        ("moe", {"device": "gb10", "model": "of/the-hub"}),
+        ("moe", {"device": "gb10", "first": "from-an-earlier-job"}),
+        ("spec", {"target": "of/the-hub", "drafter": "ngram"}),
+        ("spec", {"target": ["none", "of/the-hub"], "drafter": "ngram"}),
+        ("spec", {"target": "of/the-hub", "gamma": "0", "moe_config": "default,from-a-job"}),
+    ):
+        answer = site.client.post(f"{API}/jobs", json={"kind": kind, "args": args})
+        assert answer.status_code == 202, answer.text
+
+
+def test_a_repeated_request_is_not_looked_at_again(site: Site) -> None:
+    body = {"kind": "moe", "args": {"device": "gb10", "study": "s"}}
+    key = {"Idempotency-Key": "k"}
+    first = site.client.post(f"{API}/jobs", json=body, headers=key).json()["id"]
+    site.store.study("s", "moe", {"device": "h100"})
+    assert site.client.post(f"{API}/jobs", json=body, headers=key).json()["id"] == first
+    assert site.client.post(f"{API}/jobs", json=body).status_code == 422
+
+
+def test_few_expensive_calls_run_at_once_and_the_others_hold_no_thread() -> None:
+    running, most, go = [], [], threading.Event()
+
+    def call(number: int) -> int:
+        running.append(number)
+        most.append(len(running))
+        go.wait(30)
+        running.remove(number)
+        return number
+
+    async def calls() -> list[Any]:
+        turns, impatient = Turns(2, waiting=3), Turns(1, patience_s=0.01)
+        first = [asyncio.create_task(turns.run(call, n)) for n in range(6)]
+        short = [asyncio.create_task(impatient.run(call, n)) for n in (8, 9)]
+        await asyncio.wait(short, return_when=asyncio.FIRST_COMPLETED)
+        assert anyio.to_thread.current_default_thread_limiter().borrowed_tokens == 3
+        go.set()
+        return await asyncio.gather(*first, *short, return_exceptions=True)
+
+    *done, full, left, late = asyncio.run(calls())
+    assert (done, left, max(most)) == ([0, 1, 2, 3, 4], 8, 3)
+    assert (full.status, "3 wait already" in full.detail) == (503, True)
+    assert (late.status, "no turn within 0.01 s" in late.detail) == (503, True)
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"NaN", b'{"a": NaN}', b"[" * 100_000, b"\xff"])
 def test_what_is_no_json_is_one_line(site: Site, text: bytes) -> None:
     head = {"Content-Type": "application/json"}
@@ -238,6 +316,8 @@ def test_the_plan_is_what_the_command_line_says(site: Site) -> None:
     refused = site.client.post(f"{API}/jobs:validate", json=body)
     assert (refused.status_code, refused.json()["exit_code"]) == (422, 2)
     assert refused.json()["detail"].startswith("no device 'gb11'; did you mean gb10?")
+    queued = site.client.post(f"{API}/jobs", json=body)
+    assert (queued.status_code, queued.json()) == (422, refused.json())
     files = {"kind": "files", "args": {"model": "gemma-4-26b-a4b", "device": "gb10"}}
     assert site.client.post(f"{API}/jobs:validate", json=files).json()["plan"] is None
     assert site.store.jobs().page() == []

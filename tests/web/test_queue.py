@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.core import BadInputError
+from autotune.machine.devices import GpuInfo
 from autotune.store.records import JobRecord, JobState, Stop
+from autotune.web.kinds import gpus_needed, parse
 from autotune.web.queue import (
     CRASHED,
     LIGHT,
@@ -21,6 +24,40 @@ from autotune.web.queue import (
     rooms,
     starts,
 )
+
+GPUS = [GpuInfo(n, "NVIDIA H100", f"GPU-{n}", "610", "81559", "9.0") for n in range(4)]
+SPEC: dict[str, Any] = {"target": "a/b", "drafter": "ngram"}
+
+
+@pytest.mark.parametrize(
+    ("args", "on_four", "on_none"),
+    [
+        ({}, 1, 1),
+        ({"ray": "local"}, 4, 1),
+        ({"ray": "10.0.0.1:6379"}, 4, 1),
+        ({"server_arg": "--tensor-parallel-size 2"}, 2, 1),
+        ({"server_arg": "--tensor-parallel-size=2 --pipeline-parallel-size 2"}, 4, 1),
+        ({"set": ["tensor-parallel-size=1,4", "block-size=16"]}, 4, 1),
+        ({"launcher": "docker", "image": "i"}, 4, 1),
+        ({"launcher": "url", "url": "http://127.0.0.1:1", "target": (), "drafter": ()}, 1, 1),
+    ],
+    ids=str,
+)
+def test_a_job_keeps_all_gpus_that_its_servers_take(
+    args: dict[str, Any], on_four: int, on_none: int
+) -> None:
+    request = parse("spec", {n: v for n, v in (SPEC | args).items() if v})
+    assert gpus_needed(request, GPUS, None) == on_four
+    assert gpus_needed(request, [], None) == on_none
+
+
+def test_a_server_that_fits_on_no_gpus_of_this_machine_is_refused() -> None:
+    request = parse("spec", SPEC | {"server_arg": "--tensor-parallel-size 8"})
+    with pytest.raises(BadInputError, match="takes 8 GPUs, and this machine has 4"):
+        gpus_needed(request, GPUS, None)
+    assert gpus_needed(parse("moe", {"device": "gb10", "ray": "local"}), GPUS, None) == 4
+    assert gpus_needed(parse("moe", {"device": "gb10", "ray": "local"}), [], None) == 0
+
 
 JOB = JobRecord(
     *(1, "moe", "", {}, 0, None, 0, None, "", JobState.QUEUED, "", Stop.NO, None, 0, None, ""),

@@ -7,7 +7,6 @@ Covers the architectures of vLLM's own tuner (benchmarks/kernels/benchmark_moe.p
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from autotune.core import BadInputError, MissingEnvironmentError
-from autotune.engine.hub import Config, HubUnreachableError, hub_file, text_config
+from autotune.engine.hub import Config, HubUnreachableError, hub_file, is_hub_id, text_config
 from autotune.engine.quantization import APART, lacks_quantisation, with_quantisation
 from autotune.export.files import expand_user
 from autotune.kernels.moe.layers import ExpertLayers, chosen, expert_layers, type_of
@@ -38,6 +37,11 @@ class _Preset(BaseModel):
 def model_names() -> list[str]:
     """The presets that come with the project."""
     return sorted(path.stem for path in (data_root() / "search_spaces" / "models").glob("*.yaml"))
+
+
+def is_on_hub(ref: str) -> bool:
+    """Tell whether a model's configuration is neither a preset nor in a folder of this machine."""
+    return ref not in model_names() and not Path(expand_user(ref)).exists() and is_hub_id(ref)
 
 
 def load_config(ref: str) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def _apart_on_hub(ref: str) -> Path | None:
 
 def _from_hub(ref: str) -> Path:
     known = ", ".join(model_names())
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", ref) or ref.startswith((".", "/")):
+    if not is_hub_id(ref):
         raise BadInputError(
             f"--model {ref}: no such folder or config.json; presets: {known}; or a hub id org/name"
         )

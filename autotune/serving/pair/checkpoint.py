@@ -17,6 +17,7 @@ from autotune.engine.hub import (
     HubUnreachableError,
     architecture_of,
     hub_file,
+    is_hub_id,
     text_config,
 )
 from autotune.util import edge
@@ -198,7 +199,7 @@ def load_checkpoint(ref: str, flag: str = "--target") -> Checkpoint:
     files: _Files
     if folder.is_dir():
         files = _Folder(folder)
-    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", ref):
+    elif is_hub_id(ref):
         files = _Hub(ref, flag)
     else:
         raise BadInputError(f"{flag} {ref}: no such folder, and not a hub id org/name")

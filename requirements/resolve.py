@@ -1,4 +1,4 @@
-"""Resolve what `make setup` and `pip install .[vllm]` would take from plain PyPI; install nothing.
+"""Resolve what `make setup` and `pip install .[vllm,serve]` would take from PyPI; install nothing.
 
 Each case asks pip for a dry run for one Python version and one architecture, with wheels alone and
 with the pip configuration of this machine switched off. Ends with exit status 1 if a case has no
@@ -70,11 +70,9 @@ def set_up(python: str, machine: str) -> list[Case]:
 
 
 def beside_vllm(version: str, machine: str) -> Case:
-    """Give `pip install .[vllm]` where vLLM has one version."""
-    wanted = {"vllm": version}
-    return Case(
-        f"vllm {version} {machine}", "3.12", machine, (f"vllm=={version}", f"{ROOT}[vllm]"), wanted
-    )
+    """Give `pip install .[vllm,serve]` where vLLM has one version."""
+    asked = (f"vllm=={version}", f"{ROOT}[vllm,serve]")
+    return Case(f"vllm {version} {machine}", "3.12", machine, asked, {"vllm": version})
 
 
 CASES = [

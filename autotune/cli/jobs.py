@@ -15,6 +15,7 @@ from autotune.cli.requests import Jobs
 from autotune.core import BadInputError
 from autotune.util.edge import EdgeError, bad_input, parse_json, read_json
 from autotune.util.escape import for_terminal
+from autotune.util.flags import seconds
 
 if TYPE_CHECKING:
     from autotune.cli.remote import Remote
@@ -55,7 +56,8 @@ def _do(request: Jobs, remote: Remote) -> None:
         except UnansweredError as error:
             raise remote.silent(str(error)) from None
     else:
-        far.end(far.follow(remote, job_id, log=request.action == "logs"), remote)
+        limit = None if request.max_wait is None else seconds(request.max_wait, "--max-wait")
+        far.watch(remote, job_id, log=request.action == "logs", limit_s=limit)
 
 
 def _read(place: str) -> Any:
@@ -83,7 +85,7 @@ def _list(found: Any, *, as_json: bool) -> None:
         best = progress.get("best_so_far")
         cells = (
             *(str(job["id"]), job["kind"], job["state"].lower()),
-            f"{progress['done']} of {progress['total']}" if progress else "",
+            f"{progress['done']} of {progress['total']}" if progress.get("total") else "",
             "" if best is None else f"{best:.3f}×",
             job["name"] or job["command"],
         )
@@ -99,7 +101,7 @@ def _show(job: Any, *, as_json: bool) -> None:
     lines = [f"job {job['id']} is {job['state'].lower()}", f"  {job['command']}"]
     lines += [f"  {job['reason']}"] if job["reason"] else []
     lines += [f"  number {job['place']} in the queue"] if job.get("place") else []
-    if progress:
+    if progress.get("study"):  # else it has not said its plan yet
         lines.append(f"  {progress['done']} of {progress['total']} {progress['unit'] or ''}")
         lines.append(f"  study {progress['study']}, {progress['basis']}")
     for line in lines:

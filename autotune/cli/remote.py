@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import secrets
+import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +34,12 @@ LOOK_S = 1.0
 PATIENCE_S = 600.0
 """A service that is gone may come back so long: its jobs go on, or go on when it starts."""
 _TIMEOUT_S = 120.0
+_LOOK_TIMEOUT_S = 20.0
+_PARTS = 64
+"""Answers with a log's next part that are asked for before the job is looked at again."""
+MOST_LOG = 1 << 29
+"""Characters of a log. Our service ends a job whose log is half as long: one of more is no log."""
+_STATES = {"QUEUED", "RUNNING", "STOPPING"}
 _ENDED = {"SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED"}
 _TOKEN_FILE = Path("outputs/serve.token")
 _LOCAL = {"127.0.0.1", "localhost", "::1"}
@@ -49,11 +59,20 @@ class Remote:
             raise BadInputError("--server: is missing; name the service, or set AUTOTUNE_SERVER")
         self.url = _checked(given)
         token = _token(self.url, token_file)
+        self.words = ["--server", self.url]
+        """What a command needs to find this service again."""
+        if token_file is not None:
+            self.words += ["--token-file", str(token_file)]
         remember([token])
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 
     def ask(
-        self, method: str, path: str, body: Any = None, more: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        more: Mapping[str, str] | None = None,
+        timeout_s: float = _TIMEOUT_S,
     ) -> web.Reply:
         """Ask the interface for programs; gives an answer that is none of an error.
 
@@ -64,7 +83,7 @@ class Remote:
         data = None if body is None else json.dumps(body).encode()
         headers = {**self._headers, **(more or {})}
         url = f"{self.url}/api/v1{path}"
-        reply = web.ask(method, url, _TIMEOUT_S, headers, data)
+        reply = web.ask(method, url, timeout_s, headers, data)
         if reply.status >= 400:
             raise _refusal(reply)
         return reply
@@ -144,48 +163,121 @@ def _run(request: Watched, kind: str, remote: Remote) -> None:
         for line in found["said"]:
             typer.echo(for_terminal(line), err=True)
         return
-    job = remote.submit(body)
+    with _interrupted(f"the job may be queued; see: {_command(remote, 'list')}"):
+        job = remote.submit(body)
     _say(f"job {job['id']} at {remote.url}")
     if request.detach:
         print_json(job) if request.as_json else typer.echo(for_terminal(str(job["id"])))
         return
-    end(follow(remote, int(job["id"])), remote)
+    watch(remote, int(job["id"]), heard=True)
 
 
-def follow(remote: Remote, job_id: int, *, log: bool = True) -> dict[str, Any]:
-    """Show what a job says until it has ended; gives the job.
+def _command(remote: Remote, *words: str) -> str:
+    return shlex.join(["autotune", "jobs", *words, *remote.words])
+
+
+@contextlib.contextmanager
+def _interrupted(*lines: str) -> Iterator[None]:
+    """Leave a service alone at Ctrl-C, and say what becomes of what was asked for.
+
+    The command's own answer to a signal is about work of this machine.
+
+    Raises:
+        AlreadySaidError: it was pressed.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    try:
+        for number in ours:
+            signal.signal(number, signal.default_int_handler)
+        yield
+    except KeyboardInterrupt:
+        if err.is_terminal:
+            err.print()  # below the ^C
+        _say(lines[0])
+        for line in lines[1:]:
+            err.print(line, markup=False, soft_wrap=True)
+        raise AlreadySaidError(ExitCode.INTERRUPTED) from None
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
+def watch(
+    remote: Remote,
+    job_id: int,
+    *,
+    log: bool = True,
+    limit_s: float | None = None,
+    heard: bool = False,
+) -> None:
+    """Show what a job says until it has ended, and end as it did.
 
     Ctrl-C leaves the job alone.
+
+    Args:
+        remote: the service.
+        job_id: of the job.
+        log: show its log too.
+        limit_s: wait no longer than so many seconds.
+        heard: the service has answered already, and is waited for (:data:`PATIENCE_S`) if it goes.
+
+    Raises:
+        MissingEnvironmentError: nobody answers, what answers is none of our services, or the limit
+            has passed.
+        AlreadySaidError: the job did not end well, or Ctrl-C was pressed.
     """
+    number = str(job_id)
+    again = _command(remote, *(("logs", number, "-f") if log else ("wait", number)))
+    detached = (
+        f"detached; job {job_id} goes on",
+        f"  attach again: {again}",
+        f"  end it:       {_command(remote, 'cancel', number)}",
+    )
+    with _interrupted(*detached):
+        until = time.monotonic() + (math.inf if limit_s is None else limit_s)
+        job = _followed(remote, job_id, log=log, until=until, heard=heard)
+        if job is None:
+            raise MissingEnvironmentError(
+                f"job {job_id} has not ended within {limit_s:g} s, and goes on; wait again: {again}"
+            )
+        end(job, remote)
+
+
+def _followed(
+    remote: Remote, job_id: int, *, log: bool, until: float, heard: bool
+) -> dict[str, Any] | None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(
         *columns, TimeElapsedColumn(), console=err, transient=True, disable=not err.is_terminal
     )
     offset, lost = 0, None
-    try:
-        with bar:
-            task = bar.add_task("waits", total=None)
-            while True:
-                try:
-                    job = _document(remote.ask("GET", f"/jobs/{job_id}"))
-                    if log:
-                        offset = _show_log(remote, job_id, offset)
-                    lost = None
-                except (web.UnansweredError, MissingEnvironmentError) as error:
-                    lost = _patient(lost, remote, str(error))
-                    time.sleep(LOOK_S)
-                    continue
+    with bar:
+        task = bar.add_task("waits", total=None)
+        while time.monotonic() <= until:
+            try:
+                job = _job_of(remote.ask("GET", f"/jobs/{job_id}", timeout_s=_LOOK_TIMEOUT_S))
+                heard = True
+                if log:
+                    offset = _show_log(remote, job_id, offset)
+            except (web.UnansweredError, MissingEnvironmentError) as error:
+                if not heard:
+                    raise
+                lost = _patient(lost, remote, str(error))
+            else:
+                lost = None
                 _show_progress(bar, task, job)
                 if job["state"] in _ENDED:
-                    return dict(job)
-                time.sleep(LOOK_S)
-    except KeyboardInterrupt:
-        again, cancel = (
-            f"autotune jobs {what} --server {remote.url}"
-            for what in (f"logs {job_id} -f", f"cancel {job_id}")
-        )
-        _say(f"detached; job {job_id} goes on. Attach again: {again}   End it: {cancel}")
-        raise AlreadySaidError(ExitCode.INTERRUPTED) from None
+                    return job
+            time.sleep(max(0.0, min(LOOK_S, until - time.monotonic())))
+    return None
+
+
+def _job_of(reply: web.Reply) -> dict[str, Any]:
+    job = _document(reply)
+    if job["state"] not in _STATES | _ENDED:
+        raise ValueError(f"a job's state is {job['state']!r}")
+    return dict(job)
 
 
 def _patient(since: float | None, remote: Remote, why: str) -> float:
@@ -194,25 +286,44 @@ def _patient(since: float | None, remote: Remote, why: str) -> float:
         _say(f"the service does not answer ({why}); its jobs go on, asking again")
         return now
     if now - since > PATIENCE_S:
-        raise remote.silent(why)
+        raise remote.silent(f"has not answered for {PATIENCE_S:g} s ({why})")
     return since
 
 
 def _show_log(remote: Remote, job_id: int, offset: int) -> int:
+    """Show the next parts of a log; the job is looked at before all of a long one is shown."""
     shown = offset
-    for shown, line in log_lines(remote, job_id, offset):  # noqa: B007 - the last is returned
+    parts = log_lines(remote, job_id, offset, _PARTS)
+    for shown, line in parts:  # noqa: B007 - the last is returned
         err.print(line, markup=False, soft_wrap=True)
     return shown
 
 
-def log_lines(remote: Remote, job_id: int, offset: int = 0) -> Iterator[tuple[int, str]]:
-    """Iterate over what is there of a job's log, each line with the offset behind its part."""
-    while True:
-        reply = remote.ask("GET", f"/jobs/{job_id}/log?offset={offset}")
+def log_lines(
+    remote: Remote, job_id: int, offset: int = 0, most: int | None = None
+) -> Iterator[tuple[int, str]]:
+    """Iterate over what is there of a job's log, each line with the offset behind its part.
+
+    Args:
+        remote: the service.
+        job_id: of the job.
+        offset: where to begin.
+        most: parts to ask for; None for all that are there.
+
+    Raises:
+        web.UnansweredError: nobody answers.
+        ValueError: the log is longer than that of a job can be.
+    """
+    taken = 0
+    for _ in itertools.count() if most is None else range(most):
+        path = f"/jobs/{job_id}/log?offset={offset}"
+        reply = remote.ask("GET", path, timeout_s=_LOOK_TIMEOUT_S)
         following = reply.headers.get("x-next-offset", "")
         if not reply.text or not following.isdecimal() or int(following) <= offset:
             return
-        offset = int(following)
+        offset, taken = int(following), taken + len(reply.text)
+        if max(offset, taken) > MOST_LOG:
+            raise ValueError("its log has no end")
         yield from ((offset, line) for line in reply.text.splitlines())
 
 

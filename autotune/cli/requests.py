@@ -401,6 +401,10 @@ class Jobs(AsJson):
     server: Annotated[str | None, flag("The service; default: AUTOTUNE_SERVER.")] = None
     token_file: TokenFile = None
     follow: Annotated[bool, flag("logs: go on until the job has ended.", short="-f")] = False
+    max_wait: Annotated[
+        Duration | None,
+        flag("wait, logs -f: no longer than so; the job goes on, exit code 3."),
+    ] = None
 
     @model_validator(mode="after")
     def _about_a_job(self) -> Self:
@@ -409,6 +413,9 @@ class Jobs(AsJson):
         if self.action != "list" and self.job is None:
             what = "a file, or -" if self.action == "submit" else "a job's number"
             raise BadInputError(f"{self.action}: needs {what}")
+        waits = self.action == "wait" or (self.action == "logs" and self.follow)
+        if self.max_wait is not None and not waits:
+            raise BadInputError("--max-wait: goes with wait, and with logs -f")
         return self
 
 

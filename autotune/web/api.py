@@ -22,6 +22,7 @@ from autotune.store.records import JobRecord, JobState
 from autotune.util import secret
 from autotune.web import stream
 from autotune.web.folders import JobFolder
+from autotune.web.gate import WELCOME
 from autotune.web.kinds import KINDS, schema_of
 from autotune.web.problems import MEDIA_TYPE, ProblemError
 from autotune.web.service import Service
@@ -143,9 +144,16 @@ def _job_actions(routes: APIRouter, service: Service) -> None:
         return Response(status_code=204)
 
 
+def _welcome(request: Request) -> Callable[[], bool]:
+    """Return what tells whether the session of a request goes on; with the token it does."""
+    told: Callable[[], bool] = request.scope.get(WELCOME, lambda: True)
+    return told
+
+
 def _file_routes(routes: APIRouter, service: Service) -> None:
     @routes.get("/jobs/{job_id}/events", summary="Follow a job (server-sent events)")
     async def events(
+        request: Request,
         job_id: int,
         last_event_id: Annotated[str | None, Header()] = None,
         tail: Annotated[int | None, Query(ge=0, le=MOST)] = None,
@@ -153,18 +161,20 @@ def _file_routes(routes: APIRouter, service: Service) -> None:
         await _done(service.get, _checked(job_id))
         offset = last_event_id or "0"
         is_ours = offset.isascii() and offset.isdecimal() and len(offset) < 16
-        lines = stream.events(service, job_id, int(offset) if is_ours else 0, tail)
+        start = int(offset) if is_ours else 0
+        lines = stream.events(service, job_id, start, tail, _welcome(request))
         return stream.response(service, lines, "text/event-stream")
 
     @routes.get("/jobs/{job_id}/log", summary="What the command says")
     async def log(
+        request: Request,
         job_id: int,
         offset: Annotated[int, Query(ge=0, le=MOST)] = 0,
         follow: bool = False,
     ) -> Response:
         await _done(service.get, _checked(job_id))
         if follow:
-            parts = stream.log(service, job_id, offset)
+            parts = stream.log(service, job_id, offset, _welcome(request))
             return stream.response(service, parts, "text/plain; charset=utf-8")
         path = JobFolder.of(service.root, job_id).log
         data = await _done(stream.read_from, path, offset, service.limits.log_chunk)
@@ -217,11 +227,13 @@ def _study_routes(routes: APIRouter, service: Service) -> None:
 
     @routes.get("/studies/{name}/report", summary="The report of a study, as JSON")
     async def report(name: str) -> JSONResponse:
-        return JSONResponse(secret.masked(await _done(_as_json, page_of_study, service, name)))
+        made = await service.plans.run(_as_json, page_of_study, service, name)
+        return JSONResponse(secret.masked(made))
 
     @routes.get("/studies/{name}/compare", summary="Two studies of one kind, beside each other")
     async def compare(name: str, other: Annotated[str, Query(alias="with")]) -> JSONResponse:
-        return JSONResponse(secret.masked(await _done(_as_json, compared, service, name, other)))
+        made = await service.plans.run(_as_json, compared, service, name, other)
+        return JSONResponse(secret.masked(made))
 
     @routes.get("/studies/{name}/trials", summary="Trials of a study, as JSON or CSV")
     async def trials(
@@ -232,7 +244,8 @@ def _study_routes(routes: APIRouter, service: Service) -> None:
     ) -> Response:
         await _study(service, name)
         if format == "csv":
-            return Response(await _done(_csv, service, name), media_type="text/csv; charset=utf-8")
+            table = await service.plans.run(_csv, service, name)
+            return Response(table, media_type="text/csv; charset=utf-8")
         rows = await _done(store.trial_page, name, after, limit)
         following = rows[-1]["id"] if len(rows) == limit else None
         return JSONResponse(secret.masked({"trials": rows, "next": following}))
@@ -300,7 +313,7 @@ def _machine_routes(routes: APIRouter, service: Service) -> None:
 
     @routes.get("/doctor", summary="How this machine stands, and what to run next")
     async def doctor(device: str | None = None) -> JSONResponse:
-        return JSONResponse({"findings": await _done(diagnosed, device)})
+        return JSONResponse({"findings": await service.plans.run(diagnosed, device)})
 
 
 def known_devices() -> dict[str, Any]:

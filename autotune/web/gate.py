@@ -24,6 +24,8 @@ BODY_S = 20.0
 """Seconds that a client may take for the next part of its body."""
 OPEN = frozenset({"/healthz", "/readyz", "/login", "/openapi.json", "/favicon.ico"})
 OPEN_FOLDER = "/static/"
+WELCOME = "autotune.welcome"
+"""In the scope of a request with a cookie: tells whether its session goes on."""
 _SAFE = frozenset({"GET", "HEAD"})
 _FORM = "/login"
 _HTTP_PORT = 80
@@ -133,7 +135,9 @@ class Gate:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._doorman.knows(given.strip()):
             return
-        if self._doorman.accepts(_cookie(headers.get("cookie", ""))):
+        cookie = _cookie(headers.get("cookie", ""))
+        if self._doorman.accepts(cookie):
+            scope[WELCOME] = lambda: self._doorman.accepts(cookie)
             return
         if scope["method"] in _SAFE and "text/html" in headers.get("accept", ""):
             raise ProblemError(303, "log in first", {"Location": "/login"})

@@ -141,11 +141,11 @@ def install(app: FastAPI, views: Views, doorman: Doorman) -> None:
 
     @app.get("/studies/{name}/report", include_in_schema=False)
     async def report(name: str) -> Response:
-        return await shown(views.report, name)
+        return await views.service.plans.run(views.report, name)
 
     @app.get("/studies/{name}/compare", include_in_schema=False)
     async def compare(name: str, other: Annotated[str, Query(alias="with")]) -> Response:
-        return await shown(views.compare, name, other)
+        return await views.service.plans.run(views.compare, name, other)
 
     @app.get("/devices", include_in_schema=False)
     async def devices() -> Response:

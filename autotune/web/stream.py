@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,11 @@ def _message(kind: str, data: str, offset: int | None = None) -> str:
 
 
 async def events(
-    service: Service, job_id: int, offset: int, tail: int | None
+    service: Service,
+    job_id: int,
+    offset: int,
+    tail: int | None,
+    is_welcome: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[str]:
     """Iterate over the events of a job, each with the offset behind it as its id.
 
@@ -64,12 +68,13 @@ async def events(
         job_id: of a job that there is.
         offset: the id of the last event that was seen; 0 for all.
         tail: pass over all but about so many bytes of events.
+        is_welcome: tells whether whoever reads may still do so.
     """
     path = JobFolder.of(service.root, job_id).events
     if tail is not None and offset == 0:
         offset = await run_in_threadpool(_tail, path, tail)
     seen, size, quiet = -1, -1, 0.0
-    while not service.stopping:
+    while not service.stopping and is_welcome():
         is_new = service.runner.versions[job_id] != seen
         found = await run_in_threadpool(service.snapshot, job_id) if is_new else None
         if is_new and found is None:
@@ -98,10 +103,12 @@ async def events(
         quiet += LOOK_S
 
 
-async def log(service: Service, job_id: int, offset: int) -> AsyncIterator[bytes]:
-    """Iterate over the log of a job from an offset on, until the job has ended."""
+async def log(
+    service: Service, job_id: int, offset: int, is_welcome: Callable[[], bool] = lambda: True
+) -> AsyncIterator[bytes]:
+    """Iterate over the log of a job from an offset on, until the job or the session has ended."""
     path = JobFolder.of(service.root, job_id).log
-    while not service.stopping:
+    while not service.stopping and is_welcome():
         job = await run_in_threadpool(service.jobs.get, job_id)
         data = await run_in_threadpool(read_from, path, offset, service.limits.log_chunk)
         if data:

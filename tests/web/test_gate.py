@@ -15,6 +15,7 @@ from autotune.core import BadInputError
 from autotune.store.records import JobState
 from autotune.util.request import Request, extra
 from autotune.util.secret import Secret
+from autotune.web import stream
 from autotune.web.gate import BODY_LIMIT, Names
 from autotune.web.kinds import KINDS, OURS, parse
 from autotune.web.policy import ForbiddenError, Policy, parse_allow
@@ -97,6 +98,31 @@ def test_a_kept_cookie_is_worth_nothing_after_logging_out(site: Site) -> None:
     assert site.stranger().get("/logout", headers=kept).status_code == 303
     assert site.stranger().get(f"{API}/jobs", headers=kept).status_code == 401
     assert site.client.get(f"{API}/jobs").status_code == 200, "the token itself stays good"
+
+
+class Leaving(Doorman):
+    """Its session ends while a stream is open."""
+
+    asked = 0
+
+    def accepts(self, cookie: str) -> bool:
+        self.asked += 1
+        if self.asked == 4:
+            self.log_out()
+        return super().accepts(cookie)
+
+
+@pytest.mark.parametrize("what", ["events", "log?follow=true"])
+def test_a_stream_ends_with_its_session(
+    site: Site, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, doorman = site.submit(), Leaving(Secret(TOKEN), lambda: 1e9, site.root / ".others")
+    monkeypatch.setattr(site.app, "_doorman", doorman)
+    monkeypatch.setattr(stream, "LOOK_S", 0.01)
+    kept, path = {"Cookie": f"{COOKIE}={doorman.cookie()}"}, f"{API}/jobs/{job['id']}/{what}"
+    answer = site.stranger().get(path, headers=kept)  # of a job that waits: nothing else ends it
+    assert (answer.status_code, doorman.asked) == (200, 4)
+    assert site.stranger().get(path, headers=kept).status_code == 401
 
 
 @given(st.text(max_size=80))

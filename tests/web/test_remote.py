@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import pytest
 from autotune.cli.remote import Remote
 from autotune.core import BadInputError
 from tests.support.synthetic_service import TOTAL
-from tests.web.served import REPOSITORY, Served, reached
+from tests.web.served import REPOSITORY, Served
 
 pytestmark = pytest.mark.kill
 
@@ -81,22 +83,39 @@ def test_what_the_service_refuses_is_one_line(served: Served) -> None:
         assert said in ran.stderr
 
 
-def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(served: Served) -> None:
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(
+    served: Served, tmp_path: Path
+) -> None:
+    terminal, end_of_process = pty.openpty()  # where a bar is drawn, and ^C echoed
+    token = tmp_path / "my token"
+    token.write_text(served.token)
     process = subprocess.Popen(
-        words(served, *MOE, "left"), stderr=subprocess.PIPE, text=True, env=environment(served)
+        words(served, *MOE, "left", "--token-file", str(token)),
+        stderr=end_of_process,
+        text=True,
+        env=environment(served, COLUMNS="200", AUTOTUNE_TOKEN=""),
     )
+    os.close(end_of_process)
     job = 0
     end = time.monotonic() + 30
     while not job and time.monotonic() < end:
         found = served.call("GET", "/jobs")["jobs"]
         job = next((one["id"] for one in found if one["args"].get("study") == "left"), 0)
         time.sleep(0.05)
-    served.wait(job, reached(2))
-    time.sleep(1.2)
+    said = ""
+    while "/58" not in said:  # it is followed
+        said += os.read(terminal, 4096).decode()
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert f"Attach again: autotune jobs logs {job} -f --server {served.url}" in said
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(terminal, 4096):
+            said += part.decode()
+    assert process.wait(30) == 130
+    lines = said.splitlines()
+    assert lines[-3] == f"autotune: detached; job {job} goes on"
+    where = f"--server {served.url} --token-file '{token}'"
+    assert lines[-2] == f"  attach again: autotune jobs logs {job} -f {where}"
+    assert lines[-1] == f"  end it:       autotune jobs cancel {job} {where}"
+    assert "what is finished is saved" not in said  # which is about work of this machine
     again = autotune(served, "jobs", "logs", str(job), "-f")
     assert (again.returncode, again.stdout) == (0, '{"done": true}\n')
     assert "autotune: begins" in again.stderr
@@ -131,10 +150,13 @@ def test_jobs_are_submitted_listed_shown_and_cancelled(served: Served, tmp_path:
     assert "[b]mine[/b]" in autotune(served, "jobs", "list").stdout
     assert "autotune moe --device gb10" in autotune(served, "jobs", "show", job).stdout
     served.submit("long")
-    served.submit("longer")
+    longer = served.submit("longer")
     waiting = str(served.submit("last", priority=-1))
     cancelled = autotune(served, "jobs", "cancel", waiting)
     assert (cancelled.returncode, "is cancelled" in cancelled.stdout) == (0, True)
+    late = autotune(served, "jobs", "wait", str(longer), "--max-wait", "0.1s")
+    assert (late.returncode, late.stdout) == (3, "")
+    assert f"autotune: job {longer} has not ended within 0.1 s, and goes on; wait" in late.stderr
     waited = autotune(served, "jobs", "wait", waiting)
     assert (waited.returncode, waited.stdout) == (130, "")
     assert autotune(served, "jobs", "logs", job).stdout == "autotune: begins\n"

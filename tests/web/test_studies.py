@@ -11,6 +11,7 @@ from autotune.kernels.kind import KIND
 from autotune.machine import health
 from autotune.report.page import Page
 from autotune.util import secret
+from autotune.web.turns import Turns
 from tests.support import kernel_pages, serving_pages
 from tests.web.conftest import Site
 
@@ -59,6 +60,17 @@ def test_a_report_says_no_secret_and_what_cannot_be_read_back_is_one_line(
     answer = filled.client.get(f"{API}/studies/slow/report")
     assert answer.status_code == 409
     assert "cannot be read back" in answer.json()["detail"]
+
+
+def test_reports_are_made_in_turn(filled: Site) -> None:
+    filled.service.plans = Turns(1, waiting=0)
+    for path in ("studies/slow/report", "studies/slow/compare?with=fast"):
+        for place in (f"{API}/{path}", f"/{path}"):
+            answer = filled.client.get(place)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5"), place
+    table = filled.client.get(f"{API}/studies/slow/trials?format=csv")
+    assert table.status_code == 503
+    assert filled.client.get(f"{API}/studies/slow").status_code == 200
 
 
 def test_two_studies_beside_each_other(filled: Site) -> None:

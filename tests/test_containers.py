@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from autotune.machine.image_facts import image_facts
 from autotune.serving.server.launchers import _metadata_folder
 from tests.serving import tiny_models as models
 from tests.serving.tiny_models import TinyModels
-from tests.support.engines import IMAGE, VENV, Podman, mounts, started_podman
+from tests.support.engines import IMAGE, OWN_VARIABLES, VENV, Podman, mounts, started_podman
 from tests.support.processes import wait_for
 from tests.test_kill import SPACE, count
 
@@ -69,12 +69,58 @@ def run(words: list[str], folder: Path, env: Mapping[str, str]) -> subprocess.Co
     )
 
 
-def test_moe_runs_in_the_image_and_leaves_the_users_files(podman: Podman, tmp_path: Path) -> None:
+@contextmanager
+def at_work(podman: Podman, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command, when it has stored trials; its space is larger."""
+    make_space(folder, "[32, 64]")
+    before = count(folder / "outputs")
+    with subprocess.Popen(
+        command("1,16,512"), cwd=folder, env=podman.env, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(lambda: process.poll() is not None or count(folder / "outputs") > before + 1, 120)
+        assert process.poll() is None, process.stderr
+        yield process
+
+
+@pytest.mark.kill
+def test_after_ctrl_c_and_kill_9_the_next_leaves_the_users_files(
+    podman: Podman, tmp_path: Path
+) -> None:
+    """One study: interrupted, killed, run to its end, and run again."""
+    with at_work(podman, tmp_path) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert said.count("autotune: interrupted") == 1
+    assert "Traceback" not in said
+    assert podman.containers() == []
+
+    with at_work(podman, tmp_path) as process:
+        assert len(podman.containers()) == 1
+        process.kill()
+    wait_for(lambda: not podman.containers(), 45)
+
+    before = count(tmp_path / "outputs")
+    assert before
     ran = run(command("1"), tmp_path, podman.env)
+    assert count(tmp_path / "outputs") >= before
+    check_files(ran, tmp_path)
+    assert podman.containers() == []
+
+    again = run(command("1", "--json"), tmp_path, podman.env)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["compiled"] == 0, "and stdout is the command's alone"
+    with closing(sqlite3.connect(tmp_path / "outputs/autotune.db")) as database:
+        (done,) = database.execute("SELECT count(*) FROM runs WHERE status = 'done'").fetchone()
+    assert done == 2
+
+
+def check_files(ran: subprocess.CompletedProcess[str], folder: Path) -> None:
+    """The command ended well, says how its table is tried, and stored what it was run with."""
     assert ran.returncode == 0, ran.stderr
-    last = ran.stdout.splitlines()[-1]
-    (table,) = tmp_path.glob("outputs/*/predicted/E=*.json")
-    assert last == (
+    (table,) = folder.glob("outputs/*/predicted/E=*.json")
+    assert ran.stdout.splitlines()[-1] == (
         "Try it:  podman run --rm --ipc host --publish 127.0.0.1:8000:8000 --volume "
         f"{shlex.quote(f'{table.parent}:/moe:ro')} --env VLLM_TUNED_CONFIG_FOLDER=/moe "
         f"--entrypoint vllm {IMAGE} serve …"
@@ -83,41 +129,6 @@ def test_moe_runs_in_the_image_and_leaves_the_users_files(podman: Podman, tmp_pa
     assert told["command"] == shlex.join(["autotune", *command("1")[1:]]), "as it was typed"
     assert told["environment"]["image"]["name"] == IMAGE
     assert len(told["environment"]["image"]["id"]) == 64
-    assert podman.containers() == []
-
-    again = run(command("1", "--json"), tmp_path, podman.env)
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["compiled"] == 0, "and stdout is the command's alone"
-    with closing(sqlite3.connect(tmp_path / "outputs/autotune.db")) as database:
-        assert database.execute("SELECT count(*) FROM runs WHERE status = 'done'").fetchone() == (
-            2,
-        )
-
-
-@contextmanager
-def at_work(podman: Podman, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """The command, when its first trials are stored; its space is larger."""
-    make_space(folder, "[32, 64]")
-    with subprocess.Popen(
-        command("1,16,512"), cwd=folder, env=podman.env, stderr=subprocess.PIPE, text=True
-    ) as process:
-        wait_for(lambda: process.poll() is not None or count(folder / "outputs") > 1, 120)
-        assert process.poll() is None, process.stderr
-        yield process
-
-
-@pytest.mark.kill
-def test_kill_9_leaves_nothing_running_and_the_next_goes_on(podman: Podman, tmp_path: Path) -> None:
-    with at_work(podman, tmp_path) as process:
-        assert len(podman.containers()) == 1
-        process.kill()
-    wait_for(lambda: not podman.containers(), 45)
-    before = count(tmp_path / "outputs")
-    assert before
-    ran = run(command("1"), tmp_path, podman.env)
-    assert ran.returncode == 0, ran.stderr
-    assert count(tmp_path / "outputs") >= before
-    assert podman.containers() == []
 
 
 @pytest.mark.kill
@@ -143,22 +154,26 @@ def _parent(process: Path) -> int | None:
         return None
 
 
-@pytest.mark.kill
-def test_ctrl_c_ends_it_in_one_line(podman: Podman, tmp_path: Path) -> None:
-    with at_work(podman, tmp_path) as process:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
-        assert process.stderr is not None
-        said = process.stderr.read()
-    assert said.count("autotune: interrupted") == 1
-    assert "Traceback" not in said
-    assert podman.containers() == []
+@pytest.fixture
+def here(
+    podman: Podman,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: Callable[..., tuple[int, str, str]],
+) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process, which spares a start of it; containers are real."""
+    monkeypatch.chdir(tmp_path)
+    for name in OWN_VARIABLES:
+        monkeypatch.setenv(name, podman.env[name])
+    return in_process
 
 
-def test_bad_input_is_said_once_with_the_commands_own_code(podman: Podman, tmp_path: Path) -> None:
-    ran = run(command("1", "--model", "no-such-model"), tmp_path, podman.env)
-    assert ran.returncode == 2
-    lines = [line for line in ran.stderr.splitlines() if line.startswith("autotune: ")]
+def test_bad_input_is_said_once_with_the_commands_own_code(
+    here: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, _, said = here(*command("1", "--model", "no-such-model")[1:])
+    assert code == 2
+    lines = [line for line in said.splitlines() if line.startswith("autotune: ")]
     assert len(lines) == 1
     assert "no-such-model" in lines[0]
 
@@ -176,6 +191,17 @@ def service(podman: Podman, tmp_path: Path) -> Iterator[str]:
         finally:
             server.terminate()
             place.unlink(missing_ok=True)
+            podman.run("rm", "--all", "--force", "--time", "0")
+
+
+NOTHING_REMOVES_ITSELF = """\
+#!/bin/sh
+for word; do shift; [ "$word" = --rm ] || set -- "$@" "$word"; done
+exec {docker} "$@"
+"""
+"""Docker's client waits for the removal of a container with ``--rm``, and podman 4.3 then asks
+without a pause whether it is gone (podman#18150): that takes a core, and the lock that the removal
+needs, for minutes on a busy machine. The end of a container comes as an event."""
 
 
 def _answers(place: Path) -> bool:
@@ -183,13 +209,16 @@ def _answers(place: Path) -> bool:
         return probe.connect_ex(str(place)) == 0
 
 
-@pytest.mark.nightly  # after other tests it ran into its 300 s twice, alone it takes 10 s
 def test_files_of_a_daemon_that_is_root_are_the_users(
     podman: Podman, service: str, tmp_path: Path
 ) -> None:
     """Docker's own client where it is here, which cannot tell podman's socket from docker's."""
-    if shutil.which("docker") is None or shutil.which("setpriv") is None:
+    docker = shutil.which("docker")
+    if docker is None or shutil.which("setpriv") is None:
         pytest.skip("docker's client or setpriv is not here")
+    client = tmp_path / "docker"
+    client.write_text(NOTHING_REMOVES_ITSELF.format(docker=docker))
+    client.chmod(0o755)
     (tmp_path / "cache").mkdir()
     for path in (tmp_path, *tmp_path.iterdir()):
         os.chown(path, USER, USER)
@@ -202,6 +231,7 @@ def test_files_of_a_daemon_that_is_root_are_the_users(
     env = {
         **podman.env,
         "DOCKER_HOST": service,
+        "PATH": f"{tmp_path}:{podman.env['PATH']}",
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "HOME": str(tmp_path),
     }
@@ -220,7 +250,7 @@ def test_files_of_a_daemon_that_is_root_are_the_users(
 def test_what_an_image_holds_and_whose_pip_adds_what_it_lacks(
     podman: Podman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF"):
+    for name in OWN_VARIABLES:
         monkeypatch.setenv(name, podman.env[name])
     engine = find_engine("podman")
     image = find_image(engine, IMAGE)
@@ -256,7 +286,7 @@ def test_what_an_image_holds_and_whose_pip_adds_what_it_lacks(
 
 
 def test_an_image_that_is_too_old_is_refused_with_the_one_to_take(
-    podman: Podman, tmp_path: Path
+    here: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     (tmp_path / "old" / "vllm").mkdir(parents=True)
     (tmp_path / "old" / "vllm" / "__init__.py").write_text("")
@@ -265,22 +295,24 @@ def test_an_image_that_is_too_old_is_refused_with_the_one_to_take(
         "Metadata-Version: 2.1\nName: vllm\nVersion: 0.19.0\n"
     )
     more = ["--mount", f"{tmp_path}/old:/old:ro", "--docker-arg", "--env PYTHONPATH=/old"]
-    ran = run(command("1", *more), tmp_path, podman.env)
-    assert ran.returncode == 2
-    (line,) = ran.stderr.splitlines()
+    code, _, said = here(*command("1", *more)[1:])
+    assert code == 2
+    (line,) = said.splitlines()
     assert "its vLLM 0.19.0 is too old, 0.24 or newer is needed" in line
     assert "take vllm/vllm-openai:v0.33.0 (vLLM 0.33, Triton 3.8 and CUDA 13)" in line
     assert not (tmp_path / "outputs").exists()
 
 
-def test_an_image_that_is_nowhere_or_has_no_python(podman: Podman, tmp_path: Path) -> None:
-    words = [BINARY, *MOE.split(), "1", "--launcher", "podman", "--gpus", "none", "--image"]
-    ran = run([*words, "localhost/absent:1"], tmp_path, podman.env)
-    assert ran.returncode == 3
-    assert "is not here, and `podman pull localhost/absent:1` fails" in ran.stderr.splitlines()[-1]
-    ran = run([*words, IMAGE], tmp_path, podman.env)  # without mounts its root is empty
-    assert ran.returncode == 3
-    assert ran.stderr.splitlines()[-1].startswith(f"autotune: --image {IMAGE}: its Python cannot")
+def test_an_image_that_is_nowhere_or_has_no_python(
+    here: Callable[..., tuple[int, str, str]],
+) -> None:
+    words = [*MOE.split(), "1", "--launcher", "podman", "--gpus", "none", "--image"]
+    code, _, said = here(*words, "localhost/absent:1")
+    assert code == 3
+    assert "is not here, and `podman pull localhost/absent:1` fails" in said.splitlines()[-1]
+    code, _, said = here(*words, IMAGE)  # without mounts its root is empty
+    assert code == 3
+    assert said.splitlines()[-1].startswith(f"autotune: --image {IMAGE}: its Python cannot")
 
 
 # ------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ REQUIRED = os.environ.get("AUTOTUNE_TEST_CONTAINERS") == "required"
 IMAGE = "localhost/vllm:1"
 BASE = Path(sys.base_prefix)
 VENV = Path(sys.prefix)
+OWN_VARIABLES = ("CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "XDG_CACHE_HOME")
+"""With which podman, and what autotune keeps of an image, stay out of what the user has."""
 CONTAINERS_CONF = """\
 [containers]
 default_ulimits = ["nofile=16384:16384", "nproc=16384:16384"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, Response
 
@@ -21,28 +21,16 @@ from autotune.store.foreign import reading_back
 from autotune.store.records import JobRecord, JobState
 from autotune.util import secret
 from autotune.web import stream
+from autotune.web.document import BODY, ERRORS, operation_id
 from autotune.web.folders import JobFolder
 from autotune.web.gate import WELCOME
-from autotune.web.kinds import KINDS, schema_of
-from autotune.web.problems import MEDIA_TYPE, ProblemError
+from autotune.web.problems import ProblemError
 from autotune.web.service import Service
 
 PREFIX = "/api/v1"
 MOST = 2**53
 T = TypeVar("T")
 JobId = Annotated[int, "A job's number."]
-_PROBLEM = {
-    "description": "What went wrong, in one line (RFC 9457).",
-    "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-}
-_CODES = (400, 401, 403, 404, 405, 409, 413, 415, 421, 422, 429, 503, 504)
-_ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys(_CODES, _PROBLEM)
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/NewJob"}}},
-    }
-}
 _EMPTY = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
 SANDBOX = {"Content-Security-Policy": "sandbox allow-scripts allow-downloads"}
 _TEXT_TYPES = {".json", ".md", ".txt", ".log", ".jsonl", ".sh", ".yaml", ".csv"}
@@ -50,7 +38,7 @@ _TEXT_TYPES = {".json", ".md", ".txt", ".log", ".jsonl", ".sh", ".yaml", ".csv"}
 
 def router(service: Service) -> APIRouter:
     """Make the routes."""
-    routes = APIRouter(prefix=PREFIX, responses=_ERRORS)
+    routes = APIRouter(prefix=PREFIX, responses=ERRORS, generate_unique_id_function=operation_id)
     _job_routes(routes, service)
     _job_actions(routes, service)
     _file_routes(routes, service)
@@ -70,7 +58,7 @@ def _checked(job_id: int) -> int:
 
 
 def _job_routes(routes: APIRouter, service: Service) -> None:
-    @routes.post("/jobs", status_code=202, openapi_extra=_BODY, summary="Queue a job")
+    @routes.post("/jobs", status_code=202, openapi_extra=BODY, summary="Queue a job")
     async def submit(
         request: Request, idempotency_key: Annotated[str | None, Header()] = None
     ) -> JSONResponse:
@@ -79,7 +67,7 @@ def _job_routes(routes: APIRouter, service: Service) -> None:
         shown = await _done(service.shown, job)
         return JSONResponse(shown, 202, {"Location": f"{PREFIX}/jobs/{job.id}"})
 
-    @routes.post("/jobs:validate", openapi_extra=_BODY, summary="Say the plan, start nothing")
+    @routes.post("/jobs:validate", openapi_extra=BODY, summary="Say the plan, start nothing")
     async def validate(request: Request) -> JSONResponse:
         body = service.read_body(await request.body())
         return JSONResponse(await service.validate(body))
@@ -334,75 +322,3 @@ def diagnosed(name: str | None) -> list[dict[str, Any]]:
     visible = visible_gpus()
     device = device_asked_for(name, visible)
     return [finding.as_json() for finding in diagnose(device, visible)]
-
-
-def install_schema(app: FastAPI) -> None:
-    """Have the OpenAPI document say what each kind of job takes: the schemas of the requests."""
-    made = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = made()
-            document["components"] = components(document.get("components", {}))
-            document["security"] = [{"token": []}]
-        return app.openapi_schema or {}
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def components(found: dict[str, Any]) -> dict[str, Any]:
-    """Add our schemas to those that FastAPI found."""
-    schemas: dict[str, Any] = dict(found.get("schemas", {}))
-    choices = []
-    for kind in KINDS:
-        args = schema_of(kind)
-        schemas.update(args.pop("$defs", {}))
-        schemas[f"{kind.title()}Args"] = args
-        choices.append(
-            {
-                "type": "object",
-                "title": f"A job of kind {kind}",
-                "properties": {
-                    "kind": {"const": kind},
-                    "args": {"$ref": f"#/components/schemas/{kind.title()}Args"},
-                    **_COMMON,
-                },
-                "required": ["kind", "args"],
-                "additionalProperties": False,
-            }
-        )
-    schemas["NewJob"] = {"oneOf": choices}
-    schemas["Problem"] = _PROBLEM_SCHEMA
-    token = {"type": "http", "scheme": "bearer", "description": "The token of the service."}
-    return {**found, "schemas": schemas, "securitySchemes": {"token": token}}
-
-
-_COMMON: dict[str, Any] = {
-    "name": {"type": "string", "maxLength": 100, "description": "For people."},
-    "priority": {
-        "type": "integer",
-        "minimum": -100,
-        "maximum": 100,
-        "default": 0,
-        "description": "Higher starts sooner.",
-    },
-    "max_time": {
-        "type": "string",
-        "examples": ["90s", "2h"],
-        "description": "Stop the job after so long; what was measured is saved.",
-    },
-    "gpus": {"type": "integer", "minimum": 0, "description": "GPUs to keep for it."},
-}
-_PROBLEM_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "What, where, what to do, in one line."},
-        "field": {"type": ["string", "null"], "description": "The field of args that it is about."},
-        "exit_code": {"type": "integer", "description": "What the command line would return."},
-        "said": {"type": "array", "items": {"type": "string"}},
-    },
-    "required": ["type", "title", "status", "detail"],
-}

@@ -13,7 +13,7 @@ from starlette.staticfiles import StaticFiles
 
 from autotune import __version__
 from autotune.util.secret import Secret
-from autotune.web import api, metrics, pages, problems
+from autotune.web import api, document, metrics, pages, problems
 from autotune.web.gate import Gate, Names
 from autotune.web.service import Service
 from autotune.web.token import Doorman
@@ -35,7 +35,8 @@ def make_app(
     app = FastAPI(
         title="autotune",
         version=__version__,
-        description="Queue, follow and read tuning jobs. Each job is the command of its kind.",
+        description=document.DESCRIPTION,
+        generate_unique_id_function=document.operation_id,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -47,7 +48,7 @@ def make_app(
     _probes(app, service)
     pages.install(app, views, doorman)
     app.mount("/static", StaticFiles(directory=STATIC))
-    api.install_schema(app)
+    document.install(app)
     return Gate(app, names, doorman)
 
 

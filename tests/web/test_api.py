@@ -334,6 +334,28 @@ def test_the_document_holds_the_schemas_of_the_requests(site: Site) -> None:
     assert "/api/v1/jobs:validate" in document["paths"]
 
 
+def test_every_operation_says_what_it_answers_and_every_link_leads_somewhere(site: Site) -> None:
+    document = site.stranger().get("/openapi.json").json()
+    listed = [one for path in document["paths"].values() for one in path.values()]
+    operations = {one["operationId"]: one for one in listed}
+    assert len(operations) == len(listed)
+    links = 0
+    for name, one in operations.items():
+        (code,) = one["responses"].keys() & {"200", "202", "204"}
+        answer = one["responses"][code]
+        for content in answer.get("content", {}).values():
+            assert content["schema"] or name in {"healthz", "readyz", "getMetrics"}, name
+        assert answer["description"] != "Successful Response", name
+        for link in answer.get("links", {}).values():
+            wanted = {p["name"] for p in operations[link["operationId"]]["parameters"]}
+            assert link["parameters"].keys() <= wanted
+            links += 1
+    assert links > 5
+    schemas = document["components"]["schemas"]
+    shown = site.submit()
+    assert shown.keys() == schemas["Job"]["properties"].keys() | {"idempotency_key", "stop"}
+
+
 def test_probes_and_figures(running: Site) -> None:
     assert running.stranger().get("/healthz").json()["status"] == "ok"
     assert running.stranger().get("/readyz").status_code == 200

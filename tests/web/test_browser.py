@@ -157,10 +157,7 @@ def test_a_job_from_the_form_to_its_end(browser: Browser, served: Served) -> Non
     assert browser.js("return document.getElementById('levels').rows.length") == 2
     until(browser, TEXT % "log", "begins")
     until(browser, TEXT % "files", "winners.json")
-    drawn = """
-        const c = document.getElementById('landscape');
-        return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(x => x)"""
-    assert browser.js(drawn)
+    until(browser, "return document.getElementById('landscape').dataset.dots", f"^{TOTAL}$")
     assert browser.js("return document.getElementById('cancel').hidden")
     check_page(browser)
     assert browser.axe() == []

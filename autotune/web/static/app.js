@@ -141,27 +141,42 @@ function landscape() {
   let wanted = false;
   function draw() {
     wanted = false;
-    const style = getComputedStyle(document.body);
-    const { width, height } = canvas;
-    context.clearRect(0, 0, width, height);
+    const style = getComputedStyle(document.body), scale = devicePixelRatio || 1;
+    const { clientWidth: width, clientHeight: height } = canvas; // so that words keep their size on a phone
+    canvas.width = width * scale; // which clears it
+    canvas.height = height * scale;
+    canvas.dataset.dots = dots.length;
+    context.scale(scale, scale);
+    context.font = style.font;
     const y = (ratio) => height / 2 - Math.log2(ratio) * height / 4;
     context.strokeStyle = context.fillStyle = style.color;
     context.setLineDash([4, 4]);
     context.beginPath(); context.moveTo(0, y(1)); context.lineTo(width, y(1)); context.stroke();
-    context.fillText("default", 4, y(1) - 4);
-    context.fillText("twice its time", 4, y(2) + 12);
-    context.fillText("half its time", 4, y(0.5) - 4);
     dots.forEach((ratio, i) => context.fillRect((i + 0.5) * width / dots.length - 1.5, Math.max(0, Math.min(height - 3, y(ratio) - 1.5)), 3, 3));
+    for (const [text, ratio, below] of [["default", 1, -6], ["twice its time", 2, 16], ["half its time", 0.5, -6]]) {
+      context.lineWidth = 4;
+      context.lineJoin = "round";
+      context.strokeStyle = style.backgroundColor; // readable over the dots
+      context.setLineDash([]);
+      context.strokeText(text, 4, y(ratio) + below);
+      context.fillText(text, 4, y(ratio) + below);
+    }
   }
+  function soon() {
+    if (!wanted) { wanted = true; requestAnimationFrame(draw); }
+  }
+  addEventListener("resize", soon);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", soon);
+  soon();
   return {
-    clear() { dots.length = 0; },
+    clear() { dots.length = 0; soon(); },
     add(step) {
       if (step.value === null) { return; }
       if (step.phase === "baseline") { defaults[step.at] = step.value; }
       if (!defaults[step.at]) { return; }
       dots.push(step.value / defaults[step.at]);
       if (dots.length > MOST_DOTS) { dots.splice(0, dots.length - MOST_DOTS); }
-      if (!wanted) { wanted = true; requestAnimationFrame(draw); }
+      soon();
     },
   };
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,26 @@ def test_events_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     refused = pytest.raises(BadInputError, match="name another file with --events")
     with refused, told(tmp_path, {}, lambda _: None):
         pytest.fail("was told")
+
+
+def test_the_work_goes_on_where_nobody_takes_the_events(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for place in (pipe, Path("/dev/full")):
+        seen: list[Progress] = []
+        with told(place, {"study": "s"}, seen.append) as tell:
+            if place == pipe:
+                assert b'"plan"' in os.read(reader, 1000)
+                os.close(reader)
+            tell(step(1.5))
+            tell(step(2.5))
+        assert len(seen) == 2
+        said = capfd.readouterr().err
+        assert said.count("no more events are written; the work goes on") == 1
+        assert str(place) in said.replace("\n", "")
 
 
 def test_a_dry_run_says_the_plan_and_starts_nothing(

@@ -10,6 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
+from autotune.cli.consoles import err
 from autotune.core import BadInputError
 from autotune.util.secret import masked
 
@@ -82,7 +85,8 @@ def told(
 ) -> Iterator[Callable[[Progress], None]]:
     """Give what takes each step: it goes to ``also``, and to the file if there is one.
 
-    The file is only added to: each line is written whole, and a reader may follow.
+    The file is only added to: each line is written whole, and a reader may follow. Where it takes
+    no more, as when a pipe's reader has gone, that is said once, and the work goes on without it.
 
     Raises:
         BadInputError: the file cannot be written.
@@ -97,13 +101,24 @@ def told(
         os.set_blocking(descriptor, True)
     except OSError as error:
         raise BadInputError(f"{path}: {error.strerror}; name another file with --events") from None
+    taken = True
+
+    def write(event: Mapping[str, Any]) -> None:
+        nonlocal taken
+        try:
+            if taken:
+                _write(descriptor, event)
+        except OSError as error:
+            taken = False
+            said = f"{path}: {error.strerror}: no more events are written; the work goes on"
+            err.print(f"[yellow]Warning: {escape(said)}[/yellow]", soft_wrap=True)
 
     def tell(step: Progress) -> None:
-        _write(descriptor, step_event(step))
+        write(step_event(step))
         also(step)
 
     try:
-        _write(descriptor, {"event": "plan", **plan})
+        write({"event": "plan", **plan})
         yield tell
     finally:
         os.close(descriptor)
@@ -111,7 +126,9 @@ def told(
 
 def _write(descriptor: int, event: Mapping[str, Any]) -> None:
     line = json.dumps(masked(dict(event)), ensure_ascii=False)
-    os.write(descriptor, line.encode("utf-8", "backslashreplace") + b"\n")
+    left = line.encode("utf-8", "backslashreplace") + b"\n"
+    while left:  # a disk that is nearly full takes a part
+        left = left[os.write(descriptor, left) :]
 
 
 def step_event(step: Progress) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from autotune.web.service import Service
 PREFIX = "/api/v1"
 MOST = 2**53
 T = TypeVar("T")
-JobId = Annotated[int, "A job's number."]
 _EMPTY = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
 SANDBOX = {"Content-Security-Policy": "sandbox allow-scripts allow-downloads"}
 _TEXT_TYPES = {".json", ".md", ".txt", ".log", ".jsonl", ".sh", ".yaml", ".csv"}

@@ -13,15 +13,11 @@ from hypothesis import strategies as st
 from autotune.serving.forecast.acceptance import (
     StepTimes,
     conditional_from_reached,
-    constant_from_length,
     distinct_experts,
     predict,
-    predict_all,
-    reached_at_constant,
     reached_from_conditional,
     step_seconds,
     tokens_per_step,
-    tokens_per_step_at_constant,
 )
 from autotune.serving.measure.counters import DraftCounters
 
@@ -87,22 +83,7 @@ def test_conditional_rates_are_rates(reached: tuple[float, ...]) -> None:
 @given(st.floats(0, 0.999), st.integers(0, 12))
 def test_a_constant_rate_gives_the_closed_form(alpha: float, gamma: int) -> None:
     closed = (1 - alpha ** (gamma + 1)) / (1 - alpha)
-    assert tokens_per_step_at_constant(alpha, gamma) == pytest.approx(closed)
-    assert tokens_per_step(reached_at_constant(alpha, gamma)) == pytest.approx(closed)
-
-
-@given(rate, st.integers(1, 12))
-def test_the_constant_is_found_again_from_the_length(alpha: float, gamma: int) -> None:
-    length = tokens_per_step_at_constant(alpha, gamma)
-    found = constant_from_length(length, gamma)
-    assert found == pytest.approx(alpha, abs=1e-7)
-    assert tokens_per_step_at_constant(found, gamma) == pytest.approx(length)
-
-
-def test_the_ends_of_the_constant() -> None:
-    assert tokens_per_step_at_constant(1, 4) == 5
-    assert constant_from_length(1, 4) == 0
-    assert constant_from_length(5, 4) == pytest.approx(1)
+    assert tokens_per_step(reached_from_conditional([alpha] * gamma)) == pytest.approx(closed)
 
 
 @given(histories())
@@ -114,7 +95,6 @@ def test_counters_give_the_rates_of_the_history(history: tuple[list[int], int]) 
     assert counters.acceptance_length is not None
     assert counters.acceptance_length == pytest.approx(1 + sum(accepted) / len(accepted))
     assert tokens_per_step(reached) == pytest.approx(counters.acceptance_length)
-    assert counters.draft_acceptance_rate == pytest.approx(sum(reached) / gamma)
     for smaller in range(gamma + 1):
         cut = [min(n, smaller) for n in accepted]
         assert tokens_per_step(reached, smaller) == pytest.approx(1 + sum(cut) / len(cut))
@@ -149,7 +129,7 @@ def test_the_counters_by_hand() -> None:
     assert counters == DraftCounters(4, 16, 8, (3, 2, 2, 1))
     assert counters.reached == (0.75, 0.5, 0.5, 0.25)
     assert counters.conditional == pytest.approx((0.75, 2 / 3, 1, 0.5))
-    assert (counters.acceptance_length, counters.draft_acceptance_rate) == (3.0, 0.5)
+    assert counters.acceptance_length == 3.0
 
 
 def test_where_nothing_is_drafted_there_is_no_rate() -> None:
@@ -157,7 +137,6 @@ def test_where_nothing_is_drafted_there_is_no_rate() -> None:
     assert counters.reached is None
     assert counters.conditional is None
     assert counters.acceptance_length is None
-    assert counters.draft_acceptance_rate is None
     assert counters.per_step(10) == (0.0, 0.0)
 
 
@@ -203,7 +182,7 @@ def test_the_speed_up_is_that_of_leviathan(
     alpha: float, gamma: int, cost: float, baseline: float
 ) -> None:
     times = StepTimes(baseline, baseline * (1 + gamma * cost), gamma, draft=cost * baseline)
-    for p in predict(reached_at_constant(alpha, gamma), times):
+    for p in predict(reached_from_conditional([alpha] * gamma), times):
         theorem = (1 - alpha ** (p.gamma + 1)) / ((1 - alpha) * (p.gamma * cost + 1))
         assert p.speedup == pytest.approx(theorem)
 
@@ -249,16 +228,6 @@ def test_a_prediction_by_hand() -> None:
     assert found[2].per_request == pytest.approx(2.443 / 0.027)
 
 
-def test_each_concurrency_has_its_own_prediction() -> None:
-    times = {c: StepTimes(0.02 * c, 0.03 * c, 4, c) for c in (1, 8)}
-    found = predict_all(dict.fromkeys(times, MTP_RATES), times)
-    assert found == {c: predict(MTP_RATES, times[c]) for c in (1, 8)}
-    with pytest.raises(ValueError, match="concurrencies"):
-        predict_all({1: MTP_RATES}, times)
-    with pytest.raises(ValueError, match="concurrencies"):
-        predict_all({2: MTP_RATES}, {2: times[1]})
-
-
 @pytest.mark.parametrize("reached", [[1.1], [-0.1], [0.5, 0.6], [math.nan]])
 def test_rates_that_cannot_be_are_refused(reached: list[float]) -> None:
     with pytest.raises(ValueError, match="acceptance rates"):
@@ -293,8 +262,6 @@ def test_times_that_cannot_be_are_refused(times: dict[str, float]) -> None:
 
 
 def test_other_impossible_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="length"):
-        constant_from_length(5.1, 4)
     with pytest.raises(ValueError, match="topk"):
         distinct_experts(8, 9, 1)
     with pytest.raises(ValueError, match="tok/s"):

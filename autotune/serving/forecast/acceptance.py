@@ -13,7 +13,7 @@ as acceptance length and by position) and ``vllm/config/speculative.py`` (synthe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -58,16 +58,6 @@ def conditional_from_reached(reached: Sequence[float]) -> Rates:
     return tuple(later / earlier if earlier else 0.0 for earlier, later in steps)
 
 
-def reached_at_constant(alpha: float, gamma: int) -> Rates:
-    """``alpha ** (i + 1)``: every token is accepted with probability ``alpha``, independently.
-
-    Raises:
-        ValueError: ``alpha`` outside [0, 1] or a negative ``gamma``.
-    """
-    _check_gamma(gamma)
-    return reached_from_conditional([alpha] * gamma)
-
-
 def tokens_per_step(reached: Sequence[float], gamma: int | None = None) -> float:
     """Expected tokens per step when ``gamma`` tokens are drafted: 1 + the sum of ``reached``.
 
@@ -88,33 +78,6 @@ def tokens_per_step(reached: Sequence[float], gamma: int | None = None) -> float
     if gamma > len(rates):
         raise ValueError(f"gamma {gamma} asked for, but {len(rates)} positions were probed")
     return 1.0 + math.fsum(rates[:gamma])
-
-
-def tokens_per_step_at_constant(alpha: float, gamma: int) -> float:
-    """(1 − alpha^(gamma+1)) / (1 − alpha), and gamma + 1 at 1 (Leviathan et al., equation 1).
-
-    Raises:
-        ValueError: ``alpha`` outside [0, 1] or a negative ``gamma``.
-    """
-    return 1.0 + math.fsum(reached_at_constant(alpha, gamma))
-
-
-def constant_from_length(length: float, gamma: int) -> float:
-    """The constant rate that gives this mean acceptance length: equation 1 solved for alpha.
-
-    Raises:
-        ValueError: ``length`` outside [1, gamma + 1], or gamma below 1.
-    """
-    if gamma < 1 or not 1.0 <= length <= gamma + 1:
-        raise ValueError(f"length {length} is not within [1, gamma + 1] of gamma {gamma}")
-    low, high = 0.0, 1.0
-    for _ in range(64):
-        middle = (low + high) / 2
-        if tokens_per_step_at_constant(middle, gamma) < length:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def distinct_experts(experts: int, topk: int, tokens: int) -> float:
@@ -225,19 +188,6 @@ def predict(reached: Sequence[float], times: StepTimes) -> list[Prediction]:
         speedup = tokens * times.baseline / seconds
         found.append(Prediction(gamma, times.concurrency, tokens, seconds, speedup))
     return found
-
-
-def predict_all(
-    reached: Mapping[int, Sequence[float]], times: Mapping[int, StepTimes]
-) -> dict[int, list[Prediction]]:
-    """:func:`predict` for every concurrency, which is the key of both mappings.
-
-    Raises:
-        ValueError: as :func:`predict`; or a key that one of them lacks or that is not the times'.
-    """
-    if reached.keys() != times.keys() or any(t.concurrency != c for c, t in times.items()):
-        raise ValueError(f"rates for {list(reached)} and times for {list(times)} concurrencies")
-    return {concurrency: predict(reached[concurrency], times[concurrency]) for concurrency in times}
 
 
 def _check_gamma(gamma: int) -> None:

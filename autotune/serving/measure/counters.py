@@ -77,11 +77,6 @@ class DraftCounters:
         """Mean tokens per draft, the target's own included; None when nothing was drafted."""
         return 1.0 + self.accepted_tokens / self.drafts if self.drafts else None
 
-    @property
-    def draft_acceptance_rate(self) -> float | None:
-        """Share of drafted tokens that were accepted; None when nothing was drafted."""
-        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else None
-
     def per_step(self, generated: int) -> Rates:
         """Like ``reached``, but over all steps, those without a draft too (ngram, suffix).
 

@@ -27,7 +27,8 @@ from autotune.kernels import job
 from autotune.kernels.compile.job import KernelInfo
 from autotune.kernels.first import PRIOR_SEEDS
 from autotune.kernels.moe import constraints as feasibility
-from autotune.kernels.moe.shape import MoeShape, MoeWorkload, Scheme
+from autotune.kernels.moe.shape import MoeShape, MoeWorkload
+from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.plan import Plan
 from autotune.machine.devices import get_device
 from autotune.machine.environment import environment

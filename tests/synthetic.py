@@ -13,7 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from autotune.core import Basis, Candidate, Measurement, Outcome, digest
-from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.plan import checks
 from autotune.machine.devices import get_device
 from autotune.space.space import Space, load_space

@@ -290,6 +290,10 @@ HOSTILE: dict[str, tuple[Change, str]] = {
         lambda p: p["study"]["identity"]["shape"].update(experts="many"),
         "cannot be read back",
     ),
+    "a data type that leads out": (
+        lambda p: p["study"]["identity"]["shape"].update(dtype="/../../x"),
+        "data type '/../../x'",
+    ),
     "another shape below": (
         lambda p: p["searches"][0]["workloads"][0]["spec"].update(m=77),
         "not of the study's shape",

@@ -10,7 +10,8 @@ import pytest
 
 from autotune.core import BadInputError, Candidate, NoFeasibleCandidateError, Scalar
 from autotune.kernels.moe.constraints import CONSTRAINTS
-from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.plan import checks
 from autotune.machine.devices import get_device
 from autotune.space.space import Space, load_space, space_names

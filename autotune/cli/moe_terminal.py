@@ -22,7 +22,7 @@ from autotune.cli.result import show_files, show_page
 from autotune.cli.try_it import try_it
 from autotune.kernels import estimate
 from autotune.kernels.job import Result
-from autotune.kernels.moe.shape import Scheme
+from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.plan import Plan
 from autotune.machine.environment import others_on
 from autotune.report.page import Page

@@ -23,6 +23,7 @@ from autotune.kernels.moe.backend import Where, activation_of, backend_of
 from autotune.kernels.moe.from_model import load_config, shape_of
 from autotune.kernels.moe.layers import ExpertLayers, NoExpertsError, expert_layers
 from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import VARIANTS
 from autotune.machine.devices import Device
 from autotune.machine.environment import exported
 from autotune.util import edge
@@ -146,7 +147,7 @@ def _experts(group: ExpertLayers, config: Config, service: Service, ref: str) ->
     )
     said = f"routed experts of {group.where}, {group.weights.name}"
     sizes = replace(group, weights=replace(group.weights, name="bf16", scaling="none", block=None))
-    servable = group.weights.name in {"bf16", "fp8_w8a8", "int8_w8a8"}
+    servable = group.weights.name in VARIANTS
     shape = shape_of(group if servable else sizes, tp=service.tp, ep=service.ep, config=config)
     backend = backend_of(group.weights, shape.block_shape, where)
     name = _moe_name(group, shape, service.device)
@@ -166,8 +167,7 @@ def _moe_name(group: ExpertLayers, shape: MoeShape, device: Device) -> str | Non
     own = group.weights.name
     if own in {"int8_w8a16", "int4_w4a16"}:
         return replace(shape, dtype=own).config_file_name(device.vllm_name)
-    known = own in {"bf16", "fp8_w8a8", "int8_w8a8"}
-    return shape.config_file_name(device.vllm_name) if known else None
+    return shape.config_file_name(device.vllm_name) if own in VARIANTS else None
 
 
 def _command(group: ExpertLayers, service: Service, ref: str) -> str:

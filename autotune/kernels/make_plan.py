@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.engine.quantization import WHOLE, Weights
+from autotune.engine.quantization import Weights
 from autotune.kernels.cluster import Team
 from autotune.kernels.compile.job import kernel_info
 from autotune.kernels.config_file import FIELDS
@@ -136,8 +136,7 @@ def _layer(request: MoeRequest, device: Device) -> tuple[MoeShape, str, tuple[st
         tp=request.tp,
         ep=request.ep,
     )
-    weights = Weights(f"{shape.weight_dtype}_w8a8", shape.scheme.value)
-    weights = WHOLE if shape.weight_dtype == "bf16" else weights
+    weights = Weights(shape.variant.name, shape.scheme.value)
     return shape, "given by its sizes", unread(weights, shape, request, device, {})
 
 

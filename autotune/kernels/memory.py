@@ -29,14 +29,12 @@ PROCESS = int(2.2 * GIB)
 """Bytes of a measuring process beside its tensors: vLLM, torch, the CUDA context."""
 FACTS = int(2.4 * GIB)
 """Bytes for measuring the device's ceilings at the start (``device_facts``), given back then."""
-_VALUE = {"fp8": 1, "int8": 1, "bf16": 2}
 
 
 def weight_bytes(shape: MoeShape) -> int:
     """Count the bytes of one copy of the layer's weights; scales are left out."""
-    up = (2 if shape.gated else 1) * shape.intermediate
-    values = shape.experts * (up + shape.intermediate) * shape.hidden
-    return values * _VALUE[shape.weight_dtype]
+    values = shape.experts * (shape.columns + shape.intermediate) * shape.hidden
+    return values * shape.variant.element
 
 
 def buffer_bytes(shape: MoeShape, m: int) -> int:
@@ -45,7 +43,7 @@ def buffer_bytes(shape: MoeShape, m: int) -> int:
     The reference in float32 has four arrays as wide as the hidden size and three as wide as the
     first GEMM's output at once; the graphs two sets of vLLM's bf16 caches.
     """
-    rows, up = m * shape.topk, (2 if shape.gated else 1) * shape.intermediate
+    rows, up = m * shape.topk, shape.columns
     reference = 4 * (4 * shape.hidden + 3 * up)
     caches = 2 * (max(up, shape.hidden) + shape.intermediate)
     return rows * (reference + 2 * caches)

@@ -9,13 +9,14 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from autotune.core import BadInputError, Candidate
 from autotune.kernels.config_file import FIELDS, look_up, read, shipped
 from autotune.kernels.moe.constraints import effective_block_k
 from autotune.kernels.moe.from_model import explicit_shape
 from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import VARIANTS
 from autotune.util.resources import data_root
 from autotune.util.yamlfile import load_yaml
 
@@ -26,6 +27,12 @@ NEAREST = 3
 
 _Text = Annotated[str, Field(min_length=1)]
 _Row = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+
+
+def _variant(name: str) -> str:
+    if name not in VARIANTS:
+        raise ValueError(f"not one of {', '.join(VARIANTS)}")
+    return name
 
 
 class PublishedFile(BaseModel):
@@ -45,7 +52,7 @@ class PublishedFile(BaseModel):
     intermediate: PositiveInt
     hidden: PositiveInt
     topk: PositiveInt
-    dtype: Literal["fp8_w8a8", "int8_w8a8", "bf16"]
+    dtype: Annotated[str, AfterValidator(_variant)]
     scheme: Literal["tensor", "channel", "block", "none"]
     model: _Text
     triton: str | None

@@ -10,6 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from autotune.core import BadInputError
 from autotune.kernels.moe.from_model import model_names
+from autotune.kernels.moe.variants import VARIANTS
 from autotune.util import flags
 from autotune.util.request import (
     BatchSizes,
@@ -57,9 +58,7 @@ class MoeRequest(Request):
     intermediate: Annotated[int | None, flag("N, width after the gate.", panel=LAYER)] = None
     hidden: Annotated[int | None, flag("K, hidden size.", panel=LAYER)] = None
     topk: Annotated[int | None, flag("Experts per token.", panel=LAYER)] = None
-    dtype: Annotated[str, flag("fp8_w8a8, int8_w8a8, bf16; auto: the model's.", panel=LAYER)] = (
-        "auto"
-    )
+    dtype: Annotated[str, flag(f"{', '.join(VARIANTS)}; auto: the model's.", panel=LAYER)] = "auto"
     scheme: Annotated[
         str | None, flag("Scaling: tensor, channel, block; default: the model's.", panel=LAYER)
     ] = None

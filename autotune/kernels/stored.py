@@ -169,12 +169,7 @@ def load(
     Raises:
         BadInputError: no such study, of another kind, or nothing tuned in it yet.
     """
-    detail = store.get_study(study)
-    if detail.study.kind != MOE:
-        raise BadInputError(
-            f"study {study!r} is of kind {detail.study.kind}; only `autotune moe` makes what is "
-            "exported"
-        )
+    detail = store.get_study(study, MOE)
     device = device or _described(detail)
     runs = {run.search_id: run for run in detail.all_runs}  # the last of each search
 

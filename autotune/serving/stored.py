@@ -157,9 +157,7 @@ def load_served(
     Raises:
         BadInputError: no such study, of another kind, or nothing measured in it yet.
     """
-    detail = store.get_study(study)
-    if detail.study.kind != SPEC:
-        raise BadInputError(f"study {study!r} is of kind {detail.study.kind}, not spec")
+    detail = store.get_study(study, SPEC)
     loads = {
         (w.search_id, w.key): _scenario(w.spec) for w in detail.workloads if _is_scenario(w.spec)
     }

@@ -362,17 +362,23 @@ class Store:
         with self._session.reading() as connection:
             return catalogue.summaries(connection)
 
-    def get_study(self, name: str) -> StudyDetail:
+    def get_study(self, name: str, kind: str | None = None) -> StudyDetail:
         """Everything about study ``name`` but its trials.
 
+        Args:
+            name: of the study.
+            kind: that it must be of, where only one will do.
+
         Raises:
-            BadInputError: if there is none of that name.
+            BadInputError: if there is none of that name, or it is of another kind.
         """
         found = self.find_study(name)
         if found is None:
             with self._session.reading() as connection:
                 names = list(connection.scalars(select(StudyRow.name).order_by(StudyRow.name)))
             raise BadInputError(f"no study {name!r} in {self.path}; {_hint(name, names)}")
+        if kind is not None and found.study.kind != kind:
+            raise BadInputError(f"study {name!r} is of kind {found.study.kind}, not {kind}")
         return found
 
     def find_study(self, name: str) -> StudyDetail | None:

@@ -13,7 +13,8 @@ from autotune.core import Candidate, Group, Job, Outcome
 from autotune.kernels.compile.job import kernel_info
 from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
-from autotune.kernels.moe.shape import MoeShape, MoeWorkload, Scheme
+from autotune.kernels.moe.shape import MoeShape, MoeWorkload
+from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.plan import checks
 from autotune.machine.devices import detect_gpus, resolve_device
 from autotune.machine.environment import usable_cpus

@@ -14,7 +14,7 @@ from autotune.core import BadInputError
 from autotune.kernels.moe.from_model import load_config, shape_from_config
 from autotune.kernels.moe.layers import ExpertLayers, expert_layers
 from autotune.kernels.moe.notes import check_refined, notes_on
-from autotune.kernels.moe.shape import Scheme
+from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.request import MoeRequest
 from autotune.machine.devices import get_device
 

@@ -16,7 +16,8 @@ from autotune.core import BadInputError, Candidate
 from autotune.kernels.compile.job import compile_pool, kernel_info
 from autotune.kernels.config_file import FIELDS, look_up, parse, render, shipped
 from autotune.kernels.moe.defaults import default_rows
-from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import Scheme
 from autotune.measure.pool import WorkerPool
 from tests.support.installed_vllm import InstalledVllm
 

@@ -36,7 +36,8 @@ from autotune.kernels.compile.job import Compiled, CompileJob
 from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.measure.measurer import KERNEL, GpuMeasurer, GpuOptions
 from autotune.kernels.measure.requests import Comparison, GpuSetup, Timing
-from autotune.kernels.moe.shape import MoeShape, MoeWorkload, Scheme
+from autotune.kernels.moe.shape import MoeShape, MoeWorkload
+from autotune.kernels.moe.variants import Scheme
 from tests import fake_kernel
 from tests.contracts import MeasurerContract
 from tests.test_worker import dead, wait_for

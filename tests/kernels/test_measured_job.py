@@ -26,7 +26,8 @@ from autotune.kernels.export import write as export
 from autotune.kernels.job import Result, run
 from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
 from autotune.kernels.measure.requests import EXIT_DEVICE_ERROR, Comparison, Timing
-from autotune.kernels.moe.shape import MoeWorkload, Scheme
+from autotune.kernels.moe.shape import MoeWorkload
+from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.plan import Plan
 from autotune.kernels.report.document import provenance, warnings
 from autotune.kernels.report.page import page_of

@@ -20,7 +20,8 @@ from autotune.kernels.memory import (
     within_memory,
 )
 from autotune.kernels.moe.from_model import load_config, shape_from_config
-from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.plan import Plan
 from autotune.machine.devices import GpuInfo, get_device
 from autotune.machine.guard import GIB, RESERVE

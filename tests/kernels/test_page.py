@@ -12,7 +12,7 @@ import pytest
 from autotune.core import Basis, Phase
 from autotune.kernels.config_file import FIELDS
 from autotune.kernels.moe.routing import Routing
-from autotune.kernels.moe.shape import Scheme
+from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.predict.roofline import Ceilings, share
 from autotune.kernels.report.page import page_of
 from autotune.kernels.stored import load

@@ -15,7 +15,8 @@ from autotune.core import MissingEnvironmentError
 from autotune.kernels.measure import requests
 from autotune.kernels.measure.requests import GpuSetup, claim_gpu, raced_samples
 from autotune.kernels.moe.routing import Routing
-from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import Scheme
 
 SHAPE = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
 

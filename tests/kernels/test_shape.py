@@ -18,7 +18,8 @@ from autotune.kernels.moe.from_model import (
     model_names,
     shape_from_config,
 )
-from autotune.kernels.moe.shape import MoeShape, MoeWorkload, Scheme
+from autotune.kernels.moe.shape import MoeShape, MoeWorkload
+from autotune.kernels.moe.variants import Scheme
 from tests.support.installed_vllm import InstalledVllm
 
 PLAIN = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)

@@ -22,7 +22,8 @@ from autotune.kernels.decide import ladder
 from autotune.kernels.export.targets import PREDICTED_MARK
 from autotune.kernels.moe.constraints import shared_memory_bytes
 from autotune.kernels.moe.file_name import Limits, Named, assumed_sizes, parse_name
-from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.request import STANDARD_LADDER
 from autotune.machine.devices import get_device
 from autotune.measure.pool import WorkerPool

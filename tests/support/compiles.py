@@ -25,7 +25,8 @@ from autotune.kernels.compile.job import (
     kernel_info,
     specialise,
 )
-from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import Scheme
 
 DATA = Path(__file__).parents[1] / "data"
 PARAMETERS = ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "num_warps", "num_stages")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from autotune.core import Basis, Candidate, Measurement, Outcome, Phase, Trial
-from autotune.kernels.moe.shape import MoeShape, MoeWorkload, Scheme
+from autotune.kernels.moe.shape import MoeShape, MoeWorkload
+from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.report.page import page_of
 from autotune.report.page import Page
 from autotune.store.records import SearchRecord

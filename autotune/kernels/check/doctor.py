@@ -17,7 +17,8 @@ from autotune.kernels.compile.job import (
 )
 from autotune.kernels.measure.available import cannot_measure
 from autotune.kernels.memory import COMPILER, memory_of, process_bytes
-from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.report.notes import FP16_WARNING
 from autotune.kernels.request import STANDARD_LADDER
 from autotune.machine.containers import DOCKER, PODMAN

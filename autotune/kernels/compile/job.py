@@ -271,7 +271,7 @@ def _compiled(result: TaskResult[dict[str, Any]]) -> Compiled:
 def fp16_fallback(compiled: Compiled, shape: MoeShape) -> bool:
     """Whether fp8 operands are widened and multiplied as fp16 (Triton before 3.8 on sm_121)."""
     return (
-        shape.dtype == "fp8_w8a8"
+        shape.variant.float8
         and any(family in compiled.instructions for family in ("HMMA", "HGMMA"))
         and not any(family in compiled.instructions for family in _FP8_FAMILIES)
     )

@@ -73,7 +73,7 @@ class CompileProcesses:
 
         Of 64 rows and columns: on sm_90 smaller tiles do so with every Triton.
         """
-        if shape.dtype != "fp8_w8a8":
+        if not shape.variant.float8:
             return False
         probe = CompileJob(shape, arch, 64, 64, 128, 4, 3, 1, specialise(shape, 64))
         return fp16_fallback(next(self.compile([probe], cache)), shape)

@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.core import MissingEnvironmentError, Outcome
 from autotune.kernels.compile.kernel_source import load_kernel, swap_ab_rule
-from autotune.kernels.moe.shape import Scheme
+from autotune.kernels.moe.variants import Scheme
 
 if TYPE_CHECKING:
     from autotune.kernels.compile.job import CompileJob
 
 _OPCODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE)
 _PTX_MMA = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)((?:\.\w+)*)")
+_SWITCHES = ("fp8_w8a8", "int8_w8a8", "int8_w8a16", "int4_w4a16")
+"""Variants for which the launcher has a switch; all are off for unquantised weights."""
 _COUNTED = ("LDGSTS", "STL", "LDL")
 _TOOL_TIMEOUT_S = 60
 _LACKING = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
@@ -236,12 +238,10 @@ def launch_arguments(job: CompileJob, m: int | None = None) -> dict[str, Any]:
 
     shape = job.shape
     m = representative_m(shape, job.specialisation) if m is None else m
-    up = 2 * shape.intermediate if shape.gated else shape.intermediate
-    depth, columns = (shape.hidden, up) if job.gemm == 1 else (shape.intermediate, shape.hidden)
+    down = (shape.intermediate, shape.hidden)
+    depth, columns = (shape.hidden, shape.columns) if job.gemm == 1 else down
     rows, topk = (m, shape.topk) if job.gemm == 1 else (m * shape.topk, 1)
-    operand = {"fp8": torch.float8_e4m3fn, "int8": torch.int8, "bf16": torch.bfloat16}[
-        shape.weight_dtype
-    ]
+    operand = getattr(torch, shape.variant.torch)
     a_scale, b_scale = _scale_sizes(job, rows, depth, columns)
     tokens = m * shape.topk
     padded = tokens + shape.global_experts * (job.block_m - 1)
@@ -271,10 +271,7 @@ def launch_arguments(job: CompileJob, m: int | None = None) -> dict[str, Any]:
             "num_stages": job.num_stages,
         },
         "compute_type": tl.bfloat16,
-        "use_fp8_w8a8": shape.weight_dtype == "fp8",
-        "use_int8_w8a8": shape.weight_dtype == "int8",
-        "use_int8_w8a16": False,
-        "use_int4_w4a16": False,
+        **{f"use_{name}": name == shape.variant.name for name in _SWITCHES},
         "per_channel_quant": shape.scheme is Scheme.CHANNEL,
         "block_shape": None if shape.block_shape is None else list(shape.block_shape),
         "B_bias": None,

@@ -314,9 +314,7 @@ def of_study(store: Store, study: str, files: Sequence[File] = ()) -> Stored:
         BadInputError: no such study, of another kind, empty, or of another layer than a file's
             name says.
     """
-    detail = store.get_study(study)
-    if detail.study.kind != MOE:
-        raise BadInputError(f"study {study!r} is of kind {detail.study.kind}, not moe")
+    detail = store.get_study(study, MOE)
     for run in reversed(detail.all_runs):
         record = next(r for r in detail.searches if r.id == run.search_id)
         trials = store.trials(record)

@@ -42,9 +42,7 @@ def with_and_without(store: Store, study: str, file_name: str, data: bytes) -> d
     Raises:
         BadInputError: no such study, no such pair of searches, or another file was served.
     """
-    detail = store.get_study(study)
-    if detail.study.kind != SPEC:
-        raise BadInputError(f"--serve-study {study}: of kind {detail.study.kind}, not spec")
+    detail = store.get_study(study, SPEC)
     for after in reversed(detail.searches):
         trials = store.trials(after)
         found = _within(trials, file_name, data) or _across(store, after, trials, detail.searches)

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 from autotune.core import Candidate
 from autotune.kernels.config_file import FIELDS
-from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import Scheme
 
 FOLDER_IN_REPO = "python/sglang/srt/layers/moe/moe_runner/triton_utils/configs"
 

@@ -15,7 +15,7 @@ from autotune.core import Basis
 from autotune.export.files import write_files
 from autotune.kernels.config_file import render
 from autotune.kernels.export import sglang, upstream
-from autotune.kernels.moe.shape import Scheme
+from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.report.notes import PREDICTED_NOTE, few_keys
 from autotune.kernels.stored import Tuned
 from autotune.util.markdown import escape, in_code

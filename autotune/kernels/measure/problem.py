@@ -14,10 +14,8 @@ import torch
 
 from autotune.kernels.measure.requests import copies_of
 from autotune.kernels.moe.routing import Routing
-from autotune.kernels.moe.shape import MoeShape, Scheme
-
-_FP8_MAX = 448.0
-_INT8_MAX = 127.0
+from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import Scheme
 
 
 @dataclass
@@ -54,6 +52,7 @@ class Problem:
         from vllm.model_executor.layers.fused_moe import MoEActivation  # noqa: PLC0415
 
         self.shape = shape
+        self._dtype: torch.dtype = getattr(torch, shape.variant.torch)
         self._generator = torch.Generator(device="cuda").manual_seed(seed)
         self._activation = MoEActivation.SILU if shape.gated else MoEActivation.SILU_NO_MUL
         log_weights = torch.tensor(routing.weights(shape.global_experts)).log()
@@ -71,17 +70,15 @@ class Problem:
 
     def _draw(self) -> _Weights:
         shape = self.shape
-        up = 2 * shape.intermediate if shape.gated else shape.intermediate
-        w1, w1_scale = self._operand(up, shape.hidden)
+        w1, w1_scale = self._operand(shape.columns, shape.hidden)
         w2, w2_scale = self._operand(shape.hidden, shape.intermediate)
         return _Weights(w1, w2, w1_scale, w2_scale, self._quantisation(w1_scale, w2_scale))
 
     def _operand(self, rows: int, depth: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weights [E, rows, depth] and their scales; outputs are then of the order of one."""
         shape, experts = self.shape, self.shape.experts
-        dtype = {"fp8": torch.float8_e4m3fn, "int8": torch.int8, "bf16": torch.bfloat16}
-        weights = torch.empty(experts, rows, depth, dtype=dtype[shape.weight_dtype], device="cuda")
-        unit = {"fp8": 1.0, "int8": 40.0, "bf16": depth**-0.5}[shape.weight_dtype]
+        weights = torch.empty(experts, rows, depth, dtype=self._dtype, device="cuda")
+        unit = shape.variant.unit or depth**-0.5
         for expert in range(experts):  # one at a time: float32 of all would be four times as much
             weights[expert] = self._normal(rows, depth).mul_(unit).to(weights.dtype)
         if shape.scheme is Scheme.NONE:
@@ -102,18 +99,9 @@ class Problem:
     def _quantisation(self, w1_scale: torch.Tensor | None, w2_scale: torch.Tensor | None) -> Any:
         from vllm.model_executor.layers.fused_moe import config  # noqa: PLC0415
 
-        shape = self.shape
-        if w1_scale is None or w2_scale is None:
-            return None
+        shape, make = self.shape, self.shape.variant.quant_config
         by_token = shape.scheme is Scheme.CHANNEL
-        if shape.weight_dtype == "int8":
-            return config.int8_w8a8_moe_quant_config(
-                w1_scale, w2_scale, None, None, per_act_token_quant=by_token
-            )
-        block = None if shape.block_shape is None else list(shape.block_shape)
-        return config.fp8_w8a8_moe_quant_config(
-            w1_scale, w2_scale, per_act_token_quant=by_token, block_shape=block
-        )
+        return make and make(config, w1_scale, w2_scale, by_token, shape.block_shape)
 
     def inputs(self, m: int, calls: int, seed: int) -> Inputs:
         """Tokens, and a routing for each call, in tensors of their own (alignment is a hint)."""
@@ -236,12 +224,12 @@ class Problem:
             return x
         if shape.block_shape is not None:
             return self._requantised_by_group(x, shape.block_shape[1])
-        top = _FP8_MAX if shape.weight_dtype == "fp8" else _INT8_MAX
         largest = (
             x.abs().amax(-1, keepdim=True) if shape.scheme is Scheme.CHANNEL else x.abs().max()
         )
+        top = shape.variant.largest or 1.0
         scale = largest.clamp(min=1e-10) / top
-        return self._rounded(x / scale) * scale
+        return self._rounded(x / scale, top) * scale
 
     def _requantised_by_group(self, x: torch.Tensor, group: int) -> torch.Tensor:
         """``x`` [rows, depth], quantised by vLLM's own code, back in float32.
@@ -256,7 +244,6 @@ class Problem:
         quantised, scale = per_token_group_quant_fp8(x.bfloat16().contiguous(), group)
         return (quantised.float().unflatten(1, (-1, group)) * scale.float()[..., None]).flatten(1)
 
-    def _rounded(self, x: torch.Tensor) -> torch.Tensor:
-        if self.shape.weight_dtype == "fp8":
-            return x.clamp(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn).float()
-        return x.round().clamp(-_INT8_MAX, _INT8_MAX)
+    def _rounded(self, x: torch.Tensor, top: float) -> torch.Tensor:
+        whole = x if self._dtype.is_floating_point else x.round()
+        return whole.clamp(-top, top).to(self._dtype).float()

@@ -14,6 +14,7 @@ from typing import Any
 from autotune.core import BadInputError
 from autotune.engine.hub import Config, text_config
 from autotune.engine.quantization import Weights
+from autotune.kernels.moe.variants import VARIANTS
 
 TRITON = "TRITON"
 _READERS = frozenset({TRITON, "BATCHED_TRITON"})
@@ -31,7 +32,7 @@ _FLAG: Mapping[str, str] = {
     "b12x": "B12X",
     "flashinfer_b12x": "FLASHINFER_B12X",
 }
-_ASKED_OF_TRITON = frozenset({"bf16", "fp8_w8a8", "int8_w8a8", "int8_w8a16", "int4_w4a16"})
+_ASKED_OF_TRITON = frozenset({*VARIANTS, "int8_w8a16", "int4_w4a16"})
 """Weights for which vLLM's Triton kernels look for a file; the 4-bit floats never do."""
 
 

@@ -54,7 +54,7 @@ def swaps_operands(params: Params, shape: MoeShape, arch: int) -> bool:
     """
     return (
         arch == _HOPPER
-        and shape.dtype == "fp8_w8a8"
+        and shape.variant.float8
         and params["BLOCK_SIZE_M"] < 64 <= params["BLOCK_SIZE_N"]
         and has_swap_ab()
     )
@@ -91,7 +91,7 @@ def shared_memory_bytes(params: Params, shape: MoeShape, arch: int) -> int:
         int(params[name]) for name in ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "num_warps", "num_stages")
     )
     block_k = effective_block_k(params["BLOCK_SIZE_K"], shape)
-    element = 2 if shape.weight_dtype == "bf16" else 1  # bytes
+    element = shape.variant.element
     operands = (block_m * block_k * element, block_n * block_k * element)
     tensor_memory = uses_tensor_memory(params, arch)
     if stages == 1:
@@ -145,7 +145,7 @@ def block_k_deep_enough(
     device: DeviceLimits,  # noqa: ARG001
 ) -> str | None:
     """The smallest contraction of ``tl.dot``: 32 for 8-bit operands, 16 for bf16."""
-    least = 16 if shape.weight_dtype == "bf16" else 32
+    least = shape.variant.least_k
     block_k = effective_block_k(params["BLOCK_SIZE_K"], shape)
     return f"BLOCK_SIZE_K={block_k} is below {least}" if block_k < least else None
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from autotune.core import BadInputError
 from autotune.kernels.moe.from_model import load_config, model_names, shape_from_config
-from autotune.kernels.moe.shape import MoeShape, Scheme
+from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import VARIANTS, Scheme
 from autotune.machine.devices import Device, get_device, load_devices
 
 _NAME = re.compile(
@@ -30,15 +31,14 @@ _MEANT: dict[str | None, str | None] = {
     "fp8": "fp8_w8a8",
 }
 """What vLLM calls the data types of others' names."""
-_WEIGHTS = {
+_VARIANT: dict[str | None, str] = {
     None: "bf16",
-    "bf16": "bf16",
-    "fp8_w8a8": "fp8",
-    "float8": "fp8",
-    "int8_w8a8": "int8",
-    "int8_w8a16": "int8",
-    "fp8_w8a16": "fp8",
+    "float8": "fp8_w8a8",
+    "fp8_w8a16": "fp8_w8a8",
+    "int8_w8a16": "int8_w8a8",
+    **{name: name for name in VARIANTS},
 }
+"""The variant whose layer is meant; with 16-bit activations it is that of 8-bit ones."""
 _ARCH = {
     **dict.fromkeys(("A100", "A800", "A30"), 80),
     **dict.fromkeys(("A10", "A40", "A6000", "3090"), 86),
@@ -171,20 +171,17 @@ class Named:
         Raises:
             BadInputError: sizes that do not go together.
         """
-        weights = _WEIGHTS.get(self.dtype)
-        if weights is None or self.backend is not None:
+        if self.dtype not in _VARIANT or self.backend is not None:
             return None
-        scheme = Scheme.NONE if weights == "bf16" else Scheme.CHANNEL
-        if self.block_shape is not None:
-            scheme = Scheme.BLOCK
+        variant = VARIANTS[_VARIANT[self.dtype]]
         return MoeShape(
             experts=self.experts,
             intermediate=self.intermediate,
             hidden=hidden,
             topk=min(topk, self.experts),
-            dtype="fp8_w8a8" if weights == "fp8" else None,
-            weight_dtype=weights,
-            scheme=scheme,
+            dtype=variant.selector,
+            weight_dtype=variant.weights,
+            scheme=variant.schemes[0] if self.block_shape is None else Scheme.BLOCK,
             block_shape=self.block_shape,
             global_experts=self.experts,
         )

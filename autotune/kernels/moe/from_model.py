@@ -18,7 +18,8 @@ from autotune.engine.hub import Config, HubUnreachableError, hub_file, is_hub_id
 from autotune.engine.quantization import APART, lacks_quantisation, with_quantisation
 from autotune.export.files import expand_user
 from autotune.kernels.moe.layers import ExpertLayers, chosen, expert_layers, type_of
-from autotune.kernels.moe.shape import DTYPES, MoeShape, Scheme
+from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import VARIANTS, Scheme, variant_named
 from autotune.util import edge
 from autotune.util.resources import data_root
 from autotune.util.yamlfile import load_yaml
@@ -124,7 +125,7 @@ def shape_from_config(
 
     Args:
         config: the content of ``config.json``.
-        dtype: a key of :data:`~autotune.kernels.moe.shape.DTYPES`, or ``auto``: the checkpoint's.
+        dtype: a key of ``VARIANTS`` (``kernels/moe/variants.py``), or ``auto``: the checkpoint's.
         tp: tensor-parallel size.
         ep: expert-parallel size.
         scheme: overrides the scaling scheme of the checkpoint.
@@ -178,10 +179,11 @@ def shape_of(
         shape = _padded(shape, config, tp)
     refines = not layers.weights.method.startswith("compressed-tensors")
     block = block and refined_block(shape, block, tp if ep == 1 else 1, refines=refines)
+    variant = VARIANTS[weights]
     return replace(
         shape,
-        dtype=DTYPES[weights][0],
-        weight_dtype=DTYPES[weights][1],
+        dtype=variant.selector,
+        weight_dtype=variant.weights,
         scheme=scaling,
         block_shape=block,
     )
@@ -237,9 +239,7 @@ def _scheme(scheme: str, block: tuple[int, int] | None) -> tuple[Scheme, tuple[i
 
 
 def _check_scheme(scaling: Scheme, dtype: str) -> None:
-    if (dtype == "bf16") != (scaling is Scheme.NONE) or (
-        dtype == "int8_w8a8" and scaling is not Scheme.CHANNEL
-    ):
+    if scaling not in VARIANTS[dtype].schemes:
         raise BadInputError(f"--scheme {scaling.value} does not go with --dtype {dtype}")
 
 
@@ -266,16 +266,18 @@ _Quantisation = tuple[str, Scheme, tuple[int, int] | None]
 
 def _weights(layers: ExpertLayers, dtype: str) -> _Quantisation:
     """(``--dtype`` name, scheme, block) of the checkpoint, or what ``--dtype`` makes of it."""
-    if dtype not in {"auto", *DTYPES}:
-        raise BadInputError(f"--dtype {dtype}: not one of auto, {', '.join(DTYPES)}")
+    online = None if dtype == "auto" else variant_named(dtype, "auto").online
     own = layers.weights
-    if dtype in {"auto", own.name}:
-        if own.name not in DTYPES:
-            raise BadInputError(_not_served(layers))
-        return own.name, Scheme(own.scaling), own.block
-    # Quantised while loading: vLLM's online fp8 is per tensor, int8 is per channel.
-    online = {"fp8_w8a8": Scheme.TENSOR, "int8_w8a8": Scheme.CHANNEL, "bf16": Scheme.NONE}
-    return dtype, online[dtype], None
+    if online is not None and dtype != own.name:
+        return dtype, online, None
+    if own.name not in VARIANTS:
+        raise BadInputError(_not_served(layers))
+    return own.name, Scheme(own.scaling), own.block
+
+
+def _listed() -> str:
+    *others, last = VARIANTS
+    return f"{', '.join(others)} and {last}"
 
 
 def _not_served(layers: ExpertLayers) -> str:
@@ -284,12 +286,12 @@ def _not_served(layers: ExpertLayers) -> str:
         return (
             f"quantization {own.method!r} makes the routed experts of {layers.where} {own.name}: "
             f"vLLM has files …,dtype={own.name}.json for another kernel, and reads them only where "
-            "Marlin does not serve the layer; this tuner makes fp8_w8a8, int8_w8a8 and bf16 files"
+            f"Marlin does not serve the layer; this tuner makes {_listed()} files"
         )
     kind = "" if own.name == "unknown" else f" ({own.name} in {layers.where})"
     return (
         f"quantization {own.method!r} of the routed experts{kind} is not served by this kernel's "
-        "configuration file (fp8_w8a8, int8_w8a8 and bf16 are): vLLM asks for none; --dtype says "
+        f"configuration file ({_listed()} are): vLLM asks for none; --dtype says "
         "what vLLM will run instead"
     )
 
@@ -318,9 +320,8 @@ def explicit_shape(
         raise BadInputError(f"a shape needs all four sizes: {', '.join(missing)} not given")
     if dtype == "auto":
         dtype = "fp8_w8a8"
-    if dtype not in DTYPES:
-        raise BadInputError(f"--dtype {dtype}: not one of {', '.join(DTYPES)}")
-    scaling, block = _scheme(scheme or ("none" if dtype == "bf16" else "channel"), None)
+    variant = variant_named(dtype)
+    scaling, block = _scheme(scheme or variant.schemes[0].value, None)
     _check_scheme(scaling, dtype)
     assert experts is not None and intermediate is not None  # noqa: S101, PT018 - checked above
     assert hidden is not None and topk is not None  # noqa: S101, PT018
@@ -329,8 +330,8 @@ def explicit_shape(
         intermediate=intermediate,
         hidden=hidden,
         topk=topk,
-        dtype=DTYPES[dtype][0],
-        weight_dtype=DTYPES[dtype][1],
+        dtype=variant.selector,
+        weight_dtype=variant.weights,
         scheme=Scheme.NONE,
         block_shape=None,
         global_experts=experts,

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from functools import cached_property
 from typing import Any, Self
 
 from autotune.core import BadInputError, digest
+from autotune.kernels.moe.variants import Scheme, Variant, variant_of
 
-
-class Scheme(StrEnum):
-    """How weights and activations are scaled.
-
-    ``CHANNEL``: per-channel weights with per-token activations. ``BLOCK``: weights by blocks,
-    activations by groups of the same width. ``NONE``: not quantised.
-    """
-
-    NONE = "none"
-    TENSOR = "tensor"
-    CHANNEL = "channel"
-    BLOCK = "block"
-
-
-DTYPES: dict[str, tuple[str | None, str]] = {
-    "fp8_w8a8": ("fp8_w8a8", "fp8"),
-    "int8_w8a8": (None, "int8"),
-    "bf16": (None, "bf16"),
-}
-"""``--dtype`` to (vLLM's config dtype, weight dtype).
-
-Source: vLLM fused_moe/config.py, ``_get_config_dtype_str``: int8_w8a8 and bf16 have no selector.
-"""
-
-
+_WORD = re.compile(r"[a-z0-9_]{1,40}")
 _MOST = 1_048_576  # far above every model, and the tensors' elements still count in 64 bits
 
 
@@ -48,7 +25,7 @@ class MoeShape:
         hidden: K, the model's hidden size.
         topk: experts per token.
         dtype: vLLM's config dtype, part of the file name; None for bf16 and int8_w8a8.
-        weight_dtype: ``fp8``, ``int8`` or ``bf16``.
+        weight_dtype: ``weights`` of its variant (``kernels/moe/variants.py``).
         scheme: how it is scaled.
         block_shape: (n, k) of block quantisation, else None.
         global_experts: experts that the router chooses from (more than E under EP).
@@ -67,6 +44,9 @@ class MoeShape:
     gated: bool = True
 
     def __post_init__(self) -> None:
+        variant_of(self.weight_dtype)  # refuses what no kernel here multiplies
+        if self.dtype is not None and not _WORD.fullmatch(self.dtype):  # it names a file
+            raise BadInputError(f"data type {self.dtype!r}: not such as fp8_w8a8")
         for name in ("experts", "intermediate", "hidden", "topk"):
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -79,6 +59,16 @@ class MoeShape:
                 f"intermediate size {self.intermediate} on this rank is not divisible by the "
                 f"quantisation block {self.block_shape[0]}; use a smaller --tp, or --ep"
             )
+
+    @cached_property
+    def variant(self) -> Variant:
+        """The variant of the kernel that multiplies these weights."""
+        return variant_of(self.weight_dtype)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the first GEMM: gate and up, or up alone."""
+        return 2 * self.intermediate if self.gated else self.intermediate
 
     def config_file_name(self, vllm_name: str) -> str:
         """The name in vLLM of the configuration file on device ``vllm_name``.

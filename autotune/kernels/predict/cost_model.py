@@ -238,8 +238,7 @@ class _Gemm:
 def _gemms(workload: MoeWorkload) -> tuple[_Gemm, _Gemm]:
     shape = workload.shape
     pairs = workload.m * shape.topk * shape.experts / shape.global_experts
-    weight = {"fp8": 1.0, "int8": 1.0}.get(shape.weight_dtype, 2.0)
-    up = shape.intermediate * (2 if shape.gated else 1)
+    weight, up = float(shape.variant.element), shape.columns
     scaled = shape.block_shape is not None
     return (
         _Gemm(up, shape.hidden, weight, workload.m, pairs, scaled),
@@ -431,10 +430,10 @@ def other_kernels_us(workload: MoeWorkload, device: Device) -> float:
     Source: vLLM fused_moe.py, ``fused_experts_impl``. Independent of the candidate.
     """
     shape, m = workload.shape, workload.m
-    quantised = shape.weight_dtype in {"fp8", "int8"}
+    quantised = shape.variant.quantised
     launches = 2 + (2 if quantised else 0) + (0 if is_naive(shape, m) else 2) + 2
     pairs = m * shape.topk
-    up = shape.intermediate * (2 if shape.gated else 1)
+    up = shape.columns
     moved = (
         pairs * (up * 2 + shape.intermediate * 2) + pairs * shape.hidden * 2 + m * shape.hidden * 2
     )

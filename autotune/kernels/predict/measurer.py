@@ -13,6 +13,7 @@ from autotune.kernels.compile.job import Compiled, CompileJob, fp16_fallback, sp
 from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.moe.constraints import effective_block_k, shared_memory_bytes, uses_wgmma
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
+from autotune.kernels.moe.variants import VARIANTS
 from autotune.kernels.predict.cost_model import Resources, Tile, predict
 from autotune.machine.devices import Device
 from autotune.machine.guard import guarded
@@ -33,7 +34,8 @@ def tile_of(candidate: Candidate, shape: MoeShape) -> Tile:
 def _mma_key(family: str) -> str:
     """``QMMA`` to ``qmma_fp8``: the letter before MMA or GMMA says what is multiplied."""
     letter = family.removeprefix("UTC")[0]
-    return f"{family.lower()}_{ {'Q': 'fp8', 'I': 'int8'}.get(letter, 'bf16') }".replace(" ", "")
+    weights = (variant.weights for variant in VARIANTS.values() if variant.letter == letter)
+    return f"{family.lower()}_{next(weights, 'bf16')}"
 
 
 def resources_of(compiled: Compiled) -> Resources:
@@ -63,7 +65,7 @@ def estimated_resources(candidate: Candidate, shape: MoeShape, device: Device) -
     threads = 32 * tile.num_warps
     accumulators = tile.block_m * tile.block_n // threads
     products = accumulators if shape.block_shape is None else accumulators * 5 // 2
-    element = 2 if shape.weight_dtype == "bf16" else 1
+    element = shape.variant.element
     copies = (tile.block_m + tile.block_n) * tile.block_k * element / 16 / threads
     needed = products + math.ceil(4 * copies) + 40
     limit = device.max_registers_per_thread
@@ -80,10 +82,8 @@ def estimated_resources(candidate: Candidate, shape: MoeShape, device: Device) -
 
 def _expected_mma(candidate: Candidate, shape: MoeShape, device: Device) -> str:
     """The tensor-core instruction that Triton takes: for 8-bit types too, half rate is the last."""
-    families = {"fp8": ("qgmma_fp8", "qmma_fp8"), "int8": ("igmma_int8", "imma_int8")}
-    wgmma, mma = families.get(shape.weight_dtype, ("hgmma_bf16", "hmma_bf16"))
-    if uses_wgmma(candidate.ints, shape, device.arch):
-        mma = wgmma
+    kind = "gmma" if uses_wgmma(candidate.ints, shape, device.arch) else "mma"
+    mma = f"{shape.variant.letter.lower()}{kind}_{shape.variant.weights}"
     return mma if mma in device.tensor_flops_per_sm_per_clock else "hmma_bf16"
 
 

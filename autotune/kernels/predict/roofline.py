@@ -23,7 +23,7 @@ class Ceilings:
     @classmethod
     def measured(cls, facts: Mapping[str, Any], shape: MoeShape) -> Ceilings:
         """As the measuring process read them; 8-bit products count twice the bf16 rate."""
-        twice = 1 if shape.weight_dtype == "bf16" else 2
+        twice = 2 if shape.variant.element == 1 else 1
         return cls(
             facts["copy_gbs"],
             facts["bf16_tflops"] * twice,

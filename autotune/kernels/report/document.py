@@ -9,8 +9,7 @@ from autotune.core import Selection, Trial
 from autotune.decide.stats import mad
 from autotune.kernels.config_file import FIELDS
 from autotune.kernels.job import MeasuredFacts, Result
-from autotune.kernels.moe.shape import MoeWorkload
-from autotune.kernels.predict.cost_model import least_work
+from autotune.kernels.predict.roofline import Ceilings, share
 from autotune.kernels.report.notes import FP16_WARNING, few_keys, note
 from autotune.kernels.stored import overall_speedup
 
@@ -96,11 +95,9 @@ def _predicted_row(m: int, selection: Selection) -> dict[str, Any]:
 def _measured_row(
     result: Result, measured: MeasuredFacts, m: int, selection: Selection
 ) -> dict[str, Any]:
-    winner, seen = selection.winner.measurement, measured.facts
-    needed = least_work(MoeWorkload(result.plan.shape, m), result.plan.routing)
-    us = winner.value or float("nan")
-    eight_bit = result.plan.shape.weight_dtype != "bf16"
-    tflops = seen["bf16_tflops"] * (2 if eight_bit else 1)
+    winner, plan = selection.winner.measurement, result.plan
+    ceilings = Ceilings.measured(measured.facts, plan.shape)
+    reached = share(plan.shape, m, winner.value or float("nan"), ceilings, plan.routing)
     return {
         "m": m,
         "config": _config(selection.winner),
@@ -112,8 +109,8 @@ def _measured_row(
         "speedup_low": selection.interval[0] if selection.interval else None,
         "speedup_high": selection.interval[1] if selection.interval else None,
         "relative_error": winner.details.get("error"),
-        "bandwidth_share": needed.bytes / us / 1e3 / seen["copy_gbs"],
-        "tensor_share": needed.flops / us / 1e6 / tflops,
+        "bandwidth_share": reached.bandwidth,
+        "tensor_share": reached.tensor,
     }
 
 

@@ -22,10 +22,10 @@ from typing import Any
 
 from autotune.core import Candidate, HoldsNothing, Job, Measurement, Measurer, digest
 from autotune.kernels.config_file import FIELDS
-from autotune.kernels.first import PRIOR_SEEDS
 from autotune.kernels.measure.control import Controlled
 from autotune.kernels.moe.shape import MoeWorkload
 from autotune.kernels.plan import FINALISTS
+from autotune.kernels.propose import PRIOR_SEEDS
 from autotune.kernels.request import EFFORTS
 from autotune.machine.environment import environment
 from autotune.measure.replay import Landscape

@@ -109,7 +109,7 @@ def _judge_key(
         return predict(workload, tile, (resources, resources), device).us
 
     pairs = [(predicted(candidate), candidate.key, value) for candidate, value in rows]
-    pairs.sort()  # as autotune.kernels.job.rank orders them
+    pairs.sort()  # as autotune.kernels.propose.rank orders them
     measured = [value for *_, value in pairs]
     ranks = pd.DataFrame([(p, value) for p, _, value in pairs]).rank()
     default = next(

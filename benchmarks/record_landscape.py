@@ -22,7 +22,8 @@ from autotune.core import Candidate, Job
 from autotune.kernels.compile.job import Specialisation, kernel_info, specialise
 from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.config_file import FIELDS
-from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
+from autotune.kernels.measure.measurer import GpuMeasurer
+from autotune.kernels.measure.processes import GpuOptions
 from autotune.kernels.moe.constraints import distinct
 from autotune.kernels.moe.from_model import explicit_shape, load_config, shape_from_config
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload

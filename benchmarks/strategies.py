@@ -23,13 +23,12 @@ from unittest.mock import patch
 import optuna
 
 from autotune.core import Candidate, Phase, Proposer, Trial, Workload, digest
-from autotune.kernels import job
 from autotune.kernels.compile.job import KernelInfo
-from autotune.kernels.first import PRIOR_SEEDS
 from autotune.kernels.moe import constraints as feasibility
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.plan import Plan
+from autotune.kernels.propose import PRIOR_SEEDS, rank
 from autotune.machine.devices import get_device
 from autotune.machine.environment import environment
 from autotune.measure.replay import Landscape
@@ -103,7 +102,7 @@ def ranked(table: dict[int, dict[Candidate, float]]) -> dict[int, list[Candidate
     """Feasible, recorded candidates of each M, best predicted first."""
     with without_swap_ab():
         made = plan(tuple(table))
-        return {m: [c for c in job.rank(made, m) if c in times] for m, times in table.items()}
+        return {m: [c for c in rank(made, m) if c in times] for m, times in table.items()}
 
 
 def regrets(

@@ -278,7 +278,7 @@ OPENS: dict[str, str] = {
     "kernels.compile.worker": "what the compiler printed in this process",
     "kernels.measure.process": "writes its own log",
     "kernels.cluster": "kernels and last words of processes of ours, in its own folder",
-    "kernels.measure.measurer": "the last words of a process of ours, in its own folder",
+    "kernels.measure.processes": "the last words of a process of ours, in its own folder",
     "measure.replay": "parses tables, of bytes that the edge has read",
     "serving.dial.dial": "writes the plugin and the byte that turns gamma",
     "serving.dial.plugin": "the byte, in a server's process",

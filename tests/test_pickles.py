@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from autotune.core import SideBySide
-from autotune.kernels import job as kernels
 from autotune.kernels.measure.measurer import GpuMeasurer
+from autotune.kernels.measurers import local_measurer
 from autotune.kernels.predict.measurer import PredictingMeasurer
 from autotune.serving import job as serving
 from autotune.serving.make_plan import make_plan
@@ -25,7 +25,7 @@ __all__ = ["tiny_models"]
 @pytest.mark.parametrize("measured", [True, False])
 def test_the_measurer_of_a_kernel_pickles(measured: bool) -> None:
     plan = kernel_plan() if measured else kernel_plan(gpus=())
-    made = kernels.local_measurer(plan, Path("/shared"))
+    made = local_measurer(plan, Path("/shared"))
     sent = pickle.loads(pickle.dumps(made))
     assert isinstance(sent, GpuMeasurer if measured else PredictingMeasurer)
     assert isinstance(sent, SideBySide) is measured

@@ -74,8 +74,9 @@ def _tune(request: Moe, team: Team | None) -> None:
     from autotune.kernels.estimate import check_scratch  # noqa: PLC0415
     from autotune.kernels.export import write as export  # noqa: PLC0415
     from autotune.kernels.export.earlier import check_keys_stay, stored_keys  # noqa: PLC0415
-    from autotune.kernels.job import cluster_measurer, local_measurer, run  # noqa: PLC0415
+    from autotune.kernels.job import run  # noqa: PLC0415
     from autotune.kernels.make_plan import make_plan  # noqa: PLC0415
+    from autotune.kernels.measurers import cluster_measurer, local_measurer  # noqa: PLC0415
     from autotune.kernels.memory import memory_of, within_memory  # noqa: PLC0415
     from autotune.kernels.report.document import provenance  # noqa: PLC0415
     from autotune.kernels.report.page import page_of  # noqa: PLC0415

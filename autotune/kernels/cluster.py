@@ -19,7 +19,8 @@ from autotune.kernels.compile.kernel_source import KernelInfo, kernel_info
 from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.compile.worker import set_up_worker
 from autotune.kernels.measure.available import cannot_measure
-from autotune.kernels.measure.measurer import SET_UP_LIMIT_S, GpuMeasurer
+from autotune.kernels.measure.measurer import GpuMeasurer
+from autotune.kernels.measure.processes import SET_UP_LIMIT_S
 from autotune.kernels.measure.requests import GpuSetup, Timing, last_words
 from autotune.kernels.moe.shape import MoeWorkload
 from autotune.machine.devices import Device, GpuInfo, detect_gpus

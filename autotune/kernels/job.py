@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 from autotune.core import (
@@ -20,10 +19,7 @@ from autotune.core import (
     Proposer,
     Selection,
     Trial,
-    digest,
 )
-from autotune.kernels.cluster import ClusterCompilers, ClusterTimer, Team
-from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.decide.confirm import (
     Between,
     Checked,
@@ -32,20 +28,15 @@ from autotune.kernels.decide.confirm import (
     midpoints,
     select_stored,
 )
-from autotune.kernels.first import OriginLog, first_rows, origins_of
 from autotune.kernels.measure.control import Controlled, slow_device
-from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
 from autotune.kernels.measure.protocol import KernelMeasurer, KernelTimer
-from autotune.kernels.memory import measuring_bytes
 from autotune.kernels.moe.shape import MoeWorkload
 from autotune.kernels.plan import FINALISTS, Plan
 from autotune.kernels.predict.choose import select_predicted
-from autotune.kernels.predict.cost_model import predict
-from autotune.kernels.predict.measurer import PredictingMeasurer, estimated_resources, tile_of
+from autotune.kernels.propose import OriginLog, origins_of, proposers
 from autotune.kernels.stored import latest_baseline
 from autotune.kind import Run, tune
 from autotune.machine.environment import environment, others_on
-from autotune.propose.proposers import OptunaProposer, OrderedProposer
 from autotune.stopwatch import Stopwatch, TimedLog, TimedProposer
 from autotune.store.retry import TRANSIENT, ResumableLog
 from autotune.store.store import Store
@@ -135,56 +126,13 @@ class _CountingCache:
         self.stored.add(key)
 
 
-def rank(plan: Plan, m: int) -> list[Candidate]:
-    """The feasible candidates by the cost model with estimated resources, best first."""
-    workload = MoeWorkload(plan.shape, m)
-
-    def predicted(candidate: Candidate) -> float:
-        resources = estimated_resources(candidate, plan.shape, plan.device)
-        tile = tile_of(candidate, plan.shape)
-        return predict(workload, tile, (resources, resources), plan.device).us
-
-    return sorted(plan.feasible_at(m), key=lambda c: (predicted(c), c.key))
-
-
-def cluster_measurer(plan: Plan, team: Team, on_lost: Callable[[str], None]) -> KernelMeasurer:
-    """Make the measurer that works on the nodes of a cluster.
-
-    Args:
-        plan: says whether times are measured.
-        team: the nodes, and their GPUs.
-        on_lost: told of every worker that is lost.
-    """
-    if plan.measured:
-        processes = CompileProcesses(plan.kernel, plan.workers)
-        if team.compilers:
-            processes = ClusterCompilers(plan.kernel, team, on_lost)
-        return ClusterTimer(plan.shape, _options(plan, None), processes).on(team, on_lost)
-    return PredictingMeasurer(
-        plan.device, plan.shape, ClusterCompilers(plan.kernel, team, on_lost), unified=plan.unified
-    )
-
-
-def local_measurer(plan: Plan, shared_locks: Path | None = None) -> KernelMeasurer:
-    """Make the measurer that works on this machine: times on its GPUs, or predictions.
-
-    Args:
-        plan: says which.
-        shared_locks: a folder that other machines or containers may see, for locks of GPUs.
-    """
-    processes = CompileProcesses(plan.kernel, plan.workers)
-    if plan.measured:
-        return GpuMeasurer(plan.shape, _options(plan, shared_locks), processes)
-    return PredictingMeasurer(plan.device, plan.shape, processes, unified=plan.unified)
-
-
 def run(plan: Plan, store: Store, measurer: KernelMeasurer, on_progress: OnProgress) -> Result:
     """Search every M of the plan; all that is learnt goes to the store.
 
     Args:
         plan: what to do.
         store: takes the trials.
-        measurer: such as :func:`local_measurer`, a
+        measurer: such as :func:`~autotune.kernels.measurers.local_measurer`, a
             :class:`~autotune.kernels.measure.protocol.KernelTimer` unless the plan is to predict;
             entered here.
         on_progress: told after every trial.
@@ -252,10 +200,10 @@ def _predicted(
     on_progress: OnProgress,
 ) -> _Found:
     defaults = measurer.defaults(plan.batch_sizes)
-    proposers, origins = _proposers(plan, defaults)
+    chosen, origins = proposers(plan, defaults)
     baselines = _baselines(plan, defaults, measurer, log, on_progress)
     noted = OriginLog(log, origins)
-    searches = _searches(plan, proposers, measurer, noted, on_progress)
+    searches = _searches(plan, chosen, measurer, noted, on_progress)
     selections, failed = dict(earlier), dict[int, str]()
     for m, search in searches.items():
         trials = log.load(search.workload, Phase.SEARCH)  # of earlier commands with more effort too
@@ -291,14 +239,14 @@ def _measured(
         keys = [*{*earlier, *plan.batch_sizes}]
         defaults = measurer.defaults([*{*keys, *midpoints(keys)}])
         # Ranking takes a second or two, in which the measuring processes are starting.
-        proposers, origins = _proposers(plan, defaults)
+        chosen, origins = proposers(plan, defaults)
         baselines = _baselines(plan, defaults, measurer, timed, on_progress)
         _check_any_works(baselines)
         facts = measurer.facts() | {"others": others}
         facts |= _places(plan, defaults, baselines, measurer)
     measurer.prepare_comparisons()
     with watch.running("search"):
-        timed_proposers = {m: TimedProposer(p, watch) for m, p in proposers.items()}
+        timed_proposers = {m: TimedProposer(p, watch) for m, p in chosen.items()}
         noted = OriginLog(timed, origins)
         controlled = _controlled(plan, defaults, baselines, measurer)
         searches = _searches(plan, timed_proposers, controlled, noted, on_progress)
@@ -325,21 +273,6 @@ def _measured(
     measured = MeasuredFacts(facts, spent | dict(measurer.spent), checked.between)
     failed = {m: why for m, why in confirmed.failed.items() if m not in checked.selections}
     return _Found(checked.selections, failed, late, measured)
-
-
-def _options(plan: Plan, shared: Path | None) -> GpuOptions:
-    return GpuOptions(
-        gpus=tuple(gpu.index for gpu in plan.gpus),
-        arch=plan.device.arch,
-        l2_bytes=plan.device.l2_bytes,
-        routing=plan.routing,
-        seed=plan.seed,
-        memory_limit_mib=plan.memory_limit_mib,
-        uuids={gpu.index: gpu.uuid for gpu in plan.gpus},
-        shared_locks=shared,
-        unified=plan.unified,
-        need=measuring_bytes(plan) if plan.unified else 0,
-    )
 
 
 def _places(
@@ -465,29 +398,6 @@ def _controlled(
         {keys[m]: defaults[m] for m in plan.batch_sizes},
         {key: value for key, value in values.items() if value is not None},
     )
-
-
-def _proposers(
-    plan: Plan, defaults: Mapping[int, Candidate]
-) -> tuple[dict[int, Proposer], dict[str, dict[Candidate, str]]]:
-    """Return a proposer for every M, and by workload where what it tries first comes from."""
-    proposers: dict[int, Proposer] = {}
-    origins: dict[str, dict[Candidate, str]] = {}
-    for m in plan.batch_sizes:
-        workload = MoeWorkload(plan.shape, m)
-        ranked = rank(plan, m)
-        origins[workload.key] = first_rows(plan, m, defaults[m], ranked)
-        if plan.effort == "exhaustive":
-            proposers[m] = OrderedProposer(ranked)
-            continue
-        proposers[m] = OptunaProposer(
-            plan.space,
-            ranked,
-            sampler=plan.sampler,
-            seed=int(digest([plan.seed, workload.key]), 16) % 2**32,
-            first=list(origins[workload.key]),
-        )
-    return proposers, origins
 
 
 def _finalists(searched: Sequence[Trial], default: Candidate) -> list[Candidate]:

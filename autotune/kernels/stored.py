@@ -12,9 +12,9 @@ from autotune.decide.selection import select_confirmed
 from autotune.decide.stats import Ratio, geometric_mean, paired_ratio
 from autotune.kernels.config_file import look_up
 from autotune.kernels.decide.confirm import comparisons, deciding, loses, midpoints
-from autotune.kernels.first import origin_of
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.predict.choose import select_predicted
+from autotune.kernels.propose import origin_of
 from autotune.kind import MOE
 from autotune.machine.devices import Device, get_device
 from autotune.store.records import EnvironmentRecord, RunRecord, SearchRecord, StudyDetail

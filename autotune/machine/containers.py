@@ -160,14 +160,20 @@ def _pull(engine: Engine, name: str) -> None:
         )
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def run_quietly(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run a command that asks nothing, and keep what it says.
+
+    Raises:
+        OSError: it cannot be started.
+        subprocess.TimeoutExpired: it has not ended after so many seconds.
+    """
     return subprocess.run(  # noqa: S603
         command,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=_ASK_S,
+        timeout=timeout_s,
         check=False,
     )
 
@@ -179,7 +185,7 @@ def _asked(command: Sequence[str], otherwise: str) -> str:
         MissingEnvironmentError: it fails, with ``otherwise`` and what it says then.
     """
     try:
-        ran = _run(command)
+        ran = run_quietly(command, _ASK_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MissingEnvironmentError(f"{shlex.join(command)}: {error}") from None
     if ran.returncode != 0:

@@ -15,7 +15,7 @@ from packaging.version import InvalidVersion, Version
 from pydantic import TypeAdapter
 
 from autotune.core import MissingEnvironmentError
-from autotune.machine.containers import LABEL, Engine, Image
+from autotune.machine.containers import LABEL, Engine, Image, run_quietly
 from autotune.util import edge
 from autotune.util.finding import Finding, refuse
 
@@ -136,15 +136,7 @@ def _told(program: str, options: tuple[str, ...], image_id: str, name: str) -> I
     command = [program, "run", "--rm", "--label", LABEL, *options, "--entrypoint", "sh"]
     command += [image_id, "-c", _FIND_PYTHON, "sh", _TELL]
     try:
-        ran = subprocess.run(  # noqa: S603
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PROBE_S,
-            check=False,
-        )
+        ran = run_quietly(command, _PROBE_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MissingEnvironmentError(f"--image {name}: cannot be started: {error}") from None
     lines = [line for line in ran.stdout.splitlines() if line.startswith(_MARK)]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.core import MissingEnvironmentError, digest
-from autotune.machine.containers import LABEL, Engine, Image, remove_container
+from autotune.machine.containers import LABEL, Engine, Image, remove_container, run_quietly
 from autotune.machine.environment import exported
 from autotune.machine.image_facts import ImageFacts
 
@@ -116,15 +116,7 @@ def _install(
     command += [*options, "--entrypoint", facts.executable, image.id]
     command += ["-c", _INSTALL, _INSIDE, *lacking]
     try:
-        ran = subprocess.run(  # noqa: S603
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_INSTALL_S,
-            check=False,
-        )
+        ran = run_quietly(command, _INSTALL_S)
     except BaseException as error:
         remove_container(engine, name)
         if isinstance(error, OSError | subprocess.TimeoutExpired):

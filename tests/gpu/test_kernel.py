@@ -12,7 +12,8 @@ import pytest
 from autotune.core import Candidate, Group, Job, Outcome
 from autotune.kernels.compile.job import kernel_info
 from autotune.kernels.compile.processes import CompileProcesses
-from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
+from autotune.kernels.measure.measurer import GpuMeasurer
+from autotune.kernels.measure.processes import GpuOptions
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.plan import checks

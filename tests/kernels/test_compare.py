@@ -29,7 +29,8 @@ from autotune.kernels.decide.compare import (
     together,
 )
 from autotune.kernels.measure import available as measurable
-from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
+from autotune.kernels.measure.measurer import GpuMeasurer
+from autotune.kernels.measure.processes import GpuOptions
 from autotune.machine.devices import GpuInfo, get_device
 from autotune.measure.replay import Landscape
 from tests import fake_kernel

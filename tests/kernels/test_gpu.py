@@ -34,7 +34,8 @@ from autotune.core import (
 )
 from autotune.kernels.compile.job import Compiled, CompileJob
 from autotune.kernels.compile.processes import CompileProcesses
-from autotune.kernels.measure.measurer import KERNEL, GpuMeasurer, GpuOptions
+from autotune.kernels.measure.measurer import GpuMeasurer
+from autotune.kernels.measure.processes import KERNEL, GpuOptions
 from autotune.kernels.measure.requests import Comparison, GpuSetup, Timing
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.moe.variants import Scheme

@@ -13,7 +13,8 @@ import pytest
 
 from autotune.core import Group, Job, Measurement, MissingEnvironmentError, Outcome
 from autotune.kernels.job import Result, run
-from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
+from autotune.kernels.measure.measurer import GpuMeasurer
+from autotune.kernels.measure.processes import GpuOptions
 from autotune.kernels.measure.requests import Timing
 from autotune.kernels.moe.shape import MoeWorkload
 from autotune.machine.guard import GIB, Fall, Watched

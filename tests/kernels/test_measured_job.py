@@ -24,7 +24,8 @@ from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.config_file import parse
 from autotune.kernels.export import write as export
 from autotune.kernels.job import Result, run
-from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
+from autotune.kernels.measure.measurer import GpuMeasurer
+from autotune.kernels.measure.processes import GpuOptions
 from autotune.kernels.measure.requests import EXIT_DEVICE_ERROR, Comparison, Timing
 from autotune.kernels.moe.shape import MoeWorkload
 from autotune.kernels.moe.variants import Scheme

@@ -26,11 +26,11 @@ from autotune.kernels.predict.cost_model import (
     Resources,
     Tile,
     ctas_per_sm,
-    expected_routing,
     predict,
     warps_per_tile,
 )
 from autotune.kernels.predict.measurer import estimated_resources
+from autotune.kernels.predict.work import expected_routing
 from autotune.machine.devices import get_device
 from autotune.measure.replay import Landscape
 from benchmarks import gb10, predicted_choice

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from autotune.core import BadInputError, canonical_json
 from autotune.kernels.moe.routing import Routing, parse_routing
-from autotune.kernels.predict.cost_model import expected_routing
+from autotune.kernels.predict.work import expected_routing
 
 
 def file(tmp_path: Path, content: object) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from operator import mul
 
 import pytest
 from hypothesis import given
@@ -12,14 +13,18 @@ from hypothesis import strategies as st
 
 from autotune.serving.forecast.acceptance import (
     StepTimes,
-    conditional_from_reached,
     distinct_experts,
     predict,
-    reached_from_conditional,
     step_seconds,
     tokens_per_step,
 )
 from autotune.serving.measure.counters import DraftCounters
+
+
+def reached_from_conditional(conditional: Sequence[float]) -> tuple[float, ...]:
+    """Rates by position from those where all positions before were accepted."""
+    return tuple(accumulate(conditional, mul))
+
 
 rate = st.floats(0, 1)
 conditional_rates = st.lists(rate, min_size=1, max_size=9)
@@ -60,24 +65,6 @@ def test_tokens_per_step_rises_with_every_rate(
     better[position] = data.draw(st.floats(conditional[position], 1))
     less, more = (tokens_per_step(reached_from_conditional(c)) for c in (conditional, better))
     assert less <= more
-
-
-@given(conditional_rates)
-def test_what_is_reached_is_the_product_of_the_conditional_rates(conditional: list[float]) -> None:
-    reached = reached_from_conditional(conditional)
-    for position, value in enumerate(reached):
-        assert value == pytest.approx(math.prod(conditional[: position + 1]), abs=1e-300)
-
-
-@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=9))
-def test_conditional_rates_survive_the_round_trip(conditional: list[float]) -> None:
-    back = conditional_from_reached(reached_from_conditional(conditional))
-    assert back == pytest.approx(conditional)
-
-
-@given(reached_rates)
-def test_conditional_rates_are_rates(reached: tuple[float, ...]) -> None:
-    assert all(0 <= c <= 1 for c in conditional_from_reached(reached))
 
 
 @given(st.floats(0, 0.999), st.integers(0, 12))
@@ -128,14 +115,12 @@ def test_the_counters_by_hand() -> None:
     counters = counted([0, 1, 4, 3], 4)
     assert counters == DraftCounters(4, 16, 8, (3, 2, 2, 1))
     assert counters.reached == (0.75, 0.5, 0.5, 0.25)
-    assert counters.conditional == pytest.approx((0.75, 2 / 3, 1, 0.5))
     assert counters.acceptance_length == 3.0
 
 
 def test_where_nothing_is_drafted_there_is_no_rate() -> None:
     counters = DraftCounters(0, 0, 0, (0, 0))
     assert counters.reached is None
-    assert counters.conditional is None
     assert counters.acceptance_length is None
     assert counters.per_step(10) == (0.0, 0.0)
 
@@ -268,5 +253,3 @@ def test_other_impossible_arguments_are_refused() -> None:
         step_seconds(0, 1, 1)
     with pytest.raises(ValueError, match="rates for a probe"):
         predict(MTP_RATES, StepTimes(0.02, 0.03, 3))
-    with pytest.raises(ValueError, match="acceptance rates"):
-        reached_from_conditional([2])

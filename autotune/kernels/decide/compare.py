@@ -22,7 +22,8 @@ from autotune.decide.stats import Ratio, geometric_mean, paired_ratio
 from autotune.kernels.compile.job import kernel_info
 from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.config_file import FIELDS, LIMIT, look_up, parse
-from autotune.kernels.measure.measurer import GpuMeasurer, GpuOptions
+from autotune.kernels.measure.measurer import GpuMeasurer
+from autotune.kernels.measure.processes import GpuOptions
 from autotune.kernels.moe.file_name import assumed_sizes, parse_name
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload

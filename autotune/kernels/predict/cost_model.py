@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from autotune.core import BadInputError
-from autotune.kernels.moe.routing import Routing as ExpertRouting
 from autotune.kernels.moe.shape import MoeWorkload, is_naive
+from autotune.kernels.predict.work import Gemm, Routing, gemms_of, routing
 from autotune.machine.devices import Device
 
 MODEL_VERSION = "5"
@@ -108,17 +105,6 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Routing:
-    """What uniform routing makes of M tokens, in expectation."""
-
-    active_experts: float
-    row_blocks: float
-    """Tiles of BLOCK_SIZE_M rows that hold at least one token."""
-    naive: bool = False
-    """One tile per (token, expert) pair, unsorted."""
-
-
-@dataclass(frozen=True)
 class GemmPrediction:
     """Predicted time of one GEMM and what it is made of (µs)."""
 
@@ -163,41 +149,6 @@ class Prediction:
         }
 
 
-@lru_cache(maxsize=4096)
-def expected_routing(m: int, topk: int, experts: int, local: int, block_m: int) -> Routing:
-    """Active experts and row tiles when ``m`` tokens pick ``topk`` of ``experts`` uniformly.
-
-    Tokens per expert follow Bin(m, topk/experts); a row tile is ceil(tokens / block_m).
-
-    Args:
-        m: tokens.
-        topk: experts per token.
-        experts: experts that the router chooses from.
-        local: of these, the experts held here (fewer under expert parallelism).
-        block_m: rows per tile.
-    """
-    p = topk / experts
-    if p >= 1.0:
-        return Routing(local, local * math.ceil(m / block_m))
-    k = np.arange(1, m + 1)
-    steps = np.log((m - k + 1) / k) + math.log(p / (1 - p))
-    log_pmf = m * math.log1p(-p) + np.concatenate(([0.0], np.cumsum(steps)))
-    pmf = np.exp(log_pmf)
-    blocks = float(np.dot(pmf, np.ceil(np.arange(m + 1) / block_m)))
-    return Routing(local * (1 - (1 - p) ** m), local * blocks)
-
-
-def routing(workload: MoeWorkload, block_m: int) -> Routing:
-    """Expected routing of a workload, with one tile per pair on the naive path."""
-    shape = workload.shape
-    expected = expected_routing(
-        workload.m, shape.topk, shape.global_experts, shape.experts, block_m
-    )
-    if is_naive(shape, workload.m):
-        return Routing(expected.active_experts, workload.m * shape.topk, naive=True)
-    return expected
-
-
 def ctas_per_sm(resources: Resources, tile: Tile, device: Device) -> int:
     """Thread blocks that fit on one SM at once, by registers, shared memory, threads and slots."""
     per_warp = math.ceil(resources.registers * 32 / 256) * 256
@@ -222,63 +173,7 @@ def warps_per_tile(tile: Tile) -> tuple[int, int]:
     return rows, columns
 
 
-@dataclass(frozen=True)
-class _Gemm:
-    """One of the two GEMMs in numbers: columns, contraction, bytes per element and per output."""
-
-    columns: int
-    contraction: int
-    element: float
-    rows_read: float
-    pairs: float
-    scaled_by_block: bool
-    """Whether the products of each K step are scaled before they are added up."""
-
-
-def _gemms(workload: MoeWorkload) -> tuple[_Gemm, _Gemm]:
-    shape = workload.shape
-    pairs = workload.m * shape.topk * shape.experts / shape.global_experts
-    weight, up = float(shape.variant.element), shape.columns
-    scaled = shape.block_shape is not None
-    return (
-        _Gemm(up, shape.hidden, weight, workload.m, pairs, scaled),
-        _Gemm(shape.hidden, shape.intermediate, weight, pairs, pairs, scaled),
-    )
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a call cannot do without: ``flops``, and ``bytes`` with each weight in use read once."""
-
-    flops: float
-    bytes: float
-
-
-def least_work(workload: MoeWorkload, routed: ExpertRouting | None = None) -> Work:
-    """The least that the two GEMMs of a call compute and move, in expectation.
-
-    Args:
-        workload: shape and M.
-        routed: how often each expert is chosen, uniformly by default; under expert parallelism a
-            rank has its share.
-    """
-    shape = workload.shape
-    routed = routed or ExpertRouting()
-    chosen = routed.active_experts(workload.m, shape.topk, shape.global_experts)
-    active = chosen * shape.experts / shape.global_experts
-    gemms = _gemms(workload)
-    return Work(
-        flops=sum(2 * g.pairs * g.columns * g.contraction for g in gemms),
-        bytes=sum(
-            active * g.columns * g.contraction * g.element
-            + g.rows_read * g.contraction * g.element
-            + g.pairs * g.columns * 2
-            for g in gemms
-        ),
-    )
-
-
-def _dram_bytes(gemm: _Gemm, route: Routing, tile: Tile, device: Device) -> float:
+def _dram_bytes(gemm: Gemm, route: Routing, tile: Tile, device: Device) -> float:
     """Weights of the active experts once, activations read, bf16 output written.
 
     An expert whose weights overflow half of L2 is read again for every group of row tiles. Weights
@@ -300,7 +195,7 @@ def _dram_bytes(gemm: _Gemm, route: Routing, tile: Tile, device: Device) -> floa
     return read + gemm.pairs * gemm.columns * 2
 
 
-def _row_factor(gemm: _Gemm, tile: Tile, device: Device) -> float:
+def _row_factor(gemm: Gemm, tile: Tile, device: Device) -> float:
     """How many bytes the bus is busy for each byte of the weights.
 
     A block reads each of its BLOCK_SIZE_N weight rows in pieces of BLOCK_SIZE_K. Where the device
@@ -331,7 +226,7 @@ def _is_asynchronous(mma: str) -> bool:
     return mma.startswith("utc") or mma[1:].startswith("gmma")
 
 
-def _products(gemm: _Gemm, tile: Tile, res: Resources, device: Device) -> tuple[float, float, int]:
+def _products(gemm: Gemm, tile: Tile, res: Resources, device: Device) -> tuple[float, float, int]:
     """Of one K step: cycles of the tensor cores, shared-memory bytes read, 8-bit conversions."""
     chunk = tile.block_k * gemm.element
     rate = _tensor_rate(res.mma, device)
@@ -355,7 +250,7 @@ def _products(gemm: _Gemm, tile: Tile, res: Resources, device: Device) -> tuple[
 
 
 def _cta_cycles(
-    gemm: _Gemm, rows: float, tile: Tile, res: Resources, device: Device
+    gemm: Gemm, rows: float, tile: Tile, res: Resources, device: Device
 ) -> dict[str, float]:
     """Cycles that one block needs of each unit of its SM, and of its own dependency chain.
 
@@ -400,7 +295,7 @@ def _cta_cycles(
 
 
 def predict_gemm(
-    gemm: _Gemm, route: Routing, tile: Tile, res: Resources, device: Device
+    gemm: Gemm, route: Routing, tile: Tile, res: Resources, device: Device
 ) -> GemmPrediction:
     """Predicted time of one GEMM: what memory and the units of an SM need, partly overlapped."""
     ctas = route.row_blocks * math.ceil(gemm.columns / tile.block_n)
@@ -456,7 +351,7 @@ def predict(
     route = routing(workload, tile.block_m)
     first, second = (
         predict_gemm(gemm, route, tile, res, device)
-        for gemm, res in zip(_gemms(workload), compiled, strict=True)
+        for gemm, res in zip(gemms_of(workload), compiled, strict=True)
     )
     other = other_kernels_us(workload, device)
     return Prediction(first.us + second.us + other, (first, second), other)

@@ -8,7 +8,7 @@ from typing import Any
 
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
-from autotune.kernels.predict.cost_model import least_work
+from autotune.kernels.predict.work import least_work
 from autotune.machine.devices import Device
 
 

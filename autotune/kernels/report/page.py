@@ -8,10 +8,10 @@ from typing import Any
 
 from autotune.core import Basis, Phase, Trial
 from autotune.kernels.config_file import FIELDS
-from autotune.kernels.first import grouped
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.predict.choose import least_gain
 from autotune.kernels.predict.roofline import Ceilings, Share, share
+from autotune.kernels.propose import grouped
 from autotune.kernels.report import plots
 from autotune.kernels.report.notes import few_keys, note
 from autotune.kernels.report.verdict import Verdict, last_verdict

@@ -2,8 +2,7 @@
 
 Words: *gamma* is the number of tokens drafted per step (vLLM's ``num_speculative_tokens``).
 ``reached[i]`` is the probability that the draft tokens 0…i are all accepted: what vLLM logs as
-"per-position acceptance rate" and takes as ``synthetic_acceptance_rates``; it never increases. A
-*conditional* rate is that of position i where all before it were accepted.
+"per-position acceptance rate" and takes as ``synthetic_acceptance_rates``; it never increases.
 
 Sources: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding", arXiv
 2211.17192 (equation 1, theorem 3.8); vLLM 0.32 ``vllm/v1/spec_decode/metrics.py`` (what is logged
@@ -31,31 +30,6 @@ def check_reached(reached: Sequence[float]) -> Rates:
     if any(later > earlier for earlier, later in pairwise(reached)):
         raise ValueError(f"acceptance rates by position must not increase: {list(reached)}")
     return tuple(reached)
-
-
-def reached_from_conditional(conditional: Sequence[float]) -> Rates:
-    """The running product of conditional rates.
-
-    Raises:
-        ValueError: a rate outside [0, 1].
-    """
-    if not all(0.0 <= rate <= 1.0 for rate in conditional):
-        raise ValueError(f"acceptance rates must be within [0, 1]: {list(conditional)}")
-    reached, so_far = [], 1.0
-    for rate in conditional:
-        so_far *= rate
-        reached.append(so_far)
-    return tuple(reached)
-
-
-def conditional_from_reached(reached: Sequence[float]) -> Rates:
-    """``reached[i] / reached[i - 1]``, and 0 at positions that are never reached.
-
-    Raises:
-        ValueError: as :func:`check_reached`.
-    """
-    steps = pairwise((1.0, *check_reached(reached)))
-    return tuple(later / earlier if earlier else 0.0 for earlier, later in steps)
 
 
 def tokens_per_step(reached: Sequence[float], gamma: int | None = None) -> float:

@@ -12,7 +12,6 @@ import re
 import selectors
 import stat
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,8 +186,3 @@ def _unwrap_json(line: str) -> str:
             if isinstance(value.get(key), str):
                 return _CONTROL.sub("", _COLOUR.sub("", value[key])).rstrip().replace("\n", " ")
     return line
-
-
-def sources(lines: Iterable[Line]) -> set[str]:
-    """The processes that wrote."""
-    return {line.source for line in lines if line.source}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from autotune.serving.forecast.acceptance import Rates, conditional_from_reached
+from autotune.serving.forecast.acceptance import Rates
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,6 @@ class DraftCounters:
         if not self.drafts:
             return None
         return tuple(accepted / self.drafts for accepted in self.accepted_by_position)
-
-    @property
-    def conditional(self) -> Rates | None:
-        """Acceptance by position where all before were accepted; None when nothing was drafted."""
-        return None if self.reached is None else conditional_from_reached(self.reached)
 
     @property
     def acceptance_length(self) -> float | None:

@@ -202,11 +202,7 @@ class Server:
 
     def stop(self) -> None:
         """End the server and every process it started."""
-        try:
-            self._handle.stop()
-        finally:
-            if self._watched is not None:
-                self._watched.close()
+        _end(self._handle, self._watched)
 
     def __enter__(self) -> Self:
         return self
@@ -228,6 +224,14 @@ class _Watched:
 
     def close(self) -> None:
         self._stack.close()
+
+
+def _end(handle: Handle, watched: _Watched | None) -> None:
+    try:
+        handle.stop()
+    finally:
+        if watched is not None:
+            watched.close()
 
 
 def _fell(fall: Fall, handle: Handle) -> ServerFailure:
@@ -359,11 +363,7 @@ class Launched:
 
     def close(self) -> None:
         """End it with every process it started; does nothing the second time."""
-        try:
-            self._handle.stop()
-        finally:
-            if self._watched is not None:
-                self._watched.close()
+        _end(self._handle, self._watched)
 
     def __enter__(self) -> Self:
         return self

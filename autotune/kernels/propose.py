@@ -1,4 +1,4 @@
-"""What a search tries first, and where each of these rows comes from."""
+"""What a search proposes: the rows that it tries first, where they come from, then a sampler."""
 
 from __future__ import annotations
 
@@ -6,16 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from autotune.core import Candidate, Phase, Selection, Trial, Workload
+from autotune.core import Candidate, Phase, Proposer, Selection, Trial, Workload, digest
 from autotune.kernels.config_file import look_up, shipped
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.plan import Plan
+from autotune.kernels.predict.cost_model import predict
+from autotune.kernels.predict.measurer import estimated_resources, tile_of
 from autotune.kernels.published import clamped, published_for, published_rows
+from autotune.propose.proposers import OptunaProposer, OrderedProposer
 from autotune.tune import TrialLog
 
 PRIOR_SEEDS = 24
 """Candidates that the cost model puts first before compiling, proposed before the sampler."""
 DEFAULT, MODEL, SEARCH = "vLLM's default", "the cost model's order", "found by the search"
+
+
+def rank(plan: Plan, m: int) -> list[Candidate]:
+    """The feasible candidates by the cost model with estimated resources, best first."""
+    workload = MoeWorkload(plan.shape, m)
+
+    def predicted(candidate: Candidate) -> float:
+        resources = estimated_resources(candidate, plan.shape, plan.device)
+        tile = tile_of(candidate, plan.shape)
+        return predict(workload, tile, (resources, resources), plan.device).us
+
+    return sorted(plan.feasible_at(m), key=lambda c: (predicted(c), c.key))
 
 
 def first_rows(
@@ -41,6 +56,29 @@ def first_rows(
     for row in ranked[:PRIOR_SEEDS]:
         found.setdefault(row, MODEL)
     return found
+
+
+def proposers(
+    plan: Plan, defaults: Mapping[int, Candidate]
+) -> tuple[dict[int, Proposer], dict[str, dict[Candidate, str]]]:
+    """Return a proposer for every M, and by workload where what it tries first comes from."""
+    chosen: dict[int, Proposer] = {}
+    origins: dict[str, dict[Candidate, str]] = {}
+    for m in plan.batch_sizes:
+        workload = MoeWorkload(plan.shape, m)
+        ranked = rank(plan, m)
+        origins[workload.key] = first_rows(plan, m, defaults[m], ranked)
+        if plan.effort == "exhaustive":
+            chosen[m] = OrderedProposer(ranked)
+            continue
+        chosen[m] = OptunaProposer(
+            plan.space,
+            ranked,
+            sampler=plan.sampler,
+            seed=int(digest([plan.seed, workload.key]), 16) % 2**32,
+            first=list(origins[workload.key]),
+        )
+    return chosen, origins
 
 
 class OriginLog:

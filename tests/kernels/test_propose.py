@@ -12,8 +12,8 @@ import pytest
 from autotune.core import BadInputError, Candidate, Job, Measurement, Outcome
 from autotune.kernels.config_file import FIELDS, render
 from autotune.kernels.export.write import write
-from autotune.kernels.first import DEFAULT, MODEL, SEARCH, first_rows, grouped
-from autotune.kernels.job import Result, rank, run
+from autotune.kernels.job import Result, run
+from autotune.kernels.propose import DEFAULT, MODEL, SEARCH, first_rows, grouped, rank
 from autotune.kernels.published import candidate_of, given_files, published_for
 from autotune.kernels.report.document import provenance
 from autotune.kernels.report.page import page_of

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from autotune.kernels.check.verify import Judge, Verified, files_in, grouped
-from autotune.kernels.check.verify_all import Options, verify_all
+from autotune.kernels.check.verify import Judge, Verified
+from autotune.kernels.check.verify_all import Options, files_in, grouped, verify_all
 from autotune.kernels.compile.kernel_source import kernel_info
 
 COMPILED = ("NVIDIA_GB10", "NVIDIA_RTX_PRO_6000_Blackwell")

@@ -30,8 +30,8 @@ def verify(request: Verify) -> None:
         typer.Exit: something is, with the code of a flagged file.
     """
     judged_by = None if request.device is None else get_device(request.device)
-    from autotune.kernels.check.verify import Judge, files_in  # noqa: PLC0415
-    from autotune.kernels.check.verify_all import Options, verify_all  # noqa: PLC0415
+    from autotune.kernels.check.verify import Judge  # noqa: PLC0415
+    from autotune.kernels.check.verify_all import Options, files_in, verify_all  # noqa: PLC0415
     from autotune.kernels.moe.from_model import load_config, shape_from_config  # noqa: PLC0415 - slow imports
     from autotune.measure.replay import Landscape  # noqa: PLC0415
 
@@ -67,7 +67,7 @@ def _workers(request: Verify) -> int:
 
 
 def _show(done: list[Verified], notes: bool) -> None:
-    from autotune.kernels.check.verify import grouped  # noqa: PLC0415
+    from autotune.kernels.check.verify_all import grouped  # noqa: PLC0415
 
     for verified in done:
         findings = [f for f in grouped(verified.findings) if notes or f.level != "note"]

@@ -15,15 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Engine, Row, Select, bindparam, case, func, insert, select, update
+from sqlalchemy import Engine, bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from autotune.core import (
     BadInputError,
-    Basis,
     Candidate,
-    Measurement,
-    Outcome,
     Phase,
     Trial,
     Workload,
@@ -47,6 +44,7 @@ from autotune.store.records import (
     StudySummary,
     WorkloadRecord,
 )
+from autotune.store.rows import TRIALS, measurement_row, trial_of, trial_row
 from autotune.store.tables import (
     Base,
     EnvironmentRow,
@@ -58,7 +56,6 @@ from autotune.store.tables import (
     TrialRow,
     WorkloadRow,
 )
-from autotune.util import edge
 from autotune.util.secret import masked
 from autotune.util.words import counted
 
@@ -270,9 +267,9 @@ class Store:
                 "workload_id": workload_id,
                 "created_at": self._now(),
             }
-            rows = [{"id": first + i, **common, **_trial_row(t)} for i, t in enumerate(trials)]
+            rows = [{"id": first + i, **common, **trial_row(t)} for i, t in enumerate(trials)]
             measured = [
-                {"trial_id": first + i, **_measurement_row(trial.measurement)}
+                {"trial_id": first + i, **measurement_row(trial.measurement)}
                 for i, trial in enumerate(trials)
             ]
             if not rows:
@@ -290,20 +287,20 @@ class Store:
         self, search: SearchRecord, workload_key: str | None = None, phase: Phase | None = None
     ) -> list[Trial]:
         """The trials of ``search``, by workload (oldest first), phase and sequence."""
-        statement = _TRIALS.where(TrialRow.search_id == search.id)
+        statement = TRIALS.where(TrialRow.search_id == search.id)
         if workload_key is not None:
             statement = statement.where(WorkloadRow.key == workload_key)
         if phase is not None:
             statement = statement.where(TrialRow.phase == phase.value)
         with self._session.reading() as connection:
-            return [_trial(row) for row in connection.execute(statement)]
+            return [trial_of(row) for row in connection.execute(statement)]
 
     def dated_trials(self, search: SearchRecord) -> list[DatedTrial]:
         """The trials of ``search`` in the order in which they were stored."""
-        statement = _TRIALS.where(TrialRow.search_id == search.id).order_by(None)
+        statement = TRIALS.where(TrialRow.search_id == search.id).order_by(None)
         with self._session.reading() as connection:
             rows = connection.execute(statement.order_by(TrialRow.id))
-            return [DatedTrial(_trial(row), row.run_id, row.created_at) for row in rows]
+            return [DatedTrial(trial_of(row), row.run_id, row.created_at) for row in rows]
 
     def trial_page(self, study: str, after: int, limit: int) -> list[dict[str, Any]]:
         """The next ``limit`` trials of a study behind the trial ``after``, as JSON values."""
@@ -418,81 +415,6 @@ class Store:
 _NEXT_TRIAL = select(
     WorkloadRow.key, func.coalesce(select(func.max(TrialRow.id)).scalar_subquery(), 0) + 1
 ).where(WorkloadRow.id == bindparam("workload_id"), WorkloadRow.search_id == bindparam("search_id"))
-_TRIALS: Select[Any] = (
-    select(
-        WorkloadRow.key.label("workload_key"),
-        TrialRow.phase,
-        TrialRow.sequence,
-        TrialRow.candidate,
-        TrialRow.run_id,
-        TrialRow.created_at,
-        MeasurementRow.outcome,
-        MeasurementRow.basis,
-        MeasurementRow.value,
-        MeasurementRow.samples,
-        MeasurementRow.message,
-        MeasurementRow.details,
-        MeasurementRow.seconds,
-    )
-    .join(WorkloadRow, TrialRow.workload_id == WorkloadRow.id)
-    .join(MeasurementRow, MeasurementRow.trial_id == TrialRow.id)
-    .order_by(
-        TrialRow.workload_id,
-        case({phase.value: place for place, phase in enumerate(Phase)}, value=TrialRow.phase),
-        TrialRow.sequence,
-    )
-)
-
-
-def _trial_row(trial: Trial) -> dict[str, Any]:
-    return {
-        "phase": trial.phase.value,
-        "sequence": trial.sequence,
-        "candidate_key": trial.candidate.key,
-        "candidate": trial.candidate.params,
-    }
-
-
-def _measurement_row(measurement: Measurement) -> dict[str, Any]:
-    return {
-        "outcome": measurement.outcome.value,
-        "basis": measurement.basis.value,
-        "value": measurement.value,
-        "samples": list(measurement.samples),
-        # Output of a compiler may hold bytes that are no text; SQLite takes only UTF-8.
-        "message": measurement.message.encode("utf-8", "backslashreplace").decode(),
-        "details": dict(measurement.details),
-        "seconds": measurement.seconds,
-    }
-
-
-def _trial(row: Row[Any]) -> Trial:
-    """A trial of a row.
-
-    Raises:
-        ValueError: it is none that was ever stored.
-    """
-    numbers = [row.seconds, *row.samples, *([] if row.value is None else [row.value])]
-    for number in numbers:
-        edge.number(number, "a measurement")
-    if not isinstance(row.sequence, int):
-        raise TypeError(f"a sequence is {edge.shown(row.sequence)}")
-    for value in row.candidate.values():
-        if not isinstance(value, str | int | float):
-            raise TypeError(f"a parameter is {edge.shown(value)}")
-    if not isinstance(row.details, dict):
-        raise TypeError("details are no object")
-    measurement = Measurement(
-        outcome=Outcome(row.outcome),
-        basis=Basis(row.basis),
-        value=row.value,
-        samples=tuple(row.samples),
-        message=row.message,
-        details=row.details,
-        seconds=row.seconds,
-    )
-    candidate = Candidate.of(row.candidate)
-    return Trial(candidate, row.workload_key, Phase(row.phase), row.sequence, measurement)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

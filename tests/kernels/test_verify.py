@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autotune.core import Candidate
-from autotune.kernels.check.verify import Judge, Verified, alike, files_in, grouped, shipped, verify
+from autotune.kernels.check.verify import Judge, Verified, verify
+from autotune.kernels.check.verify_all import alike, files_in, grouped, shipped
 from autotune.kernels.compile.job import CompileJob, compile_many, compile_pool, specialise
 from autotune.kernels.compile.kernel_source import kernel_info
 from autotune.kernels.decide import ladder

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -368,62 +368,3 @@ def _any_shape() -> MoeShape:
     shape = named.shape(128, 1) if named else None
     assert shape is not None  # noqa: S101 - a constant
     return shape
-
-
-def grouped(findings: Sequence[FileFinding]) -> list[FileFinding]:
-    """Findings of the same text as one, with all their keys."""
-    kept: dict[tuple[Level, str, str], list[int]] = {}
-    for finding in findings:
-        kept.setdefault((finding.level, finding.code, finding.text), []).extend(finding.keys)
-    return [FileFinding(*what, tuple(keys)) for what, keys in kept.items()]
-
-
-def _seems_tuned(path: Path) -> bool:
-    """Whether a name is one of a tuned file, or nearly so: other capitals, order or ending."""
-    return bool(re.match(r"(N=\d+,)?E=.*\.json(\W.*)?$", path.name, re.IGNORECASE))
-
-
-def files_in(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and the configuration files in the folders named.
-
-    Raises:
-        BadInputError: nothing is there.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            seen = [file.relative_to(path) for file in path.rglob("*E=*") if _seems_tuned(file)]
-            # Not those of a virtual environment or a checkout's innards that happen to lie there.
-            shown = [file for file in seen if not any(part.startswith(".") for part in file.parts)]
-            inside = [path / file for file in sorted(shown)]
-            if not inside:
-                raise BadInputError(f"{path}: holds no file E=….json")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise BadInputError(f"{path}: no such file or folder")
-    return list(dict.fromkeys(found))
-
-
-def alike(verified: Sequence[Verified]) -> None:
-    """Say of files with the same rows that they have them."""
-    by_rows: dict[tuple[tuple[int, Candidate], ...], list[Verified]] = {}
-    for done in verified:
-        if done.rows:
-            by_rows.setdefault(tuple(sorted(done.rows.items(), key=lambda r: r[0])), []).append(
-                done
-            )
-    for group in by_rows.values():
-        for done in group[1:]:
-            done.say("note", "same-rows", f"the same rows as {group[0].path.name}")
-
-
-def shipped(done: Verified, configs: Path) -> None:
-    """Say whether the installed vLLM ships a file of this name."""
-    theirs = configs / done.path.name
-    if not theirs.is_file() or theirs.resolve() == done.path.resolve():
-        return
-    same = hashlib.sha256(edge.read_bytes(theirs, LIMIT)).hexdigest() == done.sha256
-    how = "the same file" if same else "another file of this name"
-    done.say("note", "shipped", f"the installed vLLM ships {how}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -9,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from autotune.core import Candidate, MissingEnvironmentError, Outcome
-from autotune.kernels.check.verify import Judge, Verified, alike, shipped, verify
+from autotune.core import BadInputError, Candidate, MissingEnvironmentError, Outcome
+from autotune.kernels.check.verify import FileFinding, Judge, Level, Verified, verify
 from autotune.kernels.compile.job import (
     Compiled,
     CompileJob,
@@ -20,7 +22,7 @@ from autotune.kernels.compile.job import (
 )
 from autotune.kernels.compile.kernel_source import KernelInfo
 from autotune.kernels.compile.processes import COMPILE_TIMEOUT_S
-from autotune.kernels.config_file import FIELDS
+from autotune.kernels.config_file import FIELDS, LIMIT
 from autotune.kernels.decide import ladder
 from autotune.kernels.decide.compare import Origin, origin_of
 from autotune.kernels.moe.defaults import default_rows
@@ -28,6 +30,7 @@ from autotune.kernels.moe.shape import MoeWorkload
 from autotune.kernels.predict.measurer import compile_jobs
 from autotune.measure.pool import WorkerPool
 from autotune.measure.replay import Landscape
+from autotune.util import edge
 
 
 @dataclass(frozen=True)
@@ -172,3 +175,62 @@ def _compiled(done: Verified, m: int, gemm: str, compiled: Compiled, limit: int)
             done.say("error", "shared-memory", said, [m])
     elif compiled.spill_bytes:
         done.say("warning", "spills", f"{gemm} spills {compiled.spill_bytes} B per thread", [m])
+
+
+def grouped(findings: Sequence[FileFinding]) -> list[FileFinding]:
+    """Findings of the same text as one, with all their keys."""
+    kept: dict[tuple[Level, str, str], list[int]] = {}
+    for finding in findings:
+        kept.setdefault((finding.level, finding.code, finding.text), []).extend(finding.keys)
+    return [FileFinding(*what, tuple(keys)) for what, keys in kept.items()]
+
+
+def _seems_tuned(path: Path) -> bool:
+    """Whether a name is one of a tuned file, or nearly so: other capitals, order or ending."""
+    return bool(re.match(r"(N=\d+,)?E=.*\.json(\W.*)?$", path.name, re.IGNORECASE))
+
+
+def files_in(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and the configuration files in the folders named.
+
+    Raises:
+        BadInputError: nothing is there.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            seen = [file.relative_to(path) for file in path.rglob("*E=*") if _seems_tuned(file)]
+            # Not those of a virtual environment or a checkout's innards that happen to lie there.
+            shown = [file for file in seen if not any(part.startswith(".") for part in file.parts)]
+            inside = [path / file for file in sorted(shown)]
+            if not inside:
+                raise BadInputError(f"{path}: holds no file E=….json")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise BadInputError(f"{path}: no such file or folder")
+    return list(dict.fromkeys(found))
+
+
+def alike(verified: Sequence[Verified]) -> None:
+    """Say of files with the same rows that they have them."""
+    by_rows: dict[tuple[tuple[int, Candidate], ...], list[Verified]] = {}
+    for done in verified:
+        if done.rows:
+            by_rows.setdefault(tuple(sorted(done.rows.items(), key=lambda r: r[0])), []).append(
+                done
+            )
+    for group in by_rows.values():
+        for done in group[1:]:
+            done.say("note", "same-rows", f"the same rows as {group[0].path.name}")
+
+
+def shipped(done: Verified, configs: Path) -> None:
+    """Say whether the installed vLLM ships a file of this name."""
+    theirs = configs / done.path.name
+    if not theirs.is_file() or theirs.resolve() == done.path.resolve():
+        return
+    same = hashlib.sha256(edge.read_bytes(theirs, LIMIT)).hexdigest() == done.sha256
+    how = "the same file" if same else "another file of this name"
+    done.say("note", "shipped", f"the installed vLLM ships {how}")

@@ -43,13 +43,14 @@ def _on_nodes(request: Moe) -> Iterator[Team]:
     Raises:
         MissingEnvironmentError: it is not there, or nobody can.
     """
-    from autotune.cluster.connect import connected  # noqa: PLC0415 - keeps `--help` fast
+    from autotune.cli.cluster import on_cluster, waiting  # noqa: PLC0415 - keeps `--help` fast
     from autotune.kernels.cluster import team_of  # noqa: PLC0415
     from autotune.machine.devices import get_device  # noqa: PLC0415
 
     device = None if request.device == "auto" else get_device(request.device)
-    with connected(str(request.ray)):
-        team = team_of(device, measured=not request.predict)
+    with on_cluster(str(request.ray)):
+        with waiting("--ray: asking every node what it has"):
+            team = team_of(device, measured=not request.predict)
         for said in team.left_out:
             _warn(f"left out: {said}")
         yield team

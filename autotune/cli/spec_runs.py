@@ -9,12 +9,12 @@ from pathlib import Path
 from rich.markup import escape
 
 from autotune.cli import spec_terminal as terminal
+from autotune.cli.cluster import on_cluster, waiting
 from autotune.cli.common import check_study, print_json, warn_setup_changed
 from autotune.cli.consoles import err
 from autotune.cli.events import existing_plan, serving_plan, told
 from autotune.cli.requests import Spec
 from autotune.cli.result import show_files, show_page
-from autotune.cluster.connect import connected
 from autotune.core import Measurer
 from autotune.export.files import check_writable
 from autotune.machine.environment import secret_headers
@@ -145,8 +145,9 @@ def on_nodes(request: Spec) -> Iterator[Looked | None]:
         yield None
         return
     program = () if request.vllm is None else parse_words(request.vllm, "--vllm")
-    with connected(request.ray):
-        nodes = look_at_nodes([*request.target, *request.drafter], program)
+    with on_cluster(request.ray):
+        with waiting("--ray: asking every node what it has"):
+            nodes = look_at_nodes([*request.target, *request.drafter], program)
         for said in nodes.left_out:
             err.print(f"[yellow]--ray: left out: {escape(said)}[/yellow]", soft_wrap=True)
         yield nodes

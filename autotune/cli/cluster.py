@@ -1,0 +1,35 @@
+"""A cluster is joined or started, and its nodes are asked: the terminal says what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from autotune.cli.consoles import err
+from autotune.cluster.connect import connected
+
+
+@contextmanager
+def on_cluster(where: str) -> Iterator[None]:
+    """Be connected to the cluster of ``--ray`` within the block; see :func:`connected`."""
+    local = "starting Ray on this machine (5 to 30 s)"
+    with ExitStack() as stack:
+        with waiting(f"--ray {where}: {local if where == 'local' else 'joining the cluster'}"):
+            stack.enter_context(connected(where))
+        yield
+
+
+@contextmanager
+def waiting(said: str) -> Iterator[None]:
+    """Say what takes its time; on a terminal with the seconds, until the block ends."""
+    if not err.is_terminal:
+        err.print(escape(said), soft_wrap=True)
+        yield
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        bar.add_task(escape(said), total=None)
+        yield

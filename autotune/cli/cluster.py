@@ -24,9 +24,8 @@ def on_cluster(where: str) -> Iterator[None]:
 
 @contextmanager
 def waiting(said: str) -> Iterator[None]:
-    """Say what takes its time; on a terminal with the seconds, until the block ends."""
+    """Say on a terminal what takes its time, with the seconds, until the block ends."""
     if not err.is_terminal:
-        err.print(escape(said), soft_wrap=True)
         yield
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -42,6 +42,7 @@ VARIABLES = {
     "RAY_ADDRESS": "the cluster that `--ray auto` joins; without `--ray` none is joined",
     "RAY_AUTH_MODE": "Ray's own; where it is not set, a cluster of `--ray local` asks for a token "
     "that only its own processes have",
+    "RAY_USE_TLS": "Ray's own; where it is 1, an address is not asked whether Ray listens there",
     FOLDER: "vLLM's: a folder with tuned MoE files; servers that are started inherit it",
     ROUTING: "vLLM's: simulated routing, for weights that are made up; servers inherit it",
 }

@@ -104,11 +104,15 @@ def _keep_others_out() -> None:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
 
 
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""How a connection of HTTP/2, and so of gRPC, begins: preface and no settings (RFC 9113, 3.4)."""
+
+
 def _check_answers(address: str) -> None:
-    """See that somebody listens, which Ray would wait a minute for.
+    """See that a server of Ray's kind answers, which Ray itself would wait minutes for.
 
     Raises:
-        MissingEnvironmentError: nobody does, or it is no HOST:PORT.
+        MissingEnvironmentError: none does, or it is no HOST:PORT.
     """
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdecimal():
@@ -116,7 +120,13 @@ def _check_answers(address: str) -> None:
             f"--ray {address}: expected local, auto or HOST:PORT, such as 192.168.0.10:6379"
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S) as there:
+            if exported("RAY_USE_TLS") == "1":
+                return
+            there.sendall(_HELLO)
+            said = there.recv(9)
+        if said[3:4] != _HELLO[27:28]:  # it sends its settings, too
+            raise OSError(f"what listens is no Ray: {said!r}")
     except (OSError, OverflowError) as error:
         raise MissingEnvironmentError(
             f"--ray {address}: nobody answers there ({error}); is `ray start --head` running?"

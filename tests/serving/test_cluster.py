@@ -6,8 +6,10 @@ import dataclasses
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -307,6 +309,32 @@ def test_an_address_without_a_cluster_is_one_line(where: str, said: str) -> None
     pytest.importorskip("ray")
     with pytest.raises(MissingEnvironmentError, match=said) as caught, connect.connected(where):
         pass
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", None])
+def test_what_listens_but_is_no_ray_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, says: bytes | None
+) -> None:
+    """Ray would wait for it for minutes: its dashboard, our own service, a hung process."""
+    pytest.importorskip("ray")
+    monkeypatch.setattr(connect, "_ANSWER_S", 0.5 if says is None else 60.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as there:
+                there.recv(1000)
+                if says is not None:
+                    there.sendall(says)
+                else:
+                    there.recv(1)  # until the other one has had enough
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(MissingEnvironmentError, match="nobody answers there") as caught:
+            connect._check_answers(address)
+        thread.join()
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,163 @@
+"""Runs what is owed on two GPUs of one machine over Ray, and says what came of it (CUDA needed).
+
+    python benchmarks/ray_gpus.py OUT [--steps one,two,killed,tp2,summary] [--target FOLDER]
+
+``one`` and ``two`` measure the same kernels on one and on two GPUs; ``killed`` does so on two and
+kills an actor in the middle; ``tp2`` serves FOLDER, a mixture of experts, by vLLM's Ray executor.
+Each step leaves OUT/STEP.json (of the command, with ``--json``), STEP.err, STEP.rc and STEP.db, and
+can be run alone, in the ten minutes that a call has. ``summary`` reads them and writes
+OUT/summary.json. All together take about eight minutes on two H100, of which nothing is measured
+yet: no part of it has run on a GPU (docs/lab/not-measured.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from autotune.export.files import write_whole
+from autotune.machine.environment import environment
+
+SPACE = """
+name: few
+title: Kernels that all batch sizes share, so that GPUs and not compilers are the limit
+source: benchmark
+parameters:
+  BLOCK_SIZE_M: {values: [32, 64, 128], why: w}
+  BLOCK_SIZE_N: {values: [64, 128], why: w}
+  BLOCK_SIZE_K: {values: [64, 128], why: w}
+  GROUP_SIZE_M: {values: [1, 16], why: w}
+  num_warps: {values: [4, 8], why: w}
+  num_stages: {values: [3, 4], why: w}
+constraints: [fits_shared_memory, block_k_not_clamped, accumulators_fit]
+"""
+BATCH_SIZES = ",".join(map(str, range(1024, 6145, 256)))
+KILL_AFTER = 40
+"""Trials in the database."""
+LIMIT_S = 280.0
+EAGER = "--load-format dummy --enforce-eager --max-model-len 4096 --gpu-memory-utilization 0.6"
+
+
+def kernels(out: Path, step: str) -> list[str]:
+    """The command that measures kernels."""
+    space = out / "few.yaml"
+    space.write_text(SPACE)
+    words = ["moe", "--device=auto", "--model=gemma-4-26b-a4b", f"--space={space}", "--ray=local"]
+    words += ["--effort=exhaustive", f"--batch-sizes={BATCH_SIZES}"]
+    return [*words, *kept(out, step)]
+
+
+def serving(out: Path, target: Path) -> list[str]:
+    """The command that serves over two GPUs."""
+    words = ["spec", f"--target={target}", "--drafter=none", "--gamma=0", "--ray=local", "--force"]
+    words += ["--set=max-num-seqs=8,16", "--prompts=chat", "--concurrency=1,8", "--max-tokens=64"]
+    words += ["--waves=1", "--repeats=6", "--confirm-boots=1", "--check-tokens=0", "--no-schedule"]
+    words += [f"--server-arg={EAGER} --tensor-parallel-size 2", "--start-timeout=4m"]
+    return [*words, *kept(out, "tp2")]
+
+
+def kept(out: Path, step: str) -> list[str]:
+    """Where a command leaves what it learns."""
+    folder = f"--out={out / step}"
+    return ["--json", f"--study={step}", f"--db=sqlite:///{out / step}.db", folder]
+
+
+def run(out: Path, step: str, words: list[str], env: dict[str, str], *, kill: bool) -> None:
+    """Run a command, and kill an actor of it in the middle if asked; write what it said."""
+    command = [sys.executable, "-m", "autotune", *words]
+    end = time.monotonic() + LIMIT_S
+    said, errors = (out / f"{step}.{name}" for name in ("json", "err"))
+    with said.open("w") as stdout, errors.open("w") as stderr:
+        ran = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=dict(os.environ) | env)
+        killed = None
+        while ran.poll() is None and time.monotonic() < end:
+            if kill and killed is None and trials(out / f"{step}.db") > KILL_AFTER:
+                killed = kill_actor(ran.pid)
+            time.sleep(0.2)
+        if ran.poll() is None:
+            ran.terminate()
+        code = ran.wait(60)
+    write_whole(out / f"{step}.rc", f"{code}\n{killed or ''}\n".encode())
+
+
+def trials(database: Path) -> int:
+    """How many are stored by now."""
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as made:
+        return int(made.execute("select count(*) from trials").fetchone()[0])
+    return 0
+
+
+def kill_actor(command: int) -> int | None:
+    """Kill one of the processes in which Ray has put an actor of a command."""
+    for child in psutil.Process(command).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if " ".join(child.cmdline()).startswith("ray::Worker"):
+                child.kill()
+                return int(child.pid)
+    return None
+
+
+def summary(out: Path) -> dict[str, Any]:
+    """What the steps that have ended say; those that have not are left out."""
+    found: dict[str, Any] = {}
+    for step in ("one", "two", "killed", "tp2"):
+        with contextlib.suppress(OSError, ValueError):
+            code, killed = (out / f"{step}.rc").read_text().split("\n")[:2]
+            lost = [
+                line for line in (out / f"{step}.err").read_text().splitlines() if "lost" in line
+            ]
+            found[step] = {"exit": int(code), "killed": killed or None, "lost": lost}
+            document = json.loads((out / f"{step}.json").read_text())
+            found[step] |= {
+                name: document[name]
+                for name in ("counts", "spent", "measured_on", "control", "seconds", "warnings")
+                if name in document
+            }
+            found[step]["outcomes"] = Counter(t["outcome"] for t in document.get("trials", ()))
+            found[step]["places"] = places(out / f"{step}.db")
+    spent = [found.get(step, {}).get("spent", {}).get("search_s") for step in ("one", "two")]
+    faster = spent[0] / spent[1] if all(spent) else None
+    return {"two_gpus_are_faster_by": faster, **found, "environment": environment()}
+
+
+def places(database: Path) -> dict[str, int]:
+    """How many measurements each GPU has made."""
+    with contextlib.closing(sqlite3.connect(database)) as made:
+        rows = [json.loads(row[0]) for row in made.execute("select details from measurements")]
+    names = (row.get("place", {}).get("name", row.get("gpu")) for row in rows)
+    return dict(Counter(name for name in names if name is not None))
+
+
+def main() -> None:
+    """Run the steps in order."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", default="one,two,killed,tp2,summary")
+    parser.add_argument("--target", type=Path)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    for step in given.steps.split(","):
+        if step in {"one", "two", "killed"}:
+            env = {"CUDA_VISIBLE_DEVICES": "0"} if step == "one" else {}
+            run(given.out, step, kernels(given.out, step), env, kill=step == "killed")
+        elif step == "tp2" and given.target is not None:
+            run(given.out, step, serving(given.out, given.target), {}, kill=False)
+        elif step == "summary":
+            text = json.dumps(summary(given.out), indent=2, default=str)
+            write_whole(given.out / "summary.json", f"{text}\n".encode())
+            print(text)
+
+
+if __name__ == "__main__":
+    main()

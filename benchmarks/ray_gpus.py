@@ -91,9 +91,14 @@ def run(out: Path, step: str, words: list[str], env: dict[str, str], *, kill: bo
     write_whole(out / f"{step}.rc", f"{code}\n{killed or ''}\n".encode())
 
 
+def reading(database: Path) -> contextlib.closing[sqlite3.Connection]:
+    """Open a database that must be there already."""
+    return contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True))
+
+
 def trials(database: Path) -> int:
     """How many are stored by now."""
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as made:
+    with contextlib.suppress(sqlite3.Error), reading(database) as made:
         return int(made.execute("select count(*) from trials").fetchone()[0])
     return 0
 
@@ -133,7 +138,7 @@ def summary(out: Path) -> dict[str, Any]:
 
 def places(database: Path) -> dict[str, int]:
     """How many measurements each GPU has made."""
-    with contextlib.closing(sqlite3.connect(database)) as made:
+    with reading(database) as made:
         rows = [json.loads(row[0]) for row in made.execute("select details from measurements")]
     names = (row.get("place", {}).get("name", row.get("gpu")) for row in rows)
     return dict(Counter(name for name in names if name is not None))

@@ -227,6 +227,22 @@ def test_harmless_text_stays(text: str) -> None:
     assert Anonymous(["/home/x"], ["spark-4711"])(text) == text
 
 
+def test_a_secret_is_known_by_its_name_wherever_the_name_stands() -> None:
+    kept = secret.keep("KEPT_TOKEN", "a-secret-of-this-process")
+    given = {
+        "api_keys": ["alpha1", kept],
+        "args": ["--api-key", "beta2", "--max-tokens", "64", "--api-key=gamma3"],
+        "env": ["MY_TOKEN=delta4", "A=1", f"OTHER_TOKEN={kept}"],
+        "message": "refused: password=epsilon5, n=3",
+    }
+    assert Anonymous()(given) == {
+        "api_keys": ["***", kept],
+        "args": ["--api-key", "***", "--max-tokens", "64", "--api-key=***"],
+        "env": ["MY_TOKEN=***", "A=1", f"OTHER_TOKEN={kept}"],
+        "message": "refused: password=***, n=3",
+    }
+
+
 NAMES = st.text("abcdefghijklmnopqrstuvwxyzXYZ0123456789_-", min_size=4, max_size=12)
 AROUND = st.sampled_from(["", " ", "(", "'", '"', "=", "\n", ", ", ": "])
 

@@ -38,6 +38,23 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
+_ASSIGNED = re.compile(r"(?<![\w-])(-{0,2}[A-Za-z_][\w-]*)=([^\s'\",;]+)")
+
+
+def _names_secret(name: str) -> bool:
+    return secret.is_secret_name(name) and name not in _NO_SECRETS
+
+
+def _is_open(value: Any) -> bool:
+    """Whether it is a text that says something, and no reference to a variable."""
+    return isinstance(value, str) and bool(value) and not secret.is_reference(value)
+
+
+def _without_secret(found: re.Match[str]) -> str:
+    name, value = found.groups()
+    return f"{name}={secret.MASK}" if _names_secret(name) and _is_open(value) else found[0]
+
+
 class Anonymous:
     """Takes out of JSON values what tells of a person or a machine."""
 
@@ -63,13 +80,17 @@ class Anonymous:
         if isinstance(value, Mapping):
             return {self._text(str(key)): self._of(str(key), one) for key, one in value.items()}
         if isinstance(value, list | tuple):
-            return [self(one) for one in value]
+            flags = [one if str(one).startswith("-") else "" for one in value]
+            return [self._of(flag, one) for flag, one in zip(["", *flags], value, strict=False)]
         return value
 
     def _of(self, name: str, value: Any) -> Any:
-        named = secret.is_secret_name(name) and name not in _NO_SECRETS
-        is_text = isinstance(value, str) and value and not secret.is_reference(value)
-        return secret.MASK if named and is_text else self(value)
+        """A value under a name, or behind a flag; of a secret's name each text is one."""
+        if not _names_secret(name):
+            return self(value)
+        if isinstance(value, list | tuple):
+            return [self._of(name, one) for one in value]
+        return secret.MASK if _is_open(value) else self(value)
 
     def _text(self, text: str) -> str:
         text = secret.mask(text)
@@ -78,6 +99,7 @@ class Anonymous:
         for place in self._places:
             if place in text:
                 text = re.sub(rf"{re.escape(place)}[^\s'\"`,;:()\[\]{{}}<>|=]*", PATH, text)
+        text = _ASSIGNED.sub(_without_secret, text)
         for pattern, instead in _RULES:
             text = pattern.sub(instead, text)
         return text if self._hosts is None else self._hosts.sub(HOST, text)

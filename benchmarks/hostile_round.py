@@ -34,7 +34,7 @@ WALL_S, CPU_S = 90.0, 15
 MEMORY = 1 << 30
 """Bytes of address space beyond what the command needs before it has read anything."""
 MODULES = (
-    "kernels.check.verify_all", "kernels.decide.compare", "kernels.files", "kernels.make_plan",
+    "kernels.check.verify_all", "kernels.decide.sources", "kernels.files", "kernels.make_plan",
     "kernels.report.page", "kernels.export.publish", "serving.make_plan", "serving.report.page",
     "serving.server.explain", "report.files", "report.optuna_mirror", "store.store",
     "measure.replay",

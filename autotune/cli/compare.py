@@ -27,12 +27,11 @@ def compare(request: Compare) -> None:
     """Compare the files and print what is faster."""
     from autotune.kernels.decide.compare import (  # noqa: PLC0415 - slow imports
         File,
-        Recorded,
         compared,
         document,
         keys_of,
-        of_study,
     )
+    from autotune.kernels.decide.sources import Recorded, of_study  # noqa: PLC0415
     from autotune.measure.replay import Landscape  # noqa: PLC0415
     from autotune.store.foreign import reading_back  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
@@ -81,7 +80,7 @@ def _show_all(comparison: Mapping[str, Any], rows: list[Row]) -> None:
 
 
 def _measuring(first: File, second: File, request: Compare) -> Source:
-    from autotune.kernels.decide.compare import Measured, shape_of  # noqa: PLC0415
+    from autotune.kernels.decide.sources import Measured, shape_of  # noqa: PLC0415
     from autotune.kernels.measure.available import cannot_measure  # noqa: PLC0415
     from autotune.kernels.memory import (  # noqa: PLC0415
         fitting_workers,

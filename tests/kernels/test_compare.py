@@ -14,20 +14,17 @@ import pytest
 from autotune.core import Basis, Candidate, Measurement, Outcome
 from autotune.kernels.compile.kernel_source import kernel_info
 from autotune.kernels.config_file import render
-from autotune.kernels.decide import compare
+from autotune.kernels.decide import sources
 from autotune.kernels.decide.compare import (
     File,
-    Measured,
     Origin,
     Pair,
-    Recorded,
     Source,
     compared,
     document,
     keys_of,
-    shape_of,
-    together,
 )
+from autotune.kernels.decide.sources import Measured, Recorded, shape_of, together
 from autotune.kernels.measure import available as measurable
 from autotune.kernels.measure.measurer import GpuMeasurer
 from autotune.kernels.measure.processes import GpuOptions
@@ -70,7 +67,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     def measurer(shape: Any, options: GpuOptions, _: Any) -> GpuMeasurer:
         return GpuMeasurer(shape, replace(options, kernel="tests.fake_kernel"), NoCompiler())
 
-    monkeypatch.setattr(compare, "GpuMeasurer", measurer)
+    monkeypatch.setattr(sources, "GpuMeasurer", measurer)
     monkeypatch.setattr(measurable, "cannot_measure", lambda: None)
 
 
@@ -259,6 +256,15 @@ def test_the_layer_is_read_off_both_names(tmp_path: Path) -> None:
     assert shape_of(first, first, None) == SHAPE
     tensor = SHAPE.from_json({**SHAPE.as_json(), "scheme": "tensor"})
     assert shape_of(first, first, tensor) == tensor
+
+
+def test_a_name_without_a_type_is_of_the_models_weights(tmp_path: Path) -> None:
+    int8 = SHAPE.from_json({**SHAPE.as_json(), "dtype": None, "weight_dtype": "int8"})
+    file = tmp_path / int8.config_file_name("NVIDIA_H200")
+    file.write_bytes(render({8: candidate()}, "3.6.0"))
+    first = File.read(file)
+    assert shape_of(first, first, None).weight_dtype == "bf16"
+    assert shape_of(first, first, int8) == int8
 
 
 class Timed:

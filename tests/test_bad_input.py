@@ -135,6 +135,7 @@ CASES = [
     Case("model of nobody", G + "--model ~nobody-here/x", BAD, ("--model ~nobody-here/x",)),
     Case("model with a long name", G + "--model " + "x" * 5000, BAD, ("name too long",)),
     Case("not a hub id", G + "--model a--b/c", BAD, ("--model a--b/c", "not a valid hub id")),
+    Case("files: no model", "files {t}/x --device gb10", BAD, ("MODEL", "no such folder")),
     Case("folder without config", M, BAD, ("--model", "no such folder or config.json")),
     Case("config not JSON", M, BAD, ("config.json", "not JSON"), {"config.json": "{nope"}),
     Case("config too deep", M, BAD, ("config.json", "not JSON"), {"config.json": "[" * 100_000}),

@@ -6,6 +6,7 @@ import ctypes
 import re
 import subprocess
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +16,12 @@ import pytest
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.machine import driver
 from autotune.machine.devices import (
+    GpuInfo,
     detect_gpus,
     get_device,
     load_devices,
     present_gpus,
+    refuse_slices,
     resolve_device,
 )
 from autotune.util.resources import data_root
@@ -146,8 +149,21 @@ def test_gpus_are_named_by_uuid_too(smi: Any) -> None:
     assert resolve_device("auto", "GPU-1,1") == DEVICES["h200"], "as far as it is written out"
     assert [gpu.index for gpu in present_gpus(DEVICES["gb10"], "GPU-2b,1,GPU-9")] == [1]
     assert not present_gpus(DEVICES["gb10"], "GPU-1a")
-    with pytest.raises(BadInputError, match=r"a slice \(MIG\).*name the whole GPU"):
+    with pytest.raises(BadInputError, match=r"a slice \(MIG\).*name a whole GPU"):
         resolve_device("auto", "MIG-GPU-1a/1/0")
+
+
+def test_a_gpu_that_is_divided_is_not_measured(smi: Any) -> None:
+    """Without CUDA_VISIBLE_DEVICES too: CUDA would show its first slice alone."""
+    h200 = GpuInfo(1, "NVIDIA H200", "GPU-1a", "580.1", "143771", "9.0")
+    for modes in ("Enabled\nDisabled\n", "Enabled\n[N/A]\n", "[N/A]\n", ""):
+        smi(modes)
+        refuse_slices([h200])
+    smi("Disabled\nEnabled\n")
+    with pytest.raises(
+        MissingEnvironmentError, match=r"GPU 1 \(NVIDIA H200\) is divided.*-i 1 -mig 0"
+    ):
+        refuse_slices([replace(h200, index=0), h200])
 
 
 def test_auto_reads_unified_memory(smi: Any) -> None:

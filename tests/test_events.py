@@ -11,6 +11,8 @@ import pytest
 
 from autotune.cli.events import told
 from autotune.core import BadInputError, Basis, Measurement, Outcome, Phase, Trial
+from autotune.kernels.moe.from_model import load_config, shape_from_config
+from autotune.store.store import Store
 from autotune.tune import Progress
 from autotune.util import secret
 from tests.support.stores import Size
@@ -91,6 +93,14 @@ def test_a_dry_run_says_the_plan_and_starts_nothing(
     assert plan["total"] == 2 * (plan["candidates"] + 1)
     assert f"study {plan['study']}" in err
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and ".db" not in path.name]
+    gemma = shape_from_config(load_config("gemma-4-26b-a4b"))
+    identity = {"device": "gb10", "shape": gemma.as_json()}
+    with (
+        Store.open(f"sqlite:///{tmp_path}/outputs/autotune.db") as store,
+        store.lock_study(store.study(plan["study"], "moe", identity).name),
+    ):
+        tuned = in_process("moe", "--device", "gb10", "--batch-sizes", "1", "--dry-run", "--json")
+    assert tuned[0] == 0, "it only reads, while another command tunes"
     refused = in_process("moe", "--device", "gb10", "--tp", "3", "--dry-run")
     assert refused[0] == 2
     assert refused[2].startswith("autotune: ")

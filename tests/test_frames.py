@@ -119,12 +119,19 @@ def test_every_column_is_documented() -> None:
 
 
 def test_the_command_writes_the_file(db: Path, tmp_path: Path) -> None:
-    path = tmp_path / "new" / "trials.csv"
+    path = tmp_path / "trials.csv"
     done = CliRunner().invoke(app, ["show", "s", "--db", url(db), "--to", str(path), "--json"])
     assert done.exit_code == ExitCode.DONE, done.output
     told = json.loads(done.stdout)
     assert (told["file"], told["trials"]) == (str(path), 3)
     assert path.read_bytes() == frame_file(frame_of(db), path)
+
+
+def test_a_folder_that_is_not_there_is_not_made(db: Path, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "trials.csv"
+    done = CliRunner().invoke(app, ["show", "s", "--db", url(db), "--to", str(path)])
+    assert str(done.exception) == f"--to {path}: there is no folder {path.parent}; make it first"
+    assert not path.parent.exists()
 
 
 def test_another_format_is_one_line(db: Path) -> None:

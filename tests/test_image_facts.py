@@ -138,6 +138,14 @@ def test_an_answer_that_is_no_image_is_one_line(
         find_image(Engine(), "img")
 
 
+def test_a_dry_run_pulls_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "docker", f'echo "$1" >> {tmp_path}/asked; test "$1" = image && exit 1')
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(MissingEnvironmentError, match="downloads nothing: `docker pull img` first"):
+        find_image(Engine(), "img", pull=False)
+    assert (tmp_path / "asked").read_text() == "image\n"
+
+
 def test_an_image_as_docker_tells_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"User": "", "Env": ["PATH=/bin", "HF_HOME=/a=b"]}
     told = json.dumps([{"Id": "sha256:" + "ab" * 32, "Config": config}])

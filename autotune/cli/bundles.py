@@ -11,7 +11,7 @@ import typer
 from autotune.cli.common import print_json
 from autotune.cli.requests import Merge, Report
 from autotune.core import BadInputError
-from autotune.export.files import write_whole
+from autotune.export.files import check_parent, write_whole
 from autotune.machine.environment import names_of_this_machine, places_of_this_machine
 from autotune.util import flags
 from autotune.util.anonymous import Anonymous
@@ -28,6 +28,7 @@ def write_bundle(request: Report, store: Store, file: Path) -> None:
     from autotune.store.bundle import packed  # noqa: PLC0415 - keeps `--help` fast
     from autotune.store.sharing import make_bundle  # noqa: PLC0415
 
+    check_parent(file, "--bundle")
     places = [*places_of_this_machine(), str(request.out.absolute()), str(store.path.parent)]
     clean = Anonymous(places, names_of_this_machine())
     bundle = make_bundle(store, request.study, clean)

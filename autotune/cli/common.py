@@ -68,9 +68,23 @@ def this_command(secret: Collection[str] = ()) -> str:
 
 
 def check_study(
-    store: Store, name: str, kind: str, identity: Mapping[str, Any], setup: Mapping[str, Any]
+    store: Store,
+    name: str,
+    kind: str,
+    identity: Mapping[str, Any],
+    setup: Mapping[str, Any],
+    *,
+    only_read: bool = False,
 ) -> str | None:
     """Tell before the plan is shown that the study is of something else, or being tuned.
+
+    Args:
+        store: with the study.
+        name: of the study.
+        kind: of the study.
+        identity: what the study is about.
+        setup: that is to be measured under.
+        only_read: for a dry run, which may look at a study while another process tunes it.
 
     Returns:
         How the setup differs from the one measured under, for :func:`warn_setup_changed`.
@@ -81,8 +95,9 @@ def check_study(
     if store.find_study(name) is None:
         return None  # nothing to be at odds with, and nothing to leave behind if it is refused yet
     study = store.study(name, kind, identity)
-    with store.lock_study(name):
-        pass
+    if not only_read:
+        with store.lock_study(name):
+            pass
     return store.measured_otherwise(study, setup)
 
 

@@ -13,7 +13,7 @@ from autotune.cli.common import print_json
 from autotune.cli.consoles import err, out
 from autotune.cli.requests import Compare
 from autotune.core import BadInputError, MissingEnvironmentError
-from autotune.machine.devices import no_gpu, present_gpus, resolve_device
+from autotune.machine.devices import no_gpu, present_gpus, refuse_slices, resolve_device
 from autotune.machine.environment import usable_cpus, visible_gpus
 from autotune.machine.memory import MemoryKind
 from autotune.util import flags
@@ -99,6 +99,7 @@ def _measuring(first: File, second: File, request: Compare) -> Source:
         first, second, None if model is None else shape_from_config(load_config(model))
     )
     gpus = present_gpus(device, visible)
+    refuse_slices(gpus)
     err.print(
         f"measuring on {device.title}: hidden size {shape.hidden}, top-{shape.topk}, "
         f"{shape.weight_dtype} per {shape.scheme.value}"

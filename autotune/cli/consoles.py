@@ -32,6 +32,10 @@ class SafeConsole(Console):
             else:
                 yield Segment(for_terminal(mask(segment.text)), segment.style)
 
+    def say(self, text: str) -> None:
+        """Print a paragraph in rich's markup: between words on a terminal, else in one line."""
+        self.print(text, soft_wrap=not self.is_terminal)
+
 
 _outside = outside()
 """In a container both are pipes to the command that started it, which has the terminals."""

@@ -133,7 +133,7 @@ def run_contained(request: Moe) -> None:
     given = make_mounts(request.mount)
     options = tuple(w for text in request.docker_arg for w in parse_words(text, "--docker-arg"))
     engine = find_engine(request.launcher)
-    image = find_image(engine, str(request.image))
+    image = find_image(engine, str(request.image), pull=not request.dry_run)
     seen = [word for mount in given for word in ("--volume", mount.volume())]
     facts = image_facts(engine, image, (*engine.user_options(), *seen, *by_name(options)[0]))
     _check(request, facts, image)

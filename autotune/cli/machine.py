@@ -19,6 +19,7 @@ from autotune.machine.devices import (
     resolve_device,
 )
 from autotune.machine.environment import visible_gpus
+from autotune.report.terminal import FULL_WIDTH
 
 
 def devices(request: Devices) -> None:
@@ -32,13 +33,14 @@ def devices(request: Devices) -> None:
             }
         )
         return
-    shown = Table(
-        "name", "title", "sm", "SMs", "GB/s", "smem/block", "L2 MB", "name in vLLM", box=None
-    )
+    wide = out.width >= FULL_WIDTH  # the title only repeats vLLM's name, more readably
+    titles = ["title"] if wide else []
+    shown = Table("name", *titles, "sm", "SMs", "GB/s", "smem/block", "L2 MB", box=None)
+    shown.add_column("name in vLLM", overflow="fold")  # it is there to be copied
     for d in known.values():
         shown.add_row(
             d.name,
-            d.title,
+            *([d.title] if wide else []),
             str(d.arch),
             str(d.sm_count),
             f"{d.memory_bandwidth_gbs:g}",
@@ -73,7 +75,8 @@ def doctor(request: Doctor) -> None:
         }
         for finding in findings:
             said = f"{finding.check:<9} {escape(finding.text)}"
-            out.print(f"{marks[finding.level]} {said}", soft_wrap=True)
+            copied = finding.level == "next"  # a command, which no line break may cut
+            (out.print if copied else out.say)(f"{marks[finding.level]} {said}")
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(ExitCode.MISSING_ENVIRONMENT)
 

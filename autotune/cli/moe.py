@@ -90,7 +90,8 @@ def _tune(request: Moe, team: Team | None) -> None:
     plan = within_memory(plan, memory_of(plan.device, plan.gpus))
     check_scratch(plan)
     with Store.open(request.db) as store:
-        otherwise = check_study(store, plan.study, plan.kind, plan.identity(), plan.setup())
+        named = (plan.study, plan.kind, plan.identity(), plan.setup())
+        otherwise = check_study(store, *named, only_read=request.dry_run)
         if not request.dry_run:
             check_writable(place)
         check_keys_stay(plan, {*stored_keys(store, plan), *plan.batch_sizes}, place)

@@ -44,7 +44,8 @@ def progress(total: int) -> Iterator[Callable[[Step], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as bar:
+    # Candidates are timed in bursts, between which compilers work: the pace of minutes counts.
+    with Progress(*columns, console=err, transient=True, speed_estimate_period=900) as bar:
         task = bar.add_task("starting", total=total)
 
         def update(step: Step) -> None:
@@ -57,29 +58,27 @@ def show_plan(plan: Plan) -> None:
     """What will be done and about how long it takes, on stderr."""
     shape = plan.shape
     for note in plan.notes:
-        err.print(f"[yellow]Note: {escape(note)}[/yellow]", soft_wrap=True)
+        err.say(f"[yellow]Note: {escape(note)}[/yellow]")
     scales = "" if shape.scheme is Scheme.NONE else f" per {shape.scheme.value}"
     if plan.measured:
         names = ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in plan.gpus)
-        err.print(
-            f"[bold]Measured mode[/bold]: the real kernel is timed on {names}.", soft_wrap=True
-        )
+        err.say(f"[bold]Measured mode[/bold]: the real kernel is timed on {escape(names)}.")
         for said in others_on(plan.gpus):
-            err.print(f"[yellow]Warning: {escape(said)}: times will suffer[/yellow]")
+            err.say(f"[yellow]Warning: {escape(said)}: times will suffer[/yellow]")
     else:
         why = f"No {plan.device.title} in use here"
         if plan.unmeasured:
             why = f"{plan.device.title} is here, but {plan.unmeasured}. Until then"
-        err.print(
+        err.say(
             f"{escape(why)}: [bold]predicted mode[/bold]. The real kernel is compiled for it, its "
-            "time comes from a cost model. Nothing is measured.",
-            soft_wrap=True,
+            "time comes from a cost model. Nothing is measured."
         )
     err.print(
         f"Plan   {escape(plan.model)}: E={shape.experts} N={shape.intermediate} K={shape.hidden} "
         f"topk={shape.topk} {shape.weight_dtype}{scales}\n"
         f"       vLLM {plan.kernel.vllm_version}, Triton {plan.kernel.triton_version}, "
-        f"sm_{plan.device.arch}, {plan.workers} compile processes\n"
+        f"sm_{plan.device.arch}, "
+        f"{plan.workers} compile process{'' if plan.workers == 1 else 'es'}\n"
         f"       {counted(len(plan.batch_sizes), 'batch size')} × ({plan.trials_per_m} of "
         f"{len(plan.feasible)} feasible candidates + the default), space {plan.space.name}, "
         f"study {plan.study}\n"

@@ -17,7 +17,7 @@ def show_page(page: Page) -> None:
     """Print the summary to stdout and the warnings to stderr."""
     out.print(to_terminal(page, out.width), crop=False)
     for text in page.warnings:
-        err.print(f"[yellow]Warning: {escape(text)}[/yellow]", soft_wrap=True)
+        err.say(f"[yellow]Warning: {escape(text)}[/yellow]")
 
 
 def show_files(files: Sequence[Path]) -> None:

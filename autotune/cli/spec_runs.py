@@ -53,7 +53,7 @@ def tune(request: Spec) -> None:
 
 def _tune(request: Spec, nodes: Looked | None) -> None:
     out = request.out
-    plan = make_plan(request, nodes)
+    plan = make_plan(request, nodes, pull=not request.dry_run)
     terminal.show_findings([f for f in plan.findings if plan.force or not f.refuses])
     if not plan.force:
         refusal(plan.findings)
@@ -77,7 +77,7 @@ def compare(request: Spec) -> None:
 
 
 def _compare(request: Spec, nodes: Looked | None) -> None:
-    out, entries = request.out, prepare(request, nodes)
+    out, entries = request.out, prepare(request, nodes, pull=not request.dry_run)
     folder = folder_of(out, matrix_study(request))
     if not request.dry_run:
         check_writable(folder)
@@ -172,8 +172,12 @@ def _only_said(request: Spec, plan: Plan) -> None:
 
 
 def _check(store: Store, plan: Plan | ExistingPlan, folder: Path | None) -> None:
-    """Check that the study may be tuned and its results written, before anything is shown."""
-    otherwise = check_study(store, plan.study, plan.kind, plan.identity(), plan.setup())
+    """Check that the study may be tuned and its results written, before anything is shown.
+
+    Without a ``folder`` nothing will be: a dry run only reads.
+    """
+    named = (plan.study, plan.kind, plan.identity(), plan.setup())
+    otherwise = check_study(store, *named, only_read=folder is None)
     if folder is not None:
         check_writable(folder)
     warn_setup_changed(plan.study, otherwise)

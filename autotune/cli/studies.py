@@ -89,11 +89,12 @@ def show(request: Show) -> None:
 
 
 def _write_trials(request: Show, path: Path) -> None:
-    from autotune.export.files import write_whole  # noqa: PLC0415
+    from autotune.export.files import check_parent, write_whole  # noqa: PLC0415
     from autotune.store.frames import check_frame_file, frame_file, trials_frame  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
     check_frame_file(path, "--to")
+    check_parent(path, "--to")
     with Store.open(request.db, create=False) as store:
         frame = trials_frame(store, request.study)
     write_whole(path, frame_file(frame, path), "--to")

@@ -90,6 +90,16 @@ def _without_secrets(data: bytes) -> bytes:
     return data if masked == text else masked.encode()
 
 
+def check_parent(path: Path, flag: str) -> None:
+    """Refuse a file that a flag names in a folder that is not there, which is a slip more often.
+
+    Raises:
+        BadInputError: so it is.
+    """
+    if not path.parent.is_dir():
+        raise BadInputError(f"{flag} {path}: there is no folder {path.parent}; make it first")
+
+
 def check_writable(folder: Path, flag: str = "--out") -> None:
     """Fail before the work rather than after it; ``flag`` names another folder, for messages.
 

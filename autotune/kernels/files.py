@@ -103,9 +103,9 @@ def files_for(service: Service) -> list[TunedFile]:
         BadInputError: a configuration that is not understood, or sizes that do not divide.
         MissingEnvironmentError: a hub id, and the hub cannot be reached.
     """
-    found = list(files_of(load_config(service.model), service))
+    found = list(files_of(load_config(service.model, "MODEL"), service))
     if service.drafter is not None:
-        drafter = load_config(service.drafter)
+        drafter = load_config(service.drafter, "--drafter")
         found += [
             replace(file, where=f"drafter: {file.where}")
             for file in _of_model(drafter, service, service.drafter)

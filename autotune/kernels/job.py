@@ -28,7 +28,7 @@ from autotune.kernels.decide.confirm import (
     midpoints,
     select_stored,
 )
-from autotune.kernels.measure.control import Controlled, slow_device
+from autotune.kernels.measure.control import Controlled, slow_device, throttled
 from autotune.kernels.measure.protocol import KernelMeasurer, KernelTimer
 from autotune.kernels.moe.shape import MoeWorkload
 from autotune.kernels.plan import FINALISTS, Plan
@@ -101,10 +101,16 @@ class Result:
             device = self.plan.device  # what a copy reaches on one without a file is not known
             known = 0.0 if device.from_driver else device.memory_bandwidth_gbs
             said += slow_device(self.measured.facts, known)
+            said += throttled(self._last_clocks(), self.measured.facts.get("drift", {}))
         return said + [
             f"not in the file: {why}; --retry-failed tries again what failed for the moment"
             for why in self.failed.values()
         ]
+
+    def _last_clocks(self) -> dict[int, Mapping[str, float]]:
+        """By batch size what was read at the end of the comparison that decided it."""
+        details = {m: s.winner.measurement.details for m, s in self.selections.items()}
+        return {m: found["clocks"][-1] for m, found in details.items() if found.get("clocks")}
 
 
 class _CountingCache:

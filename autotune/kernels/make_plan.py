@@ -19,7 +19,7 @@ from autotune.kernels.moe.shape import MoeShape
 from autotune.kernels.plan import Plan, default_study
 from autotune.kernels.published import given_files, published_note
 from autotune.kernels.request import MoeRequest
-from autotune.machine.devices import Device, GpuInfo, present_gpus, resolve_device
+from autotune.machine.devices import Device, GpuInfo, present_gpus, refuse_slices, resolve_device
 from autotune.machine.environment import usable_cpus
 from autotune.space.space import load_space
 from autotune.util import flags
@@ -146,4 +146,6 @@ def _to_measure_on(
     """Choose the GPUs to measure on, or none and why those that are here are left alone."""
     gpus = () if request.predict else present_gpus(device, visible)
     lacking = cannot_measure() if gpus else None
+    if gpus and not lacking:
+        refuse_slices(gpus)
     return ((), lacking) if lacking else (gpus, "")

@@ -125,14 +125,24 @@ def _engine(program: str) -> Engine:
     return Engine(program, is_podman, is_rootless)
 
 
-def find_image(engine: Engine, name: str) -> Image:
+def find_image(engine: Engine, name: str, *, pull: bool = True) -> Image:
     """Look an image up; one that is not here is pulled, which shows its progress on stderr.
+
+    Args:
+        engine: asked, and told to pull.
+        name: of the image.
+        pull: whether it may be; a plan that is only looked at downloads nothing.
 
     Raises:
         MissingEnvironmentError: it is nowhere, or the engine's answer cannot be read.
     """
     look = [engine.program, "image", "inspect", name]
     if (said := _answer(look)).strip() in {"", "[]"}:
+        if not pull:
+            raise MissingEnvironmentError(
+                f"--image {name}: is not on this machine, and a dry run downloads nothing: "
+                f"`{shlex.join([engine.program, 'pull', name])}` first"
+            )
         _pull(engine, name)
         said = _asked(look, f"--image {name}")
     try:

@@ -46,6 +46,11 @@ _MMA = {
 and L40S over their SMs and boost clocks, rounded to powers of two (a GeForce may have half)."""
 _COPY_SHARE = 0.85
 """What a copy is assumed to reach of the bus, until one is measured; 0.80 to 0.90 elsewhere."""
+_SLICE = (
+    "a slice (MIG) has fewer SMs and less memory than the GPU under whose name vLLM looks its file "
+    "up"
+)
+"""vLLM 0.32, platforms/cuda.py: ``get_device_name`` asks NVML for the physical GPU."""
 _AMD = Path("/dev/kfd")
 """Is there where Linux drives an AMD GPU for computing."""
 
@@ -315,6 +320,21 @@ def present_gpus(device: Device, visible: str | None = None) -> tuple[GpuInfo, .
     return tuple(sorted(_visible(gpus, visible), key=lambda gpu: gpu.index))
 
 
+def refuse_slices(gpus: Sequence[GpuInfo]) -> None:
+    """Refuse to measure on GPUs in MIG mode, of which CUDA shows only the first slice.
+
+    Raises:
+        MissingEnvironmentError: one of them is.
+    """
+    modes = nvidia_smi("mig.mode.current")
+    for gpu in gpus:
+        if modes[gpu.index : gpu.index + 1] == [["Enabled"]]:
+            raise MissingEnvironmentError(
+                f"GPU {gpu.index} ({gpu.name}) is divided, and {_SLICE}: end its MIG mode "
+                f"(`nvidia-smi -i {gpu.index} -mig 0`), or hide it with CUDA_VISIBLE_DEVICES"
+            )
+
+
 def _visible(gpus: Sequence[GpuInfo], visible: str | None) -> list[GpuInfo]:
     """Those that ``CUDA_VISIBLE_DEVICES`` lists, in its order; without it, or without GPUs, all."""
     if not gpus or visible is None:
@@ -322,8 +342,8 @@ def _visible(gpus: Sequence[GpuInfo], visible: str | None) -> list[GpuInfo]:
     listed = [part.strip() for part in visible.split(",") if part.strip()]
     if any(part.startswith("MIG-") for part in listed):
         raise BadInputError(
-            f"CUDA_VISIBLE_DEVICES={visible}: a slice (MIG) has fewer SMs and less memory than the "
-            "GPU that a file is for; name the whole GPU, by its index or UUID as nvidia-smi has it"
+            f"CUDA_VISIBLE_DEVICES={visible}: {_SLICE}; name a whole GPU, by its index or UUID as "
+            "nvidia-smi has it"
         )
     if not all(part.isdecimal() or part.startswith("GPU-") for part in listed):
         raise BadInputError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
@@ -31,8 +33,8 @@ def to_terminal(page: Page, width: int) -> RenderableType:
     for section in brief:
         parts += _section(section, width)
     if page.banner:
-        parts.append(_line(page.banner, "bold yellow"))
-    return Group(*parts, _line(page.result))
+        parts.append(_Line(page.banner, "bold yellow"))
+    return Group(*parts, _Line(page.result))
 
 
 def _section(section: Section, width: int) -> Iterator[RenderableType]:
@@ -45,15 +47,32 @@ def _section(section: Section, width: int) -> Iterator[RenderableType]:
 
 def _block(block: Block, width: int) -> Iterator[RenderableType]:
     if isinstance(block, Text):
-        yield _line(block.text, "yellow" if block.warning else "")
+        yield _Line(block.text, "yellow" if block.warning else "")
     elif isinstance(block, Code):
-        yield _line(block.text)
+        yield _Line(block.text, copied=True)
     elif isinstance(block, Table):
         yield from _table(block, width)
 
 
 def _table(table: Table, width: int) -> Iterator[RenderableType]:
     fits = len(table.heads) if width >= FULL_WIDTH or not table.narrow else table.narrow
+    shown = _columns(table, fits)
+    while fits > table.words + 1 and _width_of(shown, width) > width:
+        fits -= 1
+        shown = _columns(table, fits)
+    yield shown
+    if hidden := ", ".join(table.heads[fits:]):
+        yield _Line(f"not shown for want of width, but in report.md: {hidden}")
+
+
+def _width_of(table: RichTable, width: int) -> int:
+    """Return the characters that a table takes where so many are asked for."""
+    console = Console(width=width)
+    return max(map(Segment.get_line_length, Segment.split_lines(console.render(table))))
+
+
+def _columns(table: Table, fits: int) -> RichTable:
+    """Return the first ``fits`` columns."""
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, head in enumerate(table.heads[:fits]):
         words = number < table.words
@@ -66,11 +85,22 @@ def _table(table: Table, width: int) -> Iterator[RenderableType]:
         )
     for row in table.rows:
         shown.add_row(*(RichText(cell) for cell in row[:fits]))
-    yield shown
-    if hidden := ", ".join(table.heads[fits:]):
-        yield _line(f"not shown for want of width, but in report.md: {hidden}")
+    return shown
 
 
-def _line(text: str, style: str = "") -> RichText:
-    """Text that the terminal wraps by itself, and a pipe not at all: it is there to be copied."""
-    return RichText(text, style, no_wrap=True, overflow="ignore")
+@dataclass(frozen=True)
+class _Line:
+    """Text that ends between words on a terminal, and in a pipe nowhere.
+
+    What is ``copied`` the terminal wraps by itself: then no line break gets into the copy.
+    """
+
+    text: str
+    style: str = ""
+    copied: bool = False
+
+    def __rich_console__(self, console: Console, _: ConsoleOptions) -> Iterator[RichText]:
+        if self.copied or not console.is_terminal:
+            yield RichText(self.text, self.style, no_wrap=True, overflow="ignore")
+        else:
+            yield RichText(self.text, self.style)

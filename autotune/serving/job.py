@@ -221,12 +221,13 @@ def _boots_of(run: Run[Plan, Measurer], log: ResumableLog) -> Measurer:
     """Keep from the measurer what hung this machine before, or ran it short of memory."""
     lost = list[LostBoot]()
     short: dict[Candidate, str] = {}
-    if run.plan.memory.kind is MemoryKind.UNIFIED and not run.plan.retry_failed:
+    unified = run.plan.memory.kind is MemoryKind.UNIFIED
+    if unified and not run.plan.retry_failed:
         lost = run.store.boots().lost(run.record, is_together)
         short = ran_short(run.store.dated_trials(run.record))
     if isinstance(run.measurer, SideBySide):
-        return ComparingBoots(run.measurer, log, lost, short)
-    return Boots(run.measurer, log, lost, short)
+        return ComparingBoots(run.measurer, log, lost, short, unified=unified)
+    return Boots(run.measurer, log, lost, short, unified=unified)
 
 
 def _boots(trials: Sequence[Trial]) -> int:

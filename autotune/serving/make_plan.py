@@ -52,12 +52,13 @@ from autotune.util import flags
 from autotune.util.finding import Finding, note
 
 
-def make_plan(request: SpecRequest, nodes: Looked | None = None) -> Plan:
+def make_plan(request: SpecRequest, nodes: Looked | None = None, *, pull: bool = True) -> Plan:
     """Read what the flags name and check that it fits together.
 
     Args:
         request: the flags.
         nodes: of a cluster, on which servers are to be started; None starts them here.
+        pull: whether an image that is not here may be pulled.
 
     Raises:
         BadInputError: a flag, a file or a combination that cannot be used.
@@ -117,7 +118,7 @@ def make_plan(request: SpecRequest, nodes: Looked | None = None) -> Plan:
     findings = [*preflight(plan), *notes]
     stays = plan.force or not any(finding.refuses for finding in findings)
     if isinstance(plan.launcher, DockerLauncher) and stays:
-        launcher, more = looked_up(plan.launcher, request.launcher)
+        launcher, more = looked_up(plan.launcher, request.launcher, pull=pull)
         plan, notes = _with_dial(replace(plan, launcher=launcher), request)
         findings = [*more, *findings, *notes]
     return replace(plan, findings=tuple(findings))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.core import Basis, Candidate, HoldsNothing, Job, Measurement, Outcome
-from autotune.kernels.measure.control import Controlled, Drift, Pace, slow_device
+from autotune.kernels.measure.control import Controlled, Drift, Pace, slow_device, throttled
 from autotune.kernels.moe.from_model import load_config, shape_from_config
 from autotune.kernels.moe.shape import MoeWorkload
 
@@ -151,3 +151,15 @@ def test_a_slow_memory_a_drift_and_a_low_clock_are_named() -> None:
     assert "0.98 to 1.30 times" in unsteady
     assert "7 candidates" in unsteady
     assert "1500 of 2400 MHz during the search at 91 °C" in throttled
+
+
+def test_a_comparison_that_ended_at_a_low_clock_is_named() -> None:
+    drift = {"clocks": {"sm_mhz": [2300, 2400]}}
+    steady = {m: {"sm_mhz": 2350.0, "power_mw": 1.0} for m in (1, 8)}
+    assert throttled(steady | {64: {}}, drift) == []
+    (said,) = throttled(steady | {4096: {"sm_mhz": 1400.0}}, drift)
+    assert "from 2400 MHz" in said
+    assert "(M=4096: 1400)" in said
+    (alone,) = throttled(steady | {4096: {"sm_mhz": 1400.0}}, {})
+    assert "from 2350 MHz" in alone
+    assert throttled({}, {}) == []

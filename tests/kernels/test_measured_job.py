@@ -34,7 +34,7 @@ from autotune.kernels.report.document import provenance, warnings
 from autotune.kernels.report.page import page_of
 from autotune.kernels.stored import load
 from autotune.machine.devices import GpuInfo, get_device
-from autotune.report.page import Page
+from autotune.report.page import Page, Table
 from autotune.report.render import to_html
 from autotune.report.verdict import keep_verdict
 from autotune.space.space import load_space
@@ -156,6 +156,29 @@ def test_a_second_command_measures_nothing_again(tmp_path: Path) -> None:
     assert {m: s.winner for m, s in again.selections.items()} == {
         m: s.winner for m, s in first.selections.items()
     }
+
+
+def test_a_comparison_under_a_low_clock_is_a_warning_and_the_clocks_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = fake_kernel.compare
+
+    def hot(request: Comparison) -> dict[str, Any]:
+        after = {"sm_mhz": 1200.0 if request.m == 64 else 2400.0, "temperature_c": 88.0}
+        return compared(request) | {"clocks": [{"sm_mhz": 2400.0, "power_mw": 45_400.0}, after]}
+
+    monkeypatch.setattr(fake_kernel, "compare", hot)
+    result, _ = tune(tmp_path)
+    (said,) = (one for one in warnings(result) if "SM clock" in one)
+    assert "(M=64: 1200)" in said
+    (table,) = (
+        block
+        for one in page(tmp_path, result).sections
+        if one.title == "Clocks"
+        for block in one.blocks
+        if isinstance(block, Table)
+    )
+    assert table.rows[-1][1:] == ["1200 to 2400", "88", "45"]
 
 
 def test_keys_of_an_earlier_command_stay(tmp_path: Path) -> None:

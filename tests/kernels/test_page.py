@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from autotune.core import Basis, Phase
 from autotune.kernels.config_file import FIELDS
@@ -18,6 +21,8 @@ from autotune.kernels.report.page import page_of
 from autotune.kernels.stored import load
 from autotune.machine.devices import get_device
 from autotune.report.page import Page, Section, Table
+from autotune.report.render import to_html, to_markdown
+from autotune.report.terminal import to_terminal
 from autotune.store.records import RunStatus
 from autotune.store.store import Store
 from tests.support.kernel_pages import (
@@ -69,6 +74,27 @@ def test_the_rows_are_those_of_the_job(measured: Page) -> None:
         assert row[5] == ("" if low is None else f"{low:.3f} to {high:.3f}")
         # Shares count against what was measured in that process.
         assert row[6:8] == [f"{kept['bandwidth_share']:.0%}", f"{kept['tensor_share']:.0%}"]
+
+
+def test_clocks_are_a_table_on_every_page(tmp_path: Path) -> None:
+    """Of the run under control on an H200: 144 controls, 31 comparisons."""
+    kept = RESULTS.parent / "h200-vllm033" / "control" / "trials.db.gz"
+    (tmp_path / "c.db").write_bytes(gzip.decompress(kept.read_bytes()))
+    with Store.open(f"sqlite:///{tmp_path}/c.db") as store:
+        page = page_of(store, "gpu1")
+    assert [list(row) for row in table(page, "Clocks").rows] == [
+        ["at the start", "1590", "54", "226"],
+        ["in the search, 144 controls", "1980", "42 to 53", "123 to 508"],
+        ["in 31 comparisons", "1680 to 1980", "42 to 58", "134 to 668"],
+    ]
+    console = Console(width=80, file=io.StringIO())
+    console.print(to_terminal(page, 80), crop=False)
+    assert isinstance(console.file, io.StringIO)
+    for shown in (console.file.getvalue(), to_markdown(page), to_html(page)):
+        assert "in 31 comparisons" in shown
+        assert "134 to 668" in shown
+    known = dict(page.facts)["Ceilings measured there"]
+    assert "99% of what NVIDIA H200 SXM is known for" in known
 
 
 def test_the_plots_show_what_was_measured(measured: Page) -> None:

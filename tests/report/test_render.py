@@ -221,6 +221,30 @@ def test_a_terminal_shows_what_is_brief_and_the_result_last() -> None:
     assert "not shown" not in shown(120)
 
 
+def test_a_terminal_gets_no_more_columns_than_fit() -> None:
+    heads = ("M", "config", "predicted µs", "default µs (predicted)", "limit")
+    table = Table(heads, [("1", "16/64/128/1/4/3", "2.0", "3.0", "memory")], 2, narrow=5)
+    page = Page("n", "b", None, "r", [], (), [Section("Rows", [table], brief=True)])
+    for width in (40, 60, 80):
+        console = Console(width=width, file=io.StringIO())
+        console.print(to_terminal(page, width), crop=False)
+        assert isinstance(console.file, io.StringIO)
+        shown = console.file.getvalue().partition("not shown")[0].splitlines()
+        assert max(map(len, shown)) <= width
+        assert any("16/64/128/1/4/3" in line for line in shown)
+
+
+def test_a_terminal_breaks_lines_between_words_but_not_what_is_copied() -> None:
+    words, code = "several words " * 4, Code("command --with flags " * 3)
+    page = Page("n", "b", None, "r", [], (), [Section("S", [Text(words), code], brief=True)])
+    console = Console(width=30, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(to_terminal(page, 30), crop=False)
+    assert isinstance(console.file, io.StringIO)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert lines[2:4] == ["several words several words", "several words several words"]
+    assert code.text.rstrip() in lines
+
+
 def test_json_has_every_block_under_its_kind() -> None:
     document = to_json(a_small_page())
     assert json.loads(json.dumps(document)) == document

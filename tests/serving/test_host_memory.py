@@ -253,8 +253,8 @@ class Scripted(HoldsNothing):
 
     basis = Basis.MEASURED
 
-    def __init__(self, *answers: Outcome) -> None:
-        self._answers = list(answers)
+    def __init__(self, *answers: Outcome, failure: FailureKind | None = None) -> None:
+        self._answers, self._failure = list(answers), failure
         self.asked: list[Candidate] = []
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement | Part]:
@@ -262,7 +262,9 @@ class Scripted(HoldsNothing):
             self.asked.append(job.candidate)
             outcome = self._answers.pop(0)
             value = 1.0 if outcome is Outcome.OK else None
-            yield Measurement(outcome, Basis.MEASURED, value, message="why")
+            kind = None if outcome is Outcome.OK or self._failure is None else self._failure.value
+            details = {"failure": kind}
+            yield Measurement(outcome, Basis.MEASURED, value, message="why", details=details)
 
 
 class Log:
@@ -334,6 +336,28 @@ def test_a_hang_of_several_servers_keeps_as_many_from_each_other_and_none_alone(
     assert {m.outcome for m in three.values()} == {Outcome.CRASH}
     said = {m.message.partition(" never")[0] for m in three.values()}
     assert said == {"a start of 3 servers at once that was begun at 2026-11-27 12:00 UTC"}
+
+
+@pytest.mark.parametrize(
+    ("unified", "failure", "started"),
+    [
+        (True, FailureKind.OUT_OF_MEMORY_AT_START, [2, 4, 3]),
+        (True, FailureKind.OUT_OF_MEMORY_UNDER_LOAD, [2, 4, 4, 3, 5]),
+        (False, FailureKind.OUT_OF_MEMORY_AT_START, [2, 4, 4, 3, 5]),
+    ],
+)
+def test_a_start_that_vllm_refused_for_want_of_memory_is_not_repeated_where_it_is_shared(
+    unified: bool, failure: FailureKind, started: list[int]
+) -> None:
+    none = [Outcome.OUT_OF_MEMORY] * 2
+    answers = [Outcome.OK, none[0], *([] if len(started) == 3 else none), Outcome.OK]
+    inner = Scripted(*answers, *([Outcome.OK] * 2), failure=failure)
+    found = list(Boots(inner, Log(), unified=unified).measure(jobs(2, 4, 4, 3, 5)))
+    assert [c["gamma"] for c in inner.asked] == started
+    if len(started) == 3:
+        kept = found[2], found[4]
+        assert {m.outcome for m in kept if isinstance(m, Measurement)} == {Outcome.OUT_OF_MEMORY}
+        assert "not started: it takes as much memory as gamma 4" in str(found[4])
 
 
 def test_a_server_that_eats_under_load_fails_for_that(tmp_path: Path, box: Box) -> None:

@@ -120,6 +120,27 @@ def slow_device(facts: Mapping[str, Any], expected_gbs: float) -> list[str]:
     return said
 
 
+def throttled(after: Mapping[int, Mapping[str, float]], drift: Mapping[str, Any]) -> list[str]:
+    """Return a warning of the comparisons that ended at a low clock; empty where none did.
+
+    Args:
+        after: by batch size what was read at the end of its comparison.
+        drift: of the search (:meth:`Drift.as_json`), for the highest clock.
+    """
+    clocks = {m: read["sm_mhz"] for m, read in sorted(after.items()) if "sm_mhz" in read}
+    searched = drift.get("clocks", {}).get("sm_mhz", (0.0, 0.0))
+    most = max([*clocks.values(), searched[1]], default=0.0)
+    low = {m: mhz for m, mhz in clocks.items() if mhz < LEAST_CLOCK * most}
+    if not low:
+        return []
+    listed = ", ".join(f"M={m}: {mhz:.0f}" for m, mhz in low.items())
+    return [
+        f"the SM clock had fallen from {most:.0f} MHz by the end of some comparisons ({listed}): "
+        "the device was throttled, by heat or its power limit; speed-ups there hold, since the "
+        "default took its turns under the same clock, but the µs are too long"
+    ]
+
+
 @dataclass
 class _Entry:
     """A job given to the measurer: one of a batch, or a control (without a slot)."""

@@ -45,11 +45,12 @@ def is_on_hub(ref: str) -> bool:
     return ref not in model_names() and not Path(expand_user(ref)).exists() and is_hub_id(ref)
 
 
-def load_config(ref: str) -> dict[str, Any]:
+def load_config(ref: str, flag: str = "--model") -> dict[str, Any]:
     """Read a model's configuration.
 
     Args:
         ref: a preset, a folder with ``config.json``, a path to one, or a hub id ``org/name``.
+        flag: what named it, for messages.
 
     Raises:
         BadInputError: not found, or not a JSON object.
@@ -63,10 +64,10 @@ def load_config(ref: str) -> dict[str, Any]:
         if path.is_dir():
             path /= "config.json"
         from_hub = not path.is_file()
-        config = _read(_from_hub(ref) if from_hub else path)
+        config = _read(_from_hub(ref, flag) if from_hub else path)
         if not lacks_quantisation(config):
             return config
-        apart = _apart_on_hub(ref) if from_hub else path.with_name(APART)
+        apart = _apart_on_hub(ref, flag) if from_hub else path.with_name(APART)
         found = apart is not None and apart.is_file()
         return with_quantisation(config, _read(apart)) if found and apart else config
     except OSError as error:
@@ -83,29 +84,29 @@ def _read(path: Path) -> dict[str, Any]:
     return config
 
 
-def _apart_on_hub(ref: str) -> Path | None:
+def _apart_on_hub(ref: str, flag: str) -> Path | None:
     """The file of older ModelOpt; None where the model or the hub's cache has none."""
     try:
-        return hub_file(ref, APART, "--model")
+        return hub_file(ref, APART, flag)
     except HubUnreachableError:
         return None
 
 
-def _from_hub(ref: str) -> Path:
+def _from_hub(ref: str, flag: str) -> Path:
     known = ", ".join(model_names())
     if not is_hub_id(ref):
         raise BadInputError(
-            f"--model {ref}: no such folder or config.json; presets: {known}; or a hub id org/name"
+            f"{flag} {ref}: no such folder or config.json; presets: {known}; or a hub id org/name"
         )
     try:
-        path = hub_file(ref, "config.json", "--model")
+        path = hub_file(ref, "config.json", flag)
     except HubUnreachableError as error:
         raise MissingEnvironmentError(
-            f"--model {ref}: the hub cannot be reached ({error}); download its "
+            f"{flag} {ref}: the hub cannot be reached ({error}); download its "
             "config.json and give the folder"
         ) from None
     if path is None:
-        raise BadInputError(f"--model {ref}: the repository has no config.json")
+        raise BadInputError(f"{flag} {ref}: the repository has no config.json")
     return path
 
 

@@ -13,6 +13,7 @@ from autotune.kernels.predict.choose import least_gain
 from autotune.kernels.predict.roofline import Ceilings, Share, share
 from autotune.kernels.propose import grouped
 from autotune.kernels.report import plots
+from autotune.kernels.report.clocks import clocks
 from autotune.kernels.report.notes import few_keys, note
 from autotune.kernels.report.verdict import Verdict, last_verdict
 from autotune.kernels.stored import Row, Tuned, folder_of, load
@@ -121,6 +122,7 @@ class _Sheet:
             self.rows(),
             self.columns(),
             *self.between(),
+            clocks(self.verdict.measured_on, (dated.trial for dated in self.dated)),
             self.use(),
             self.roofline(),
             self.landscape(),
@@ -231,11 +233,17 @@ class _Sheet:
             ("Measured on", ", ".join([seen.gpu, *known])),
             (
                 "Ceilings measured there",
-                f"copy {seen.copy_gbs:.0f} GB/s (read plus write), bf16 product "
-                f"{seen.bf16_tflops:.0f} TFLOP/s",
+                f"copy {seen.copy_gbs:.0f} GB/s (read plus write{self.known(seen.copy_gbs)}), bf16 "
+                f"product {seen.bf16_tflops:.0f} TFLOP/s",
             ),
             *([("Time", ", ".join(took))] if took else []),
         ]
+
+    def known(self, copy_gbs: float) -> str:
+        """The share of what a copy is known to reach on such a device, where a file tells it."""
+        device = self.tuned.device
+        share = copy_gbs / device.memory_bandwidth_gbs
+        return "" if device.from_driver else f", {share:.0%} of what {device.title} is known for"
 
     def warnings(self) -> list[str]:
         """What must be known beside the numbers."""

@@ -12,6 +12,13 @@ from autotune.store.records import SearchRecord
 from autotune.store.store import Store
 
 
+class DriftSeen(Words):
+    """What the controls of a search saw; ``clocks`` by name, from the least to the most."""
+
+    controls: int = 0
+    clocks: dict[str, tuple[float, float]] = Field(default_factory=dict)
+
+
 class MeasuredOn(Words):
     """The GPU as the measuring process saw it; rates are ceilings, measured there."""
 
@@ -23,6 +30,8 @@ class MeasuredOn(Words):
     triton: str | None = None
     vllm: str | None = None
     cuda: str | None = None
+    clocks: dict[str, float] = Field(default_factory=dict)
+    drift: DriftSeen = DriftSeen()
 
 
 class Verdict(Words):

@@ -87,12 +87,13 @@ def study_names(request: SpecRequest) -> list[str]:
     ]
 
 
-def prepare(request: SpecRequest, nodes: Looked | None = None) -> list[Entry]:
+def prepare(request: SpecRequest, nodes: Looked | None = None, *, pull: bool = True) -> list[Entry]:
     """Plans and checks for every target, before the first server starts.
 
     Args:
         request: the flags.
         nodes: of a cluster, on which servers are to be started; None starts them here.
+        pull: whether an image that is not here may be pulled.
 
     Raises:
         BadInputError: a target twice.
@@ -108,7 +109,7 @@ def prepare(request: SpecRequest, nodes: Looked | None = None) -> list[Entry]:
         entry = Entry(target, study)
         entries.append(entry)
         try:
-            entry.plan = make_plan(request.of_target(target, study), nodes)
+            entry.plan = make_plan(request.of_target(target, study), nodes, pull=pull)
             entry.findings = list(entry.plan.findings)
             if not request.force:
                 refusal(entry.findings)

@@ -27,6 +27,7 @@ from autotune.core import (
 )
 from autotune.serving.cluster.fleet import Fleet
 from autotune.serving.dial.columns import columns, largest
+from autotune.serving.logs.kinds import FailureKind
 from autotune.serving.recipe import GAMMA, UTILIZATION
 from autotune.store.records import DatedTrial, LostBoot
 
@@ -100,6 +101,8 @@ class Boots(HoldsNothing):
         log: BootLog,
         lost: Sequence[LostBoot] = (),
         short: Mapping[Candidate, str] | None = None,
+        *,
+        unified: bool = False,
     ) -> None:
         """Take what is known.
 
@@ -108,10 +111,13 @@ class Boots(HoldsNothing):
             log: stores that a boot begins.
             lost: boots that began and never ended.
             short: candidates that ran the host short of memory, and how.
+            unified: whether host and GPU share the memory. A start that vLLM refused for want of it
+                is then not repeated either, nor a larger one: each costs minutes, and a risk.
         """
-        self._measurer, self._log = measurer, log
+        self._measurer, self._log, self._unified = measurer, log, unified
         self._lost = {boot.candidate: _at(boot) for boot in lost if not boot.group}
         self._short = dict(short or {})
+        self._refused: dict[Candidate, str] = {}
 
     @property
     def basis(self) -> Basis:
@@ -148,9 +154,12 @@ class Boots(HoldsNothing):
         return self._log.boot(workload, candidate)
 
     def ended(self, candidate: Candidate, measurement: Measurement) -> None:
-        """Remember what ran the host short of memory."""
+        """Remember what ran the host short of memory, or was refused for want of it."""
+        failure = measurement.details.get("failure")
         if measurement.outcome is Outcome.HOST_MEMORY:
             self._short[candidate] = measurement.message
+        elif self._unified and failure == FailureKind.OUT_OF_MEMORY_AT_START.value:
+            self._refused[candidate] = measurement.message
 
     def kept_from(self, candidate: Candidate) -> Measurement | None:
         """The failure of a candidate that is not started; None where it is."""
@@ -159,10 +168,14 @@ class Boots(HoldsNothing):
                 said = f"a start that was begun at {began} never ended: the machine hung in it, or "
                 said += f"the command was killed{_not_itself(candidate, other)}"
                 return self._failed(Outcome.CRASH, said, NEVER_ENDED)
-        for other, how in self._short.items():
-            if is_as_large(candidate, other):
-                said = f"not started: it takes as much memory as {_named(other)}, {how}"
-                return self._failed(Outcome.HOST_MEMORY, said, Outcome.HOST_MEMORY.value)
+        for known, outcome, failure in (
+            (self._short, Outcome.HOST_MEMORY, FailureKind.HOST_MEMORY),
+            (self._refused, Outcome.OUT_OF_MEMORY, FailureKind.OUT_OF_MEMORY_AT_START),
+        ):
+            for other, how in known.items():
+                if is_as_large(candidate, other):
+                    said = f"not started: it takes as much memory as {_named(other)}, {how}"
+                    return self._failed(outcome, said, failure.value)
         return None
 
     def _failed(self, outcome: Outcome, message: str, failure: str) -> Measurement:
@@ -179,9 +192,11 @@ class ComparingBoots(Boots):
         log: BootLog,
         lost: Sequence[LostBoot] = (),
         short: Mapping[Candidate, str] | None = None,
+        *,
+        unified: bool = False,
     ) -> None:
         """Take what is known, as :class:`Boots`."""
-        super().__init__(measurer, log, lost, short)
+        super().__init__(measurer, log, lost, short, unified=unified)
         self._comparing = measurer
         self._hung = Counter(boot.group for boot in lost if boot.group)
         self._hung_at = {boot.group: _at(boot) for boot in lost}

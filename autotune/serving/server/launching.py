@@ -32,18 +32,21 @@ def make_launcher(
     return LocalLauncher(tuple(program))
 
 
-def looked_up(launcher: DockerLauncher, wanted: str) -> tuple[DockerLauncher, list[Finding]]:
+def looked_up(
+    launcher: DockerLauncher, wanted: str, *, pull: bool = True
+) -> tuple[DockerLauncher, list[Finding]]:
     """Look the engine and the image up, and what speaks against the image.
 
     Args:
-        launcher: of an image that is pulled if it is not here.
+        launcher: of an image.
         wanted: ``docker`` or ``podman``.
+        pull: whether an image that is not here may be pulled.
 
     Raises:
         MissingEnvironmentError: the engine or the image is not there, or does not start.
     """
     engine = find_engine(wanted)
-    image = find_image(engine, launcher.image)
+    image = find_image(engine, launcher.image, pull=pull)
     mounts = [word for mount in launcher.mounts for word in ("--volume", mount.volume())]
     options, _ = by_name(launcher.options)
     facts = image_facts(engine, image, (*mounts, *options))

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from autotune.core import (
     Trial,
     Workload,
 )
-from autotune.machine.guard import MemoryGuard
+from autotune.machine.guard import GIB, MemoryGuard
 from autotune.serving.measure.boots import Boots, ComparingBoots, is_as_large, ran_short
 from autotune.serving.server.failures import FailureKind
 from autotune.serving.server.launchers import LocalLauncher
@@ -37,6 +38,7 @@ from tests.serving.test_spec_cli import BINARY, SMALL, in_processes, serving_in
 from tests.serving.test_spec_job import FAKE
 from tests.serving.tiny_models import TinyModels
 from tests.support.box import Box
+from tests.support.processes import alive
 from tests.support.stores import Size
 from tests.test_boots import NOON
 
@@ -130,6 +132,52 @@ def test_a_server_that_eats_the_memory_is_killed_and_nothing_larger_is_started(
     again = in_processes(tmp_path, *spec)
     assert again.returncode == 0, again.stderr
     assert boots(tmp_path) == started, "nothing lost, nothing repeated"
+    assert not serving_in(tmp_path)
+
+
+class SlowSpark:
+    """Memory under a watcher that is late: 20 GiB are gone at each of its readings, a second apart.
+
+    By its own clock, so that a busy machine changes nothing. ``told`` are the readings in GiB.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._eaters = folder / "eaters"
+        self._now, self.told = 0.0, [110.0]
+
+    def clock(self) -> float:
+        return self._now
+
+    def available(self) -> int:
+        eats = any(alive(int(path.name)) for path in self._eaters.glob("[0-9]*"))
+        self._now += 1.0 if eats else 0.25
+        self.told.append(max(0.0, self.told[-1] - 20) if eats else 110.0)
+        return int(self.told[-1] * GIB)
+
+
+@pytest.mark.kill
+def test_a_slow_watcher_saves_the_whole_command(
+    box: Box,
+    tiny_models: TinyModels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: Any,
+) -> None:
+    """It acts at 10 GiB, above the floor: at its next reading nothing would be left."""
+    spark = SlowSpark(tmp_path)
+    late = partial(MemoryGuard, clock=spark.clock)
+    monkeypatch.setattr(MemoryGuard, "available", lambda _: spark.available())
+    monkeypatch.setattr("autotune.machine.guard.MemoryGuard", late)
+    monkeypatch.chdir(tmp_path)
+    spec = command(tiny_models.qwen3, tmp_path, "--json", gamma="0,2", eats={"2": 1})
+    code, told, err = in_process(*spec)
+    assert code == 0, err
+    trials = {trial["candidate"]["gamma"]: trial for trial in json.loads(told)["trials"]}
+    assert trials[0]["outcome"] == "ok"
+    assert trials[2]["outcome"] == "host_memory"
+    assert "10.0 GiB of the host's memory were left" in trials[2]["message"]
+    assert boots(tmp_path).count(2) == 1
+    assert box.lowest > 0
     assert not serving_in(tmp_path)
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.core import BadInputError, Outcome
+from autotune.machine.guard import GIB, MemoryGuard
 from autotune.serving.logs.facts import facts_of
 from autotune.serving.logs.kinds import ADVICE, OUTCOMES, FailureKind
 from autotune.serving.logs.read import HEAD, TAIL, lines_of, read_log
@@ -477,6 +478,46 @@ def test_memory_given_back_meanwhile_is_tried_once_more(
     with pytest.raises(server.ServerFailedError):
         server.start(launcher, None, tmp_path / "log", 5.0)  # type: ignore[arg-type]
     assert launcher.launched == launches
+
+
+class GivenBack(MemoryGuard):
+    """Sees memory come back while vLLM profiles, GiB by GiB as listed; no thread watches."""
+
+    watches = True
+
+    def __init__(self, source: Path, *gib: float) -> None:
+        super().__init__(source=source, period_s=0.001)
+        self.left = list(gib)
+
+    def available(self) -> int:
+        return int(self.left.pop(0) * GIB)
+
+
+def test_the_second_try_waits_until_the_memory_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_MEMORY_WAIT_S", 0.0)
+    guard = GivenBack(tmp_path / "meminfo", 40, 61, 82, 89.5, 90, 90.1, 90.1, 90.1)
+    left: list[int] = []
+
+    class Starting(Failing):
+        def launch(self, settings: object, log: Path) -> Failing:
+            left.append(len(guard.left))
+            return super().launch(settings, log)
+
+        def kill(self) -> None:
+            """There is nothing."""
+
+    launcher = Starting("AssertionError: Error in memory profiling. Initial")
+    with pytest.raises(server.ServerFailedError):
+        server.start(launcher, None, tmp_path / "log", 5.0, guard)  # type: ignore[arg-type]
+    assert left == [8, 2], "not before two readings in a row agree"
+
+
+def test_memory_that_never_stands_still_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    guard = GivenBack(tmp_path / "meminfo", *range(1, 200))
+    guard.settle(within_s=0.05)
+    assert 0 < len(guard.left) < 199
 
 
 WARNING = (

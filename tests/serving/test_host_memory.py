@@ -138,12 +138,13 @@ def test_a_server_that_eats_the_memory_is_killed_and_nothing_larger_is_started(
 class SlowSpark:
     """Memory under a watcher that is late: 20 GiB are gone at each of its readings, a second apart.
 
-    By its own clock, so that a busy machine changes nothing. ``told`` are the readings in GiB.
+    By its own clock, so that a busy machine changes nothing. Who eats has ten seconds to die before
+    nothing is left.
     """
 
     def __init__(self, folder: Path) -> None:
         self._eaters = folder / "eaters"
-        self._now, self.told = 0.0, [110.0]
+        self._now, self._late = 0.0, 0
 
     def clock(self) -> float:
         return self._now
@@ -151,8 +152,9 @@ class SlowSpark:
     def available(self) -> int:
         eats = any(alive(int(path.name)) for path in self._eaters.glob("[0-9]*"))
         self._now += 1.0 if eats else 0.25
-        self.told.append(max(0.0, self.told[-1] - 20) if eats else 110.0)
-        return int(self.told[-1] * GIB)
+        self._late = self._late + 1 if eats else 0
+        left = max(10, 110 - 20 * self._late) if self._late < 45 else 0
+        return left * GIB
 
 
 @pytest.mark.kill
@@ -169,7 +171,8 @@ def test_a_slow_watcher_saves_the_whole_command(
     monkeypatch.setattr(MemoryGuard, "available", lambda _: spark.available())
     monkeypatch.setattr("autotune.machine.guard.MemoryGuard", late)
     monkeypatch.chdir(tmp_path)
-    spec = command(tiny_models.qwen3, tmp_path, "--json", gamma="0,2", eats={"2": 1})
+    serving = {"eats": {"2": 1}, "slow": [2], "well": str(tmp_path / "well")}
+    spec = command(tiny_models.qwen3, tmp_path, "--json", gamma="0,2", **serving)
     code, told, err = in_process(*spec)
     assert code == 0, err
     trials = {trial["candidate"]["gamma"]: trial for trial in json.loads(told)["trials"]}

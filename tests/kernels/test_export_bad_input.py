@@ -239,7 +239,7 @@ CASES = [
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the kept database; nothing may be left in it."""
-    database(tmp_path)
+    database(tmp_path, few=True)
     before = (tmp_path / "kept.db").read_bytes()
     work = tmp_path / "work"
     work.mkdir()

@@ -8,4 +8,6 @@ from __future__ import annotations
 import multiprocessing
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.support.synthetic_job", "tests.support.store_processes"])
+FORKS.set_forkserver_preload(
+    ["tests.support.synthetic_job", "tests.support.store_processes", "tests.support.forked_jobs"]
+)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +15,13 @@ from starlette.testclient import TestClient
 
 from autotune.store.store import Store
 from autotune.util.secret import Secret
+from autotune.web import runner
 from autotune.web.app import make_app
 from autotune.web.gate import Names
 from autotune.web.policy import Policy
 from autotune.web.runner import Runner, Settings
 from autotune.web.service import Service
+from tests.support.forked_jobs import ForkedJob
 
 TOKEN = "a-token-for-tests-of-the-service"
 PROGRAM = (sys.executable, "-m", "tests.support.synthetic_service")
@@ -62,11 +66,31 @@ class Site:
             time.sleep(0.05)
         raise AssertionError(f"still {self.job(job_id)}")
 
+    def killed(self) -> Site:
+        """The service that is started where this one was ended as by SIGKILL: nobody was told.
+
+        Its jobs run on; they are children of this process still, but nobody's to wait for.
+        """
+        self.runner._quit.set()
+        self.runner.wake(0)
+        self.runner._thread.join()
+        self.client.close()
+        self.store.close()
+        again = Site(self.root, **self.settings)
+        again.runner.start()
+        return again
+
     def close(self, patience_s: float = 20) -> None:
         self.service.stopping = True
         self.runner.drain(patience_s)
         self.client.close()
         self.store.close()
+
+
+@pytest.fixture(autouse=True)
+def _jobs_are_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = SimpleNamespace(Popen=ForkedJob, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(runner, "subprocess", processes)
 
 
 @pytest.fixture

@@ -553,14 +553,15 @@ def real(*args: str, hidden: str = "", **environment: str) -> tuple[int, str, st
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
         stdin=subprocess.DEVNULL,
         env=dict(os.environ) | environment,
     )
     return done.returncode, done.stdout, done.stderr
 
 
-REAL = {"close device", "config no object", "space: key twice", "db is a text", "no device given"}
+REAL = {"space: key twice", "no device given"}
+"""One that the command finds and one that the parser does."""
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.id in REAL], ids=lambda case: case.id)
@@ -580,11 +581,10 @@ def test_without_vllm(place: Path) -> None:
 
 
 def test_bytes_that_are_no_text(place: Path) -> None:
-    check(real("show", os.fsdecode(b"\xff")), BAD, "udcff", "not UTF-8")
     check(real(*G.split(), "--out", os.fsdecode(b"\xff")), BAD, "udcff", "not UTF-8")
 
 
-@pytest.mark.parametrize("arguments", ["devices", "devices --json", "--help", "--version"])
+@pytest.mark.parametrize("arguments", ["devices", "--help"])
 def test_stdout_that_takes_nothing(arguments: str, place: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -593,7 +593,7 @@ def test_stdout_that_takes_nothing(arguments: str, place: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
             check=False,
-            timeout=60,
+            timeout=300,
         )
     check((done.returncode, "", done.stderr), MISSING, "No space left")
 
@@ -608,7 +608,7 @@ def test_a_reader_that_goes_away(place: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
             check=False,
-            timeout=60,
+            timeout=300,
         )
     assert (done.returncode, done.stderr) == (DONE, "")
 

@@ -147,25 +147,27 @@ PATHS = ("/health", "/v1/models", "/v1/chat/completions", "*")
 @pytest.mark.parametrize("name", hostile_server.TRANSPORT)
 def test_transport(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unbounded bodies, and every other misbehaviour of transport, on every path."""
-    monkeypatch.setattr("autotune.serving.running.server.LOOK_S", 2.0)
+    # What never ends is not waited for; what ends is given the time of a busy machine.
+    patience_s = 0.5 if name.startswith(("endless", "slow", "silence")) else 5.0
+    monkeypatch.setattr("autotune.serving.running.server.LOOK_S", patience_s)
     answer = hostile_server.TRANSPORT[name]()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.monotonic()
     with serving({"*": answer}) as server:
         try:
-            result = run_load(load_on(server.url, timeout_s=2.0, headers=HEADERS))
+            result = run_load(load_on(server.url, timeout_s=patience_s, headers=HEADERS))
             assert result.errors() or result.records[0].output_tokens
             for error in result.errors():
                 assert "\n" not in error
                 assert len(error) <= 300
-            reply = web.fetch(f"{server.url}/health", 2.0, HEADERS)
+            reply = web.fetch(f"{server.url}/health", patience_s, HEADERS)
             assert reply is None or len(reply.text) <= web.BODY_LIMIT
             with pytest.raises(AutotuneError) as caught:
                 look(UrlLauncher(server.url, HEADERS), PROMPTS, None)
             assert "\n" not in str(caught.value)
         finally:
             server.stopped.set()
-    assert time.monotonic() - began < 20.0
+    assert time.monotonic() - began < 60.0
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 300 * 1024, f"{grown} KiB"  # ours and, in threads, the server's
 
@@ -211,7 +213,7 @@ def test_a_stream_that_is_reset_at_each_byte_is_a_failed_request_or_a_whole_one(
     with serving({"/v1/chat/completions": cut_at_each_byte(answer)}) as server:
         began = time.monotonic()
         loads = [run_load(load_on(server.url, headers=HEADERS)) for _ in range(len(answer))]
-        assert time.monotonic() - began < 60.0
+        assert time.monotonic() - began < 300.0
     records = [record for load in loads for record in load.records]
     for record in records:
         if record.error:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ import alembic.context  # noqa: F401 - Store.open would, in each of the processe
 import autotune.cli
 from autotune.cli.events import told
 from autotune.core import Basis, ExitCode, HoldsNothing, Job, Measurement, Phase
+from autotune.export.files import write_whole
 from autotune.propose.proposers import OptunaProposer
 from autotune.store.run_log import recorded
 from autotune.store.store import Store
@@ -45,17 +47,40 @@ IDENTITY = {
 TRIALS = 28
 TOTAL = len(WORKLOADS) * (TRIALS + 1)
 DEFAULT = feasible()[300]
-WAIT_S = 0.02
+WAIT_S = 0.01
+_HOLD = "hold"
 
 
 class _Slow(HoldsNothing):
     basis = Basis.SYNTHETIC
+    measured = 0
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
         for job in jobs:
             assert isinstance(job.workload, Size)
             time.sleep(WAIT_S)
+            _wait(self.measured)
+            self.measured += 1
             yield synthetic(job.candidate, job.workload)
+
+
+def hold(root: Path, measured: int) -> None:
+    """Have every job of the service at ``root`` stand still after so many measurements of its own.
+
+    However slow the machine is, the job has then not ended before the test has done its part.
+    """
+    write_whole(root / _HOLD, str(measured).encode())
+
+
+def release(root: Path) -> None:
+    """Let the jobs go on."""
+    (root / _HOLD).unlink()
+
+
+def _wait(measured: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        while measured >= int(Path(_HOLD).read_text()):
+            time.sleep(WAIT_S)
 
 
 def _flag(name: str) -> str:
@@ -66,7 +91,7 @@ def command() -> None:
     """Tune as the flags of this process say, or go on with what was interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     study, out = _flag("--study"), Path(_flag("--out"))
-    plan = {"kind": "moe", "study": study, "basis": "synthetic", "total": TOTAL, "unit": "trials"}
+    plan = {"kind": "moe", "study": study, "basis": "predicted", "total": TOTAL, "unit": "trials"}
     sys.stderr.write("autotune: begins\n")
     sys.stderr.flush()
     if study == "refused":

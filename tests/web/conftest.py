@@ -35,7 +35,7 @@ class Site:
         self.root, self.settings = root, settings
         self.store = Store.open(f"sqlite:///{root}/autotune.db")
         self.said: list[str] = []
-        made = Settings(root, f"sqlite:///{root}/autotune.db", program=PROGRAM, **settings)
+        made = Settings(root, f"sqlite:///{root}/autotune.db", **{"program": PROGRAM} | settings)
         self.runner = Runner(self.store.jobs(), made, self.said.append)
         self.service = Service(self.store, self.runner, Policy(root))
         names = Names(80, frozenset({"testserver", "127.0.0.1"}))
@@ -58,7 +58,7 @@ class Site:
         return document
 
     def wait(self, job_id: int, done: Callable[[dict[str, Any]], bool] | None = None) -> Any:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while time.monotonic() < end:
             job = self.job(job_id)
             if (done or (lambda j: j["state"] in ENDED))(job):
@@ -66,23 +66,22 @@ class Site:
             time.sleep(0.05)
         raise AssertionError(f"still {self.job(job_id)}")
 
-    def killed(self) -> Site:
-        """The service that is started where this one was ended as by SIGKILL: nobody was told.
+    def abandon(self) -> None:
+        """Leave all as a service does that ends by SIGKILL: nothing is stopped, nobody is told.
 
-        Its jobs run on; they are children of this process still, but nobody's to wait for.
+        Its jobs run on. They stay children of this process, of whom nobody waits for their end.
         """
         self.runner._quit.set()
         self.runner.wake(0)
         self.runner._thread.join()
-        self.client.close()
-        self.store.close()
-        again = Site(self.root, **self.settings)
-        again.runner.start()
-        return again
+        self._leave()
 
     def close(self, patience_s: float = 20) -> None:
         self.service.stopping = True
         self.runner.drain(patience_s)
+        self._leave()
+
+    def _leave(self) -> None:
         self.client.close()
         self.store.close()
 

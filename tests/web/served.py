@@ -62,7 +62,7 @@ class Served:
         return int(self.call("POST", "/jobs", body)["id"])
 
     def wait(
-        self, job: int, done: Callable[[Any], bool] | None = None, within_s: float = 90
+        self, job: int, done: Callable[[Any], bool] | None = None, within_s: float = 180
     ) -> Any:
         end = time.monotonic() + within_s
         found: Any = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import anyio.to_thread
 import pytest
 
+from autotune.web import runner, stream
 from autotune.web import service as services
-from autotune.web import stream
 from autotune.web.kinds import KINDS, OURS
+from autotune.web.runner import Settings
 from autotune.web.turns import Turns
-from tests.support.synthetic_service import TOTAL
+from tests.support.synthetic_service import TOTAL, hold, release
 from tests.web.conftest import Site
 
 API = "/api/v1"
@@ -27,7 +29,7 @@ def test_a_job_from_the_request_to_its_files(running: Site) -> None:
     job = running.wait(queued["id"])
     assert (job["state"], job["exit_code"], job["name"]) == ("SUCCEEDED", 0, "first")
     progress = job["progress"]
-    assert (progress["done"], progress["total"], progress["basis"]) == (TOTAL, TOTAL, "synthetic")
+    assert (progress["done"], progress["total"], progress["basis"]) == (TOTAL, TOTAL, "predicted")
     assert progress["best_so_far"] > 1
     assert [level["at"] for level in progress["levels"]] == ["M=1", "M=24"]
     base = f"{API}/jobs/{job['id']}"
@@ -78,6 +80,21 @@ def test_events_are_resumed_where_a_reader_was(running: Site) -> None:
     assert 0 < sum(kind == "step" for _, kind, _ in few) < 10
 
 
+def test_a_real_command_ends_in_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the service starts it, with nothing made up."""
+    monkeypatch.setattr(runner, "subprocess", subprocess)
+    site = Site(tmp_path, program=Settings.program)
+    site.runner.start()
+    (tmp_path / "E=8,N=256.json").write_text('{"1": {}}')
+    body = {"kind": "verify", "args": {"files": ["E=8,N=256.json"]}}
+    job = site.wait(site.client.post(f"{API}/jobs", json=body).json()["id"])
+    assert (job["state"], job["exit_code"]) == ("SUCCEEDED", 1)  # what it flags is its answer
+    told = site.client.get(f"{API}/jobs/{job['id']}/artifacts/result.txt").text
+    assert "E=8,N=256.json" in told
+    assert "error" in told
+    site.close()
+
+
 def test_a_refused_job_fails_with_the_line_of_the_command_line(running: Site) -> None:
     job = running.wait(running.submit(study="refused")["id"])
     assert (job["state"], job["exit_code"]) == ("FAILED", 2)
@@ -85,11 +102,13 @@ def test_a_refused_job_fails_with_the_line_of_the_command_line(running: Site) ->
 
 
 def test_cancel_saves_and_retry_goes_on(running: Site) -> None:
+    hold(running.root, 6)
     job = running.submit()
     running.wait(job["id"], lambda j: (j["progress"] or {}).get("done", 0) > 5)
     stopping = running.client.post(f"{API}/jobs/{job['id']}:cancel", json={}).json()
     assert stopping["state"] == "STOPPING"
     cancelled = running.wait(job["id"])
+    release(running.root)
     assert (cancelled["state"], cancelled["exit_code"]) == ("CANCELLED", 130)
     done = cancelled["progress"]["done"]
     assert 5 < done < TOTAL
@@ -104,6 +123,7 @@ def test_cancel_saves_and_retry_goes_on(running: Site) -> None:
 
 
 def test_a_job_stops_at_its_time(running: Site) -> None:
+    hold(running.root, 1)
     job = running.wait(running.submit(max_time="1s")["id"])
     assert (job["state"], job["reason"][:19]) == ("CANCELLED", "stopped at max_time")
 
@@ -111,6 +131,7 @@ def test_a_job_stops_at_its_time(running: Site) -> None:
 def test_a_log_without_end_ends_the_job(tmp_path: Path) -> None:
     site = Site(tmp_path, most_log=5)
     site.runner.start()
+    hold(site.root, 1)
     job = site.wait(site.submit()["id"])
     assert (job["state"], "log" in job["reason"]) == ("FAILED", True)
     site.close()

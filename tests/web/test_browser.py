@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 from selenium.common.exceptions import WebDriverException
 
+from autotune.core import Phase
+from autotune.store.store import Store
 from tests.browser import Browser, chromium
-from tests.support.synthetic_service import TOTAL
+from tests.support import kernel_pages
+from tests.support.synthetic_service import TOTAL, hold, release
 from tests.web.served import REAL, REPOSITORY, SYNTHETIC, Served, reached
 
 pytestmark = pytest.mark.browser
@@ -30,15 +33,15 @@ def serve(folder: Path, program: tuple[str, ...]) -> Served:
     return Served(root, program)
 
 
-@pytest.fixture
-def served(tmp_path: Path, browser: Browser) -> Iterator[Served]:
-    made = serve(tmp_path, SYNTHETIC)
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Served]:
+    """One service for all, with the browser logged in to it; each test has its own studies."""
+    made = serve(tmp_path_factory.mktemp("served"), SYNTHETIC)
     try:
         log_in(browser, made)
         yield made
     finally:
-        if made.process.poll() is None:
-            made.stop()
+        made.stop()
 
 
 def log_in(browser: Browser, served: Served) -> None:
@@ -54,7 +57,7 @@ def log_in(browser: Browser, served: Served) -> None:
     browser.console()
 
 
-def until(browser: Browser, script: str, wanted: str, within_s: float = 30) -> str:
+def until(browser: Browser, script: str, wanted: str, within_s: float = 120) -> str:
     end, found = time.monotonic() + within_s, ""
     while time.monotonic() < end:
         try:
@@ -78,7 +81,7 @@ def press(browser: Browser, selector: str) -> None:
 TEXT = "return document.getElementById(%r).textContent"
 
 
-def state(browser: Browser, wanted: str, within_s: float = 60) -> None:
+def state(browser: Browser, wanted: str, within_s: float = 120) -> None:
     until(browser, TEXT % "state", wanted, within_s)
 
 
@@ -93,12 +96,25 @@ def check_page(browser: Browser) -> None:
     )
 
 
-@pytest.mark.parametrize("width", [360, 1200])
-def test_every_page_is_whole_at_any_width(browser: Browser, served: Served, width: int) -> None:
-    served.wait(served.submit("s"))
-    paths = ["/", "/new/moe", "/new/spec", "/new/export?study=s", "/jobs/1"]
+@pytest.fixture(scope="module")
+def done(served: Served) -> int:
+    """A job that has ended, of the study ``s``."""
+    job = served.submit("s")
+    served.wait(job)
+    return job
+
+
+SCHEMES = {360: ("light", "dark"), 1200: ("light",)}
+"""A scheme changes colours alone, whatever the width is."""
+
+
+@pytest.mark.parametrize("width", SCHEMES)
+def test_every_page_is_whole_at_any_width(
+    browser: Browser, served: Served, done: int, width: int
+) -> None:
+    paths = ["/", "/new/moe", "/new/spec", "/new/export?study=s", f"/jobs/{done}"]
     for path in [*paths, "/studies", "/studies/s", "/devices", "/?state=FAILED"]:
-        for scheme in ("light", "dark"):
+        for scheme in SCHEMES[width]:
             browser.media(prefers_color_scheme=scheme)
             browser.open(f"{served.url}{path}", width=width)
             check_page(browser)
@@ -108,16 +124,27 @@ def test_every_page_is_whole_at_any_width(browser: Browser, served: Served, widt
             assert browser.js(over) <= 0, path
             asked = [url for url in browser.requests() if not url.startswith(served.url)]
             assert asked == []
-            if width == 360:  # where a scheme changes colours alone
+            if width == 360:
                 assert browser.axe(*["color-contrast"] * (scheme == "dark")) == [], path
         name = re.sub(r"\W+", "-", path).strip("-") or "jobs"
         browser.shoot(f"serve-{name}-{width}")
     browser.media(prefers_color_scheme="light")
 
 
+def test_a_report_is_a_page_of_no_site(browser: Browser, served: Served) -> None:
+    with Store.open(f"sqlite:///{served.root}/autotune.db") as store:
+        trials = [kernel_pages.trial(1, Phase.BASELINE, 0, 64, 10.0)]
+        kernel_pages.stored(
+            store, [*trials, kernel_pages.trial(1, Phase.SEARCH, 0, 128, 8.0)], (1,)
+        )
+    browser.open(f"{served.url}/studies/p/report")
+    until(browser, "return document.querySelector('h1').textContent", "p")
+    assert browser.js("return self.origin") == "null"  # it cannot act as us
+
+
 def test_the_log_in_and_an_error_are_pages_too(browser: Browser, served: Served) -> None:
-    browser.open(f"{served.url}/jobs/99", width=360)
-    assert browser.js("return document.querySelector('[role=alert]').textContent") == "no job 99"
+    browser.open(f"{served.url}/jobs/999", width=360)
+    assert browser.js("return document.querySelector('[role=alert]').textContent") == "no job 999"
     assert browser.axe() == []
     browser.driver.delete_all_cookies()
     browser.open(f"{served.url}/", width=360)
@@ -125,6 +152,7 @@ def test_the_log_in_and_an_error_are_pages_too(browser: Browser, served: Served)
     browser.js("document.querySelector('label').remove()")
     browser.js("document.querySelector('.help').style.color = '#ccc'")
     assert {"color-contrast", "label"} <= {line.split(":")[0] for line in browser.axe()}
+    log_in(browser, served)
 
 
 def test_a_job_from_the_form_to_its_end(browser: Browser, served: Served) -> None:
@@ -146,12 +174,16 @@ def test_a_job_from_the_form_to_its_end(browser: Browser, served: Served) -> Non
     until(browser, "return document.getElementById('plan-text').textContent", "Plan ")
     command = browser.js(TEXT % "command")
     assert command == "autotune moe --device gb10 --batch-sizes 1,8 --study mine"
+    hold(served.root, 5)
     press(browser, "button[value=start]")
-    until(browser, "return document.querySelector('h1').textContent", "Job 1: <b>first</b>")
+    until(browser, "return document.querySelector('h1').textContent", r"Job \d+: <b>first</b>")
     until(browser, "return document.getElementById('bar').value", "^[1-9]")
     assert all("422" in line for line in browser.console())  # the refusals above
     browser.driver.refresh()  # in the middle
+    until(browser, TEXT % "state", "running")
+    release(served.root)
     state(browser, "succeeded")
+    assert not browser.js("return document.getElementById('basis').hidden")  # it is not measured
     assert browser.js("return document.getElementById('bar').value") == TOTAL
     assert "Best so far" in browser.js(TEXT % "best")
     assert browser.js("return document.getElementById('levels').rows.length") == 2
@@ -164,7 +196,8 @@ def test_a_job_from_the_form_to_its_end(browser: Browser, served: Served) -> Non
 
 
 def test_cancel_and_again_in_two_tabs(browser: Browser, served: Served) -> None:
-    job = served.submit("s")
+    hold(served.root, 5)
+    job = served.submit("tabs")
     browser.open(f"{served.url}/jobs/{job}")
     first = browser.driver.current_window_handle
     served.wait(job, reached(5))
@@ -175,6 +208,7 @@ def test_cancel_and_again_in_two_tabs(browser: Browser, served: Served) -> None:
     state(browser, "cancelled")
     browser.driver.switch_to.window(first)
     state(browser, "cancelled")
+    release(served.root)
     press(browser, "#retry")
     state(browser, "succeeded")
     browser.driver.switch_to.window(browser.driver.window_handles[-1])
@@ -183,11 +217,12 @@ def test_cancel_and_again_in_two_tabs(browser: Browser, served: Served) -> None:
 
 
 def test_the_service_restarts_under_the_page(browser: Browser, served: Served) -> None:
-    job = served.submit("s")
+    hold(served.root, 5)
+    job = served.submit("restart")
     browser.open(f"{served.url}/jobs/{job}")
     until(browser, "return document.getElementById('bar').value", "^[1-9]")
     served.kill()
-    time.sleep(0.5)
+    release(served.root)
     served.start()  # at the same port, with the same token
     state(browser, "succeeded")
     browser.driver.get(f"{served.url}/")
@@ -212,6 +247,7 @@ def test_no_script_of_others_runs_and_the_cookie_is_out_of_reach(
 
 
 @pytest.mark.compile
+@pytest.mark.nightly
 def test_a_real_prediction_from_start_to_report(browser: Browser, tmp_path: Path) -> None:
     served = serve(tmp_path, REAL)
     try:

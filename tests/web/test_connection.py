@@ -25,9 +25,10 @@ GOOD = (
 )
 
 
-@pytest.fixture
-def address(site: Site) -> Iterator[tuple[str, int]]:
-    """The service on a socket."""
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """One service on a socket, whatever is done to it."""
+    site = Site(tmp_path_factory.mktemp("site"))
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
         server = uvicorn.Server(config_of(site.app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
@@ -38,6 +39,7 @@ def address(site: Site) -> Iterator[tuple[str, int]]:
         yield listening.getsockname()
         server.should_exit = True
         thread.join(20)
+    site.close(0)
 
 
 @contextmanager
@@ -168,10 +170,10 @@ HOSTILE: dict[str, bytes] = {
 def test_a_hostile_request_is_refused_and_the_service_goes_on(
     name: str, address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "BODY_S", 2.0)
+    monkeypatch.setattr(gate, "BODY_S", 0.5)
     began = time.monotonic()
     said = answer(address, HOSTILE[name])
-    assert time.monotonic() - began < 15.0
+    assert time.monotonic() - began < 60.0
     assert b" 500 " not in said.partition(b"\r\n")[0], said
     assert b"Traceback" not in said
     assert b"root:" not in said
@@ -198,11 +200,11 @@ def test_who_says_nothing_keeps_nobody_out(
         for peer in silent[::2]:
             with contextlib.suppress(OSError):
                 peer.sendall(b"GET / HTTP/1.1\r\nX: y")
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while not is_well(address) and time.monotonic() < end:
             time.sleep(0.2)
         assert is_well(address)
-        silent[1].settimeout(10)
+        silent[1].settimeout(60)
         with contextlib.suppress(ConnectionError):
             assert silent[1].recv(100) == b""
     finally:

@@ -25,11 +25,11 @@ import pytest
 from autotune.store.records import JobState
 from autotune.web import runner
 from autotune.web.folders import JobFolder
-from tests.support.synthetic_service import TOTAL
+from tests.support.synthetic_service import TOTAL, hold, release
 from tests.web.conftest import Site
 from tests.web.served import Served, reached
 
-STREAMS = 40
+STREAMS = 8
 MIB = 1 << 20
 
 
@@ -52,24 +52,11 @@ def figure(served: Served, name: str) -> float:
     return float(line.split()[1])
 
 
-def until(done: Any, within_s: float = 30) -> None:
+def until(done: Any, within_s: float = 120) -> None:
     end = time.monotonic() + within_s
     while not done():
         assert time.monotonic() < end
         time.sleep(0.1)
-
-
-def test_a_database_that_another_process_locks_is_waited_for(served: Served) -> None:
-    first = served.submit("a")
-    served.wait(first, reached(5))
-    with closing(sqlite3.connect(served.root / "autotune.db", timeout=30)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        time.sleep(3)
-        assert served.call("GET", f"/jobs/{first}")["state"] == "RUNNING", "reading goes on"
-        other.rollback()
-    second = served.submit("b")
-    for job in (first, second):
-        assert served.wait(job)["progress"]["done"] == TOTAL
 
 
 @contextlib.contextmanager
@@ -91,13 +78,15 @@ def test_a_full_disk_costs_no_job(tmp_path: Path) -> None:
     with small_disk(tmp_path / "root") as root:
         served = Served(root)
         try:
+            hold(root, 5)
             job = served.submit("s")
             served.wait(job, reached(5))
             filler = root / "filler"
             with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
                 while True:
                     file.write(b"x" * 4096)
-            time.sleep(2)
+            release(root)
+            time.sleep(2)  # for the job to need room; what it does then is its own business
             answer = served.call("GET", f"/jobs/{job}")
             assert answer["id"] == job
             with contextlib.suppress(urllib.error.HTTPError):
@@ -121,7 +110,10 @@ def test_a_full_disk_costs_no_job(tmp_path: Path) -> None:
 
 
 def followed(served: Served, job: int) -> socket.socket:
-    made = socket.create_connection(("127.0.0.1", served.port), timeout=10)
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # the system takes little for it
+    made.settimeout(120)
+    made.connect(("127.0.0.1", served.port))
     head = f"GET /api/v1/jobs/{job}/events HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\n"
     made.sendall(f"{head}Authorization: Bearer {served.token}\r\n\r\n".encode())
     assert made.recv(12) == b"HTTP/1.1 200"
@@ -129,7 +121,7 @@ def followed(served: Served, job: int) -> socket.socket:
 
 
 def test_clients_that_read_nothing_or_vanish_cost_nothing(served: Served) -> None:
-    done = served.submit("s")
+    done = served.submit("refused")
     served.wait(done)
     step = {"event": "step", "phase": "search", "at": "M=1", "outcome": "ok", "value": 1.0}
     with JobFolder.of(served.root, done).events.open("ab") as file:
@@ -138,24 +130,28 @@ def test_clients_that_read_nothing_or_vanish_cost_nothing(served: Served) -> Non
     before = process.memory_info().rss
     slow = [followed(served, done) for _ in range(STREAMS)]
     until(lambda: figure(served, "autotune_streams") == STREAMS)
-    time.sleep(3)
-    # Each could have 20 MiB sent; what nobody reads is not read from the disk either.
-    assert process.memory_info().rss - before < STREAMS * 5 * MIB
+    most = 0
+    for _ in range(10):  # each could have 20 MiB sent; what nobody reads is not read either
+        time.sleep(0.1)
+        most = max(most, process.memory_info().rss - before)
+    assert most < STREAMS * 6 * MIB
     for one in slow:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         one.close()  # without a farewell
     until(lambda: figure(served, "autotune_streams") == 0)
-    assert served.call("GET", f"/jobs/{done}")["state"] == "SUCCEEDED"
+    assert served.call("GET", f"/jobs/{done}")["state"] == "FAILED"
 
 
 def test_a_job_of_ten_thousand_trials_is_told_in_little(running: Site) -> None:
+    hold(running.root, 1)
     job = running.submit("s")["id"]
-    running.wait(job, lambda one: (one["progress"] or {}).get("done", 0) >= 1)
+    running.wait(job, reached(1))
     step = {"event": "step", "phase": "search", "outcome": "ok", "known": True, "value": 2.0}
     with JobFolder.of(running.root, job).events.open("ab") as file:
         for number in range(10_000):
             line = step | {"at": f"M={number % 300}"}
             file.write(json.dumps(line).encode() + b"\n")
+    release(running.root)
     found = running.wait(job)
     assert found["state"] == "SUCCEEDED"
     assert found["progress"]["done"] == 10_000 + TOTAL
@@ -172,6 +168,7 @@ def test_a_job_of_ten_thousand_trials_is_told_in_little(running: Site) -> None:
 def test_a_clock_that_is_set_back_ends_no_job_and_changes_no_order(
     running: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hold(running.root, 1)
     first = running.submit("a", max_time="1h")["id"]
     running.wait(first, lambda one: one["state"] == "RUNNING")
 
@@ -181,6 +178,7 @@ def test_a_clock_that_is_set_back_ends_no_job_and_changes_no_order(
             return datetime.now(tz) - timedelta(days=1)
 
     monkeypatch.setattr(runner, "datetime", Back)
+    release(running.root)
     second = running.submit("b", max_time="1h")["id"]
     for job in (first, second):
         found = running.wait(job)

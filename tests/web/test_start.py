@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 import socket
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from autotune.cli.requests import Serve
+from autotune.core import BadInputError
+from autotune.util import lockfile
+from autotune.web.runner import Settings
 from autotune.web.serve import is_loopback, names_of
 
 Command = Callable[..., tuple[int, str, str]]
@@ -75,3 +79,27 @@ def test_the_names_of_a_service() -> None:
     assert own not in names_of(Serve())
     wide = names_of(Serve.model_validate({"host": "0.0.0.0", "host_name": ["Spark.Example"]}))
     assert {own, f"{own}.local", "spark.example"} <= wide
+
+
+@pytest.mark.parametrize("name", ["out/serve.lock", "a.db.serve.lock"])
+def test_two_services_do_not_share_a_place(name: str, tmp_path: Path, in_process: Command) -> None:
+    (tmp_path / "out").mkdir()
+    with lockfile.hold(tmp_path / name, datetime.now(UTC), BadInputError):
+        code, said = start(in_process, tmp_path)
+    assert (code, "serves here already" in said) == (2, True)
+
+
+def test_what_the_operator_says_reaches_the_queue(
+    tmp_path: Path, in_process: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Settings] = []
+
+    def no_queue(_: object, settings: Settings, __: object) -> None:
+        made.append(settings)
+        raise BadInputError("enough")
+
+    monkeypatch.setattr("autotune.web.serve.Runner", no_queue)
+    start(in_process, tmp_path)
+    start(in_process, tmp_path, "--no-resume", "--predictions", "3")
+    assert [(one.resume, one.capacity.predictions) for one in made] == [(True, 1), (False, 3)]
+    assert made[0].program[1:] == ("-m", "autotune.web.child")

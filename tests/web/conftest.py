@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,11 +30,21 @@ PROGRAM = (sys.executable, "-m", "tests.support.synthetic_service")
 ENDED = {"SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED"}
 
 
+@cache
+def _empty_database() -> bytes:
+    """What migrations make of nothing, once: they take as long as most of these tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        Store.open(f"sqlite:///{folder}/a.db").close()
+        return Path(folder, "a.db").read_bytes()
+
+
 class Site:
     """A service and a client that may do everything."""
 
     def __init__(self, root: Path, **settings: Any) -> None:
         self.root, self.settings = root, settings
+        if not (root / "autotune.db").exists():
+            (root / "autotune.db").write_bytes(_empty_database())
         self.store = Store.open(f"sqlite:///{root}/autotune.db")
         self.said: list[str] = []
         made = Settings(root, f"sqlite:///{root}/autotune.db", **{"program": PROGRAM} | settings)

@@ -34,9 +34,11 @@ class ProblemError(Exception):
 
 
 def document(status: int, detail: str, **more: Any) -> dict[str, Any]:
-    """Write a problem document."""
+    """Write a problem document: ``detail`` is one line, whatever of the request stands in it."""
     title = HTTPStatus(status).phrase
-    return {"type": "about:blank", "title": title, "status": status, "detail": mask(detail), **more}
+    line = mask(" ".join(part.strip() for part in detail.splitlines()))
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    return {"type": "about:blank", "title": title, "status": status, "detail": line, **more}
 
 
 def response(error: ProblemError) -> Response:

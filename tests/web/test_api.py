@@ -197,6 +197,7 @@ WRONG: list[tuple[Any, int, str]] = [
     ({"kind": "moe", "args": {"device": "gb10", "tp": "x"}}, 422, "Invalid value for '--tp'"),
     ({"kind": "moe", "args": {"device": "gb10", "db": "x"}}, 422, "No such option: --db"),
     ({"kind": "moe", "args": {"device": "gb10"}, "shell": "x"}, 422, "shell: unknown"),
+    ({"kind": "moe", "args": {}, "a\nb\x1b[2J": "x"}, 422, "a b?[2J: unknown"),
     ({"kind": "moe", "args": {"device": "gb10"}, "priority": 1e3}, 422, "priority: expected"),
     ({"kind": "moe", "args": {"device": "gb10"}, "priority": True}, 422, "priority: expected"),
     ({"kind": "moe", "args": {"device": "gb10"}, "name": "a\nb"}, 422, "name: expected a line"),

@@ -126,6 +126,20 @@ def test_what_is_said_of_a_bad_file(
     assert any(words in f.text for f in found)
 
 
+def test_a_name_without_a_type_may_be_of_int8_weights(write: Write) -> None:
+    """They need half of bf16's shared memory, and vLLM calls their files the same."""
+    fits_int8 = {"1": row(BLOCK_SIZE_M=64, BLOCK_SIZE_N=128, BLOCK_SIZE_K=128, num_stages=4)}
+    neither = {"1": row(BLOCK_SIZE_M=64, BLOCK_SIZE_N=256, BLOCK_SIZE_K=256, num_stages=4)}
+    plain = "E=128,N=704,device_name=NVIDIA_GB10.json"
+    found = verify(write(fits_int8, plain), Judge()).findings
+    (about,) = (f for f in found if f.code == "shared-memory")
+    assert about.level == "warning"
+    assert about.text.endswith("int8 ones, whose files have the same name, fit")
+    assert ("error", "shared-memory") in said(write(neither, plain))
+    named = plain.replace(".json", ",dtype=bf16.json")
+    assert ("error", "shared-memory") in said(write(fits_int8, named))
+
+
 def test_the_device_of_the_name_decides(write: Write) -> None:
     large = whole(**{"64": row(BLOCK_SIZE_M=64, BLOCK_SIZE_N=256)})
     assert ("error", "shared-memory") in said(write(large))

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from autotune.kernels.moe.constraints import CONSTRAINTS, DeviceLimits
 from autotune.kernels.moe.file_name import Named, assumed_sizes, parse_name
 from autotune.kernels.moe.from_model import FINEST_BLOCK
 from autotune.kernels.moe.shape import MoeShape
+from autotune.kernels.moe.variants import VARIANTS
 from autotune.machine.devices import Device
 from autotune.util import edge
 from autotune.util.flags import MOST_TOKENS
@@ -340,19 +341,35 @@ def _values(done: Verified) -> None:
     if done.shape is not None and not weight_only:
         checks["block_k_deep_enough"] = ("error", "value")
         checks["block_k_not_clamped"] = ("note", "clamped")
-    limits = done.limits
+    limits, small = done.limits, _with_small_weights(done)
     if limits is not None and done.shape is not None:
         checks["fits_shared_memory"] = ("error", "shared-memory")
         checks["accumulators_fit"] = ("warning", "registers")
+    device = limits or _Unlimited()
     for m, row in done.rows.items():
         params = {"num_warps": 4, "num_stages": 3} | {
             name: value for name, value in row.params.items() if name in FIELDS
         }
         for name, (level, code) in checks.items():
-            said = CONSTRAINTS[name](params, shape, limits or _Unlimited())
-            if said is not None:
+            said = CONSTRAINTS[name](params, shape, device)
+            if said is None:
+                continue
+            if small is None or CONSTRAINTS[name](params, small, device) is not None:
                 done.say(level, code, said, [m])
-                break  # the rest follows from it, or says less
+            else:
+                also = "with bf16 weights; int8 ones, whose files have the same name, fit"
+                done.say("warning", code, f"{said} {also}", [m])
+            break  # the rest follows from it, or says less
+
+
+def _with_small_weights(done: Verified) -> MoeShape | None:
+    """The layer of the smallest weights whose file has the same name; None for the only one."""
+    shape = done.shape
+    if shape is None or done.named is None or done.named.dtype is not None or shape.block_shape:
+        return None
+    same = [v for v in VARIANTS.values() if v.selector == shape.dtype]
+    least = min(same, key=lambda variant: variant.element)
+    return replace(shape, weight_dtype=least.weights, scheme=least.schemes[0])
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from typing import Any
 from autotune.core import Candidate, Job
 from autotune.export.files import write_whole
 from autotune.machine.environment import environment
-from autotune.serving.measure.load import LoadOptions, UnservedError, measure_whole
+from autotune.serving.measure.cell import measure_whole
+from autotune.serving.measure.load import LoadOptions, UnservedError
 from autotune.serving.measure.prompts import load_prompts, prompts_key
 from autotune.serving.measure.wire import Wire
 from autotune.serving.recipe import Recipe

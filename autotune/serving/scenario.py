@@ -35,6 +35,30 @@ class Beside:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """One part of a load, which is sent by itself: requests of one kind and one length.
+
+    Attributes:
+        kind: of its prompts; empty where nothing tells them apart.
+        context: tokens of a request, its output included; None leaves prompts as they are.
+    """
+
+    kind: str = ""
+    context: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as ``rewriting``, ``16k tokens`` or ``chat 16k tokens``; empty for a whole load."""
+        length = [] if self.context is None else [f"{tokens_of(self.context)} tokens"]
+        return " ".join([self.kind] * bool(self.kind) + length)
+
+
+def tokens_of(count: int) -> str:
+    """Such as ``16k`` for 16384, as ``--context`` takes it."""
+    return str(count) if count % 1024 else f"{count // 1024}k"
+
+
+@dataclass(frozen=True)
 class SpecScenario:
     """A serving load; a :class:`autotune.core.Workload`.
 
@@ -56,6 +80,9 @@ class SpecScenario:
         dial: whether one server serves every gamma, which the dial turns (``dial/``); such values
             are compared among themselves only.
         beside: of a confirmation whose servers are up at once; None where they are not.
+        kinds: of the prompts, where there are several (:func:`prompts.kinds_of`).
+        context: tokens of a request, its output included, ascending, a load for each; empty leaves
+            prompts as they are.
         control: the place on which the baseline is booted to tell how far places of one kind
             differ (``cluster/control.py``); empty otherwise.
     """
@@ -77,6 +104,8 @@ class SpecScenario:
     dial: bool = False
     beside: Beside | None = None
     control: str = ""
+    kinds: tuple[str, ...] = ()
+    context: tuple[int, ...] = ()
 
     @cached_property
     def key(self) -> str:
@@ -101,12 +130,13 @@ class SpecScenario:
 
     def as_json(self) -> dict[str, Any]:
         """Everything that defines the load, as JSON values; limits only where there are any."""
-        values = asdict(self) | {"concurrency": list(self.concurrency), "slo": dict(self.slo)}
+        values = asdict(self) | {"slo": dict(self.slo)}
+        values |= {name: list(values[name]) for name in ("concurrency", "kinds", "context")}
         if not self.slo:
             del values["slo"]
         if not self.evaluates:
             del values["tasks"]
-        for name in ("dial", "beside", "control"):
+        for name in ("dial", "beside", "control", "kinds", "context"):
             if not values[name]:
                 del values[name]
         return values
@@ -123,6 +153,17 @@ class SpecScenario:
     def side_by_side(self, beside: Beside) -> SpecScenario:
         """The same load in a confirmation whose servers, of one gamma each, are up at once."""
         return replace(self, round=1, dial=False, beside=beside)
+
+    @cached_property
+    def slices(self) -> tuple[Slice, ...]:
+        """What a repeat consists of: every kind at every length."""
+        kinds, lengths = self.kinds or ("",), self.context or (None,)
+        return tuple(Slice(kind, length) for length in lengths for kind in kinds)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether its figures are those of several kinds or lengths together."""
+        return len(self.slices) > 1
 
     @property
     def loads(self) -> int:

@@ -234,7 +234,8 @@ def _scenario(spec: Mapping[str, Any]) -> SpecScenario:
     values = {name: value for name, value in spec.items() if name in known}
     if isinstance(beside := values.get("beside"), Mapping):
         values["beside"] = Beside(**beside)
-    lists = {"concurrency": tuple(spec["concurrency"]), "slo": tuple(spec.get("slo", {}).items())}
+    lists = {name: tuple(spec.get(name, ())) for name in ("concurrency", "kinds", "context")}
+    lists["slo"] = tuple(spec.get("slo", {}).items())
     return SpecScenario(**values | lists)
 
 

@@ -247,14 +247,15 @@ def test_a_matrix_that_was_cut_off_goes_on_with_the_repeat_that_was_under_way(
         made.append(salt)
         return real(wire, asked, number, salt)
 
-    monkeypatch.setattr("autotune.serving.measure.column.timed", stops)
+    monkeypatch.setattr("autotune.serving.measure.cell.timed", stops)
     with pytest.raises(KeyboardInterrupt):
         bench.tune(DRAFTING, gamma="0-3", dial=True, repeats=4)
     first = list(made)
     made[:] = ["never again"] * (least + 1)
     bench.tune(DRAFTING, gamma="0-3", dial=True, repeats=4)
-    assert not set(first) & set(made)
-    assert len({*first, *made} - {"never again"}) == 4 * 4
+    rest = made[least + 1 :][: 4 * 4 - least]  # what follows confirms, on servers of one gamma
+    assert not set(first) & set(rest)
+    assert len({*first, *rest}) == 4 * 4
 
 
 def test_rounds_go_forwards_and_backwards(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,9 +266,9 @@ def test_rounds_go_forwards_and_backwards(bench: Bench, monkeypatch: pytest.Monk
         made.append(int(salt.partition("-")[0]))
         return real(wire, asked, number, salt)
 
-    monkeypatch.setattr("autotune.serving.measure.column.timed", noted)
+    monkeypatch.setattr("autotune.serving.measure.cell.timed", noted)
     bench.tune(DRAFTING, gamma="0-2", dial=True, repeats=2, schedule=False)
-    assert made == [0, 1, 2, 2, 1, 0]
+    assert made[:6] == [0, 1, 2, 2, 1, 0]  # then the confirmation
 
 
 def test_nothing_is_left_behind() -> None:

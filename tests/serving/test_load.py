@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from autotune.core import Candidate, Job, Outcome
+from autotune.serving.measure.cell import measure_whole
 from autotune.serving.measure.counters import DraftCounters
 from autotune.serving.measure.load import (
     OUTPUT_TOKENS,
@@ -15,7 +16,6 @@ from autotune.serving.measure.load import (
     LoadOptions,
     UnservedError,
     acceptance,
-    measure_whole,
 )
 from autotune.serving.measure.prompts import Prompt
 from autotune.serving.measure.wire import Wire
@@ -64,10 +64,10 @@ def test_outputs_first_then_every_concurrency_with_prompts_that_go_on() -> None:
     assert all(body["ignore_eos"] for body in loads)
     salts = [body["cache_salt"] for body in server.bodies]
     assert len(set(salts)) == len(salts)  # nothing is found in the prefix cache
-    timed = [body for body in loads if body["cache_salt"].startswith("1-")]
+    timed = [body for body in loads if body["cache_salt"].startswith("0-1-")]
     assert [body["messages"][0]["content"] for body in timed] == ["a", "b", "c", "a"]
-    assert sum(body["cache_salt"].startswith("2-") for body in loads) == 2 * 4
-    warm = [salt for salt in salts if salt.startswith("warm-1-")]
+    assert sum(body["cache_salt"].startswith("0-2-") for body in loads) == 2 * 4
+    warm = [salt for salt in salts if salt.startswith("warm-0-1-")]
     assert 2 * 2 <= len(warm) <= 2 * WARMUPS  # as many requests as a timed load has
     assert set(found.details["levels"]) == {"1", "2"}
     assert len(found.samples) == 2

@@ -80,7 +80,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         salts.append(salt)
         return real(wire, asked, number, salt)
 
-    monkeypatch.setattr("autotune.serving.measure.column.timed", noted)
+    monkeypatch.setattr("autotune.serving.measure.cell.timed", noted)
     return salts
 
 
@@ -148,7 +148,7 @@ def test_a_cut_round_is_made_anew_and_whole_ones_are_kept(
         made.append(salt)
         return real(wire, asked, number, salt)
 
-    monkeypatch.setattr("autotune.serving.measure.column.timed", stops)
+    monkeypatch.setattr("autotune.serving.measure.cell.timed", stops)
     ask = {**BESIDE, "gamma": "0,2"}
     searched = 2 * 6
     least[0] = searched + 5  # two whole rounds of two servers, and half of a third

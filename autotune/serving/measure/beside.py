@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 from autotune.core import Outcome, Part
-from autotune.serving.measure.column import Cell
+from autotune.serving.measure.cell import Cell
 from autotune.serving.measure.load import Served, UnservedError
 from autotune.serving.measure.repeats import part_name
 
@@ -63,9 +63,10 @@ def _rounds(cells: Sequence[Cell]) -> list[int]:
 
     def known(number: int) -> list[bool]:
         return [
-            part_name(c, number) in stored
+            part_name(c, number, one.name) in stored
             for stored in names
             for c in cells[0].scenario.concurrency
+            for one in cells[0].scenario.slices
         ]
 
     found, number = list[int](), 0

@@ -1,22 +1,20 @@
-"""What is done with a server that serves: outputs to compare, warm-up, repeats, counters."""
+"""What is asked of a server that serves, and what its answers come to at each concurrency."""
 
 from __future__ import annotations
 
-import functools
-import operator
 import secrets
 import statistics
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
-from autotune.core import Job, Outcome, Part, digest
+from autotune.core import Outcome, digest
 from autotune.serving.gate.texts import texts_details
 from autotune.serving.measure.client import Load
 from autotune.serving.measure.counters import DraftCounters
 from autotune.serving.measure.metrics import ServerMetrics
 from autotune.serving.measure.prompts import Prompt
-from autotune.serving.measure.repeats import Repeat, kept, part
+from autotune.serving.measure.repeats import Repeat, drafts_of
 from autotune.serving.measure.stopping import LEAST_REPEATS, Rules, cannot_win, slo_missed
 from autotune.serving.measure.timing import LoadResult
 from autotune.serving.measure.wire import Wire
@@ -81,6 +79,8 @@ class Level:
     """The SLO that is not met, where that does not end the measurement."""
     reused: int = 0
     """Repeats that an earlier run had finished."""
+    slices: dict[str, Level] = field(default_factory=dict)
+    """The same by slice of the load, where it has several."""
 
     @property
     def results(self) -> list[LoadResult]:
@@ -95,11 +95,7 @@ class Level:
     @property
     def drafts(self) -> DraftCounters | None:
         """Of all repeats; None where one of them counted none."""
-        counted = [repeat.drafts for repeat in self.repeats]
-        known = [one for one in counted if one is not None]
-        return (
-            functools.reduce(operator.add, known) if known and len(known) == len(counted) else None
-        )
+        return drafts_of(self.repeats)
 
     @property
     def preemptions(self) -> int | None:
@@ -154,36 +150,6 @@ def acceptance(drafts: DraftCounters | None, generated: int) -> dict[str, Any]:
     }
 
 
-def measure_server(wire: Wire, job: Job, options: LoadOptions) -> Generator[Part, None, Served]:
-    """Warm up and load the server at every concurrency of the scenario.
-
-    Args:
-        wire: to the server that serves the candidate.
-        job: the scenario, the repeats that need not be made again, and the
-            :class:`~autotune.serving.measure.stopping.Rules` that may stop it half-way.
-        options: prompts and time limits.
-
-    Yields:
-        Every repeat the moment it ends.
-
-    Raises:
-        UnservedError: it died, hung, refused requests, accepts none of what is drafted, or was
-            stopped; its details have the levels measured until then as ``partial``.
-    """
-    scenario = cast("SpecScenario", job.workload)
-    base = base_load(wire, scenario, options)
-    outputs = outputs_of(wire, base, scenario, options)
-    levels: dict[int, Level] = {}
-    try:
-        for concurrency in scenario.concurrency:
-            levels[concurrency] = Level(concurrency)
-            yield from _load_level(wire, base, job, levels)
-    except UnservedError as error:
-        error.details |= partial(levels, outputs)
-        raise
-    return served(wire, scenario, levels, outputs)
-
-
 def base_load(wire: Wire, scenario: SpecScenario, options: LoadOptions) -> Load:
     """What all loads of a scenario share; they differ in concurrency, requests and salt."""
     server = wire.server
@@ -204,8 +170,19 @@ def base_load(wire: Wire, scenario: SpecScenario, options: LoadOptions) -> Load:
 
 def partial(levels: Mapping[int, Level], outputs: Mapping[str, Any]) -> dict[str, Any]:
     """Details of a measurement that was stopped."""
-    found = {str(c): level.as_json() for c, level in levels.items() if level.repeats}
-    return {"partial": found, **outputs}
+    begun = {c: level for c, level in levels.items() if level.repeats}
+    found = {str(c): level.as_json() for c, level in begun.items()}
+    return {"partial": found, **_by_slice(begun), **outputs}
+
+
+def _by_slice(levels: Mapping[int, Level]) -> dict[str, Any]:
+    """The levels of each slice of a load that has several, as details."""
+    names = next((tuple(level.slices) for level in levels.values()), ())
+    found = {
+        name: {str(c): level.slices[name].as_json() for c, level in levels.items()}
+        for name in names
+    }
+    return {"slices": found} if found else {}
 
 
 def served(
@@ -221,6 +198,7 @@ def served(
     reading = wire.metrics()
     details = {
         "levels": {str(c): level.as_json() for c, level in levels.items()},
+        **_by_slice(levels),
         **outputs,
         "memory_bytes": wire.server.memory_bytes(),
         "kv_cache_tokens": reading.kv_cache_tokens if reading else None,
@@ -228,16 +206,6 @@ def served(
         "repeats_of_earlier_runs": sum(level.reused for level in levels.values()),
     }
     return Served(scenario.microseconds(middles), samples, details)
-
-
-def measure_whole(wire: Wire, job: Job, options: LoadOptions) -> Served:
-    """Do as :func:`measure_server` where nobody keeps the repeats."""
-    measuring = measure_server(wire, job, options)
-    while True:
-        try:
-            next(measuring)
-        except StopIteration as end:
-            return cast("Served", end.value)
 
 
 def outputs_of(
@@ -253,30 +221,6 @@ def outputs_of(
     outputs = [digest(record.text) for record in answered(wire, load).records]
     tokens = options.check_tokens if scenario.round <= 1 else 0
     return {"outputs": outputs, **texts_details(wire, base, tokens, scenario.concurrency[-1])}
-
-
-def _load_level(
-    wire: Wire, base: Load, job: Job, levels: dict[int, Level]
-) -> Generator[Part, None, None]:
-    """The warm-up and the repeats at the last of ``levels``, less those that the job brings."""
-    scenario, level = cast("SpecScenario", job.workload), levels[max(levels)]
-    concurrency, warm = level.concurrency, False
-    requests = scenario.waves * concurrency
-    load = replace(base, concurrency=concurrency, requests=requests)
-    earlier: ServerMetrics | None = None
-    for number in range(scenario.repeats):
-        repeat = kept(job, concurrency, number)
-        level.reused += repeat is not None
-        if repeat is None:
-            if not warm:
-                warm_up(wire, load)
-                earlier, warm = wire.metrics(), True
-            result = timed(wire, load, number, f"{concurrency}-{number}")
-            now = wire.metrics()
-            repeat, earlier = Repeat.of(result, since(earlier, now)), now
-            yield part(job, concurrency, number, repeat)
-        level.repeats.append(repeat)
-        check(scenario, levels, level, job.rules or Rules())
 
 
 def timed(wire: Wire, load: Load, number: int, salt: str) -> LoadResult:
@@ -308,7 +252,7 @@ def check(scenario: SpecScenario, levels: Mapping[int, Level], level: Level, rul
     if len(level.repeats) == 1:
         _check_accepted(level)
     records = [record for result in level.results for record in result.records]
-    planned = scenario.loads * scenario.waves * level.concurrency
+    planned = scenario.loads * len(scenario.slices) * scenario.waves * level.concurrency
     missed = slo_missed(rules.slo, records, planned)
     if missed is not None:
         level.missed = f"{missed} at concurrency {level.concurrency}"

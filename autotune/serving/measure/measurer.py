@@ -27,8 +27,9 @@ from autotune.serving.dial.columns import columns, is_dialled, largest
 from autotune.serving.dial.dial import Dial
 from autotune.serving.dial.trust import DialUnfitError, check_log
 from autotune.serving.measure.beside import NOTHING_BESIDE, measure_beside
-from autotune.serving.measure.column import Cell, measure_column
-from autotune.serving.measure.load import LoadOptions, Served, UnservedError, measure_server
+from autotune.serving.measure.cell import Cell, measure_server
+from autotune.serving.measure.column import measure_column
+from autotune.serving.measure.load import LoadOptions, Served, UnservedError
 from autotune.serving.measure.soak import SoakLoad, measure_soak
 from autotune.serving.measure.stopping import Rules
 from autotune.serving.measure.tasks import Tasks, evaluate

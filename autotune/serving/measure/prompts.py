@@ -7,7 +7,9 @@ this project and stand under its licence; they come with the program
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,22 @@ from autotune.util import edge
 from autotune.util.resources import data_root
 
 CATEGORIES = ("chat", "code", "prose", "rewriting", "structured")
+MOST_KINDS = 16
+"""Each is a load of its own, of every setting at every concurrency."""
+_FILLED = 0.98
+"""Of the length wanted: letters to a token differ from text to text."""
 _ROLES = ("system", "user", "assistant", "developer", "tool")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation to be continued: pairs of role and text, a user's text last as a rule."""
+    """A conversation to be continued: pairs of role and text, a user's text last as a rule.
+
+    ``kind`` names what is asked, where a set holds prompts of several kinds; else it is empty.
+    """
 
     messages: tuple[tuple[str, str], ...]
+    kind: str = ""
 
     @classmethod
     def of(cls, text: str) -> Prompt:
@@ -35,31 +45,68 @@ class Prompt:
         """All texts with blank lines between, for a completion without chat template."""
         return "\n\n".join(text for _, text in self.messages)
 
+    def after(self, filler: str) -> Prompt:
+        """Return the same asked after a text to read, which comes first in the last message."""
+        *before, (role, text) = self.messages
+        return replace(self, messages=(*before, (role, f"{filler}\n\n{text}")))
+
     def as_messages(self) -> list[dict[str, str]]:
         """In the form of OpenAI's chat API."""
         return [{"role": role, "content": text} for role, text in self.messages]
 
 
 def load_prompts(source: str) -> tuple[Prompt, ...]:
-    """A set of ours by its category's name, else the file ``source``.
+    """A set of ours by its category's name, several such as ``chat,rewriting``, else a file.
 
     A file has one JSON object in a line, with ``prompt`` (a text) or ``messages`` (a list of
-    ``{"role": …, "content": …}``); other keys and empty lines are passed over.
+    ``{"role": …, "content": …}``), and perhaps ``kind`` (a text); other keys and empty lines are
+    passed over. Where there are several kinds, they take turns.
 
     Raises:
         BadInputError: one line ``FILE:LINE: what is wrong``.
     """
-    if source in CATEGORIES:
-        return _read(data_root() / "search_spaces" / "prompts" / f"{source}.jsonl")
+    names = [name.strip() for name in source.split(",")]
+    if set(names) <= set(CATEGORIES):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise BadInputError(f"{source}: {twice} is given twice")
+        sets = [_read(data_root() / "search_spaces" / "prompts" / f"{n}.jsonl") for n in names]
+        if len(sets) == 1:
+            return sets[0]
+        named = zip(names, sets, strict=True)
+        return _in_turn([[replace(p, kind=name) for p in prompts] for name, prompts in named])
     if source.endswith((".jsonl", ".json")) or Path(source).exists():
-        return _read(Path(source))
-    names = ", ".join(CATEGORIES)
-    raise BadInputError(f"{source}: no set of prompts; there are {names}, or name a FILE.jsonl")
+        prompts = _read(Path(source))
+        kinds = kinds_of(prompts)
+        if len(kinds) > MOST_KINDS:
+            raise BadInputError(
+                f"{source}: {len(kinds)} values of kind, each of which is a load of its own: "
+                f"{MOST_KINDS} at most"
+            )
+        return _in_turn([[p for p in prompts if p.kind == kind] for kind in kinds])
+    known = ", ".join(CATEGORIES)
+    raise BadInputError(
+        f"{source}: no set of prompts; there are {known} (several: chat,rewriting), or name a "
+        "FILE.jsonl"
+    )
+
+
+def kinds_of(prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """The kinds of a set in the order in which they appear; one where nothing tells them apart."""
+    return tuple(dict.fromkeys(prompt.kind for prompt in prompts))
 
 
 def prompts_key(prompts: tuple[Prompt, ...]) -> str:
-    """The identity of a set: equal for equal prompts in equal order."""
-    return digest([list(map(list, prompt.messages)) for prompt in prompts])
+    """The identity of a set: equal for equal prompts in equal order, of the same kinds."""
+    kinds = [[prompt.kind] if prompt.kind else [] for prompt in prompts]
+    texts = [list(map(list, prompt.messages)) for prompt in prompts]
+    return digest([text + kind for text, kind in zip(texts, kinds, strict=True)])
+
+
+def _in_turn(sets: Sequence[Sequence[Prompt]]) -> tuple[Prompt, ...]:
+    """One of each set, then the second of each, to the end of the longest."""
+    turns = itertools.zip_longest(*sets)
+    return tuple(prompt for turn in turns for prompt in turn if prompt is not None)
 
 
 def _read(path: Path) -> tuple[Prompt, ...]:
@@ -93,12 +140,13 @@ def _parse(line: str) -> Prompt:
         raise ValueError(f"expected an object, found {type(data).__name__}")
     if ("prompt" in data) == ("messages" in data):
         raise ValueError("needs either 'prompt' or 'messages'")
+    kind = _text(data["kind"], "kind").strip() if "kind" in data else ""
     if "prompt" in data:
-        return Prompt.of(_text(data["prompt"], "prompt"))
+        return replace(Prompt.of(_text(data["prompt"], "prompt")), kind=kind)
     messages = data["messages"]
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages: expected a list with at least one message")
-    return Prompt(tuple(_message(one, index) for index, one in enumerate(messages)))
+    return Prompt(tuple(_message(one, index) for index, one in enumerate(messages)), kind)
 
 
 def _message(data: Any, index: int) -> tuple[str, str]:
@@ -118,3 +166,20 @@ def _text(value: Any, where: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{where}: holds half of a surrogate pair") from None
     return value
+
+
+def lengthened(prompts: Sequence[Prompt], letters: int) -> tuple[Prompt, ...]:
+    """The same questions after texts to read: those of the set, over and over.
+
+    Args:
+        prompts: of one kind.
+        letters: how long a prompt becomes, a little less at most; longer ones stay as they are.
+    """
+    texts = [prompt.text for prompt in prompts]
+    found = []
+    for number, prompt in enumerate(prompts):
+        room = int(_FILLED * letters) - len(prompt.text)
+        around = "\n\n".join([*texts[number + 1 :], *texts[: number + 1]])
+        filler = (f"{around}\n\n" * (room // (len(around) + 2) + 1))[: max(room, 0)]
+        found.append(prompt.after(filler) if filler.strip() else prompt)
+    return tuple(found)

@@ -18,7 +18,8 @@ def rules_of(
     """Tell what may stop the measurement of ``candidate``.
 
     Measured to the end in any case: the baseline and what outputs are compared with (gamma 0), the
-    probe that forecasts are made from, the confirmation, and all where a Pareto front is wanted.
+    probe that forecasts are made from, the confirmation, and all where a Pareto front is wanted or
+    the load is a mix: what loses in it may be best for a part of it.
 
     Args:
         candidate: about to be measured.
@@ -27,7 +28,8 @@ def rules_of(
         proposer: knows the best so far; None outside of the search.
     """
     slo, to_the_end = dict(scenario.slo), candidate == baseline
-    spared = scenario.round or scenario.objective == "pareto" or not candidate[GAMMA]
+    several = scenario.objective == "pareto" or scenario.is_mixed
+    spared = scenario.round or several or not candidate[GAMMA]
     if spared or proposer is None or proposer.forecast is None:
         return Rules(slo, to_the_end=to_the_end)
     return Rules(slo, proposer.bar(), to_the_end=to_the_end)

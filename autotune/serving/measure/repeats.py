@@ -6,8 +6,10 @@ prompts of a repeat are the same in any case.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autotune.core import Job, Part
@@ -38,6 +40,25 @@ class Repeat:
         if counted is None:
             return cls(result)
         return cls(result, counted.preemptions, counted.drafts)
+
+    @classmethod
+    def together(cls, parts: Sequence[Repeat]) -> Repeat:
+        """One load of several, which followed each other at one concurrency."""
+        if len(parts) == 1:
+            return parts[0]
+        records = [record for part in parts for record in part.result.records]
+        result = LoadResult(
+            tuple(replace(record, index=index) for index, record in enumerate(records)),
+            parts[0].result.concurrency,
+            sum(part.result.duration_s for part in parts),
+            sum(part.result.client_cpu_s for part in parts),
+        )
+        preempted = [part.preemptions for part in parts]
+        return cls(
+            result,
+            None if None in preempted else sum(n for n in preempted if n is not None),
+            drafts_of(parts),
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Times in µs; texts are left out, which no number needs."""
@@ -84,6 +105,14 @@ class Repeat:
         )
 
 
+def drafts_of(repeats: Sequence[Repeat]) -> DraftCounters | None:
+    """Of all repeats; None where one of them counted none."""
+    counted = [repeat.drafts for repeat in repeats]
+    known = [one for one in counted if one is not None]
+    whole = bool(known) and len(known) == len(counted)
+    return functools.reduce(operator.add, known) if whole else None
+
+
 def _request_json(record: RequestRecord) -> dict[str, Any]:
     return {
         "start": round(record.start_s * _MICRO),
@@ -107,18 +136,21 @@ def _request_of(index: int, value: Mapping[str, Any]) -> RequestRecord:
     )
 
 
-def part_name(concurrency: int, number: int) -> str:
-    """The name under which a repeat is stored; ``number`` counts from 0."""
-    return f"concurrency {concurrency} repeat {number}"
+def part_name(concurrency: int, number: int, share: str = "") -> str:
+    """The name under which a repeat is stored; ``number`` counts from 0.
+
+    ``share`` names the slice of the load; empty where it has one alone.
+    """
+    return f"concurrency {concurrency} repeat {number}" + (f" of {share}" if share else "")
 
 
-def kept(job: Job, concurrency: int, number: int) -> Repeat | None:
+def kept(job: Job, concurrency: int, number: int, share: str = "") -> Repeat | None:
     """Give a repeat that an earlier run finished; None if it has to be measured."""
-    value = job.parts.get(part_name(concurrency, number))
+    value = job.parts.get(part_name(concurrency, number, share))
     return None if value is None else Repeat.of_json(value)
 
 
-def part(job: Job, concurrency: int, number: int, repeat: Repeat) -> Part:
+def part(job: Job, concurrency: int, number: int, repeat: Repeat, share: str = "") -> Part:
     """Make a repeat that was just measured ready to be stored."""
-    name = part_name(concurrency, number)
+    name = part_name(concurrency, number, share)
     return Part(job.candidate, job.workload, name, repeat.as_json())

@@ -56,11 +56,12 @@ def argument_value(args: Sequence[str], flag: str) -> str | None:
 
 
 def whole_value(args: Sequence[str], flag: str) -> int | None:
-    """A flag's whole number as vLLM reads it: 4k is 4000, 4K is 4096, 25.6k is 25600.
+    """A flag's whole number; None where it is not given, or is none, such as ``auto``."""
+    return whole_of(argument_value(args, flag) or "")
 
-    None where the flag is not given, or is no number, such as the length ``auto``.
-    """
-    text = argument_value(args, flag) or ""
+
+def whole_of(text: str) -> int | None:
+    """Read a whole number as vLLM does: 4k is 4000, 4K 4096, 25.6k 25600; None if it is none."""
     found = re.fullmatch(r"(\d{1,18})(\.\d{1,9}(?=[kmgt]))?([kmgtKMGT]?)", text.strip(), re.ASCII)
     if found is None:
         return None

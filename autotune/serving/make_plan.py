@@ -19,7 +19,7 @@ from autotune.serving import parse
 from autotune.serving.cluster.launcher import GroupLauncher, most_gpus
 from autotune.serving.cluster.look import Looked
 from autotune.serving.dial.trust import why_not
-from autotune.serving.measure.prompts import load_prompts, prompts_key
+from autotune.serving.measure.prompts import Prompt, kinds_of, load_prompts, prompts_key
 from autotune.serving.measure.stopping import parse_slo
 from autotune.serving.measure.tasks import Tasks, check_tasks
 from autotune.serving.memory.model import FIXED_SHARE, UNIFIED_SHARE
@@ -75,7 +75,7 @@ def make_plan(request: SpecRequest, nodes: Looked | None = None, *, pull: bool =
         request,
         target=request.only_target,
         drafter=request.only_drafter,
-        prompts_key=prompts_key(prompts),
+        prompts=prompts,
         chat=pair.target.chat is not False,
     )
     plan = Plan(
@@ -261,14 +261,15 @@ def _launcher(request: SpecRequest, mounts: tuple[Mount, ...]) -> Launcher:
 
 
 def scenario_of(
-    request: SpecRequest, *, target: str, drafter: str, prompts_key: str, chat: bool
+    request: SpecRequest, *, target: str, drafter: str, prompts: tuple[Prompt, ...], chat: bool
 ) -> SpecScenario:
     """Make the load that the flags describe, put on this target."""
+    kinds = kinds_of(prompts)
     return SpecScenario(
         target,
         drafter,
         request.prompts,
-        prompts_key,
+        prompts_key(prompts),
         parse.parse_concurrency(request.concurrency),
         request.max_tokens,
         request.ignore_eos,
@@ -277,6 +278,8 @@ def scenario_of(
         request.waves,
         request.objective,
         slo=parse_slo(request.slo),
+        kinds=kinds if len(kinds) > 1 else (),
+        context=request.contexts,
     )
 
 
@@ -312,7 +315,7 @@ def _with_range(plan: Plan, request: SpecRequest) -> Plan:
             "--gpu-memory-utilization: --kv-cache-memory-bytes decides the KV cache's size, so "
             "there is no range to search; leave one out"
         )
-    plan = replace(plan, utilization=(low, high), context=request.context)
+    plan = replace(plan, utilization=(low, high))
     return at_utilization(plan, within_free(low, high, plan.memory))
 
 

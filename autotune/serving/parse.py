@@ -14,6 +14,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from autotune.core import BadInputError
+from autotune.engine.arguments import whole_of
 from autotune.export.files import expand_user
 from autotune.serving.server.secret_flags import hidden, hidden_words
 from autotune.util import flags
@@ -61,6 +62,23 @@ def parse_concurrency(text: str, flag: str = "--concurrency") -> tuple[int, ...]
         BadInputError: not of that form, below 1 or above :data:`MOST_CONCURRENCY`.
     """
     return flags.counts(text, flag, 1, MOST_CONCURRENCY)
+
+
+def parse_contexts(text: str, flag: str = "--context") -> tuple[int, ...]:
+    """Read ``1k,16k,64K`` as ascending numbers of tokens, as vLLM's ``--max-model-len``.
+
+    Raises:
+        BadInputError: not of that form, or one is given twice.
+    """
+    lengths = [whole_of(part) for part in text.split(",")]
+    if not all(lengths):
+        raise BadInputError(
+            f"{flag} {flags.typed(text)}: expected numbers of tokens such as 1k,16k,64k"
+        )
+    twice = next((one for one in lengths if lengths.count(one) > 1), None)
+    if twice is not None:
+        raise BadInputError(f"{flag}: {twice} is given twice")
+    return tuple(sorted(length for length in lengths if length))
 
 
 def parse_values(text: str, flag: str) -> tuple[str, ...]:
@@ -270,6 +288,7 @@ Gammas = Annotated[str, checked(parse_gammas), Field(examples=["0-6", "0,2,4"])]
 Values = Annotated[str, checked(parse_values)]
 Utilization = Annotated[str, checked(check_utilization), Field(examples=["0.8,0.85", "0.4:0.9"])]
 Concurrency = Annotated[str, checked(parse_concurrency), Field(examples=["1,4,8"])]
+Contexts = Annotated[str, checked(parse_contexts), Field(examples=["1k,16k,64k"])]
 Rates = Annotated[str, checked(parse_rates), Field(examples=[".8,.6,.4"])]
 Slo = Annotated[str, checked(check_slo), Field(examples=["ttft=500ms,tpot=50ms"])]
 Image = Annotated[str, checked(check_image)]

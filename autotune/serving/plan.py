@@ -27,7 +27,7 @@ from autotune.serving.recipe import GAMMA, Recipe
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.launchers import DockerLauncher, LocalLauncher
 from autotune.serving.server.mounts import Mount
-from autotune.serving.server.server import Launcher
+from autotune.serving.server.server import Launcher, ServeSettings
 from autotune.space.space import Space
 from autotune.util.finding import Finding
 
@@ -65,7 +65,6 @@ class Plan:
         schedule: whether gamma by batch size is tried.
         utilization: range of the memory utilization that is searched, in hundredths.
         tasks: of lm-eval, of which no score may fall; None evaluates none.
-        context: tokens of a request that the utilization must hold; None is the server's limit.
         force: try what the checks before the start refuse.
         findings: what these checks said when the plan was made.
         dial: whether a dial turns gamma, so that one boot measures all of them (``dial/``).
@@ -98,7 +97,6 @@ class Plan:
     retry_failed: bool = False
     schedule: bool = True
     utilization: tuple[int, int] | None = None
-    context: int | None = None
     tasks: Tasks | None = None
     force: bool = False
     findings: tuple[Finding, ...] = ()
@@ -275,10 +273,19 @@ def memory_findings(
     for candidate in candidates:
         like = Candidate.of({**candidate.params, GAMMA: min(1, candidate.int(GAMMA))})
         if like not in by_kind:
-            settings = plan.recipe.settings(like)
-            by_kind[like] = check_fit(plan.pair, settings, plan.scenario.concurrency[-1], memory)
+            by_kind[like] = _fits(plan, plan.recipe.settings(like), memory)
         findings[candidate] = by_kind[like]
     return findings
+
+
+def _fits(plan: Plan, settings: ServeSettings, memory: MemoryReading) -> list[Finding]:
+    """What speaks against a start; then, of requests of a given length, against so many at once."""
+    requests, context = plan.scenario.concurrency[-1], max(plan.scenario.context, default=0)
+    found = check_fit(plan.pair, settings, requests, memory)
+    if not context or any(finding.refuses for finding in found):
+        return found
+    args = (*settings.extra_args, "--max-model-len", str(context))
+    return check_fit(plan.pair, replace(settings, extra_args=args), requests, memory)
 
 
 def default_study(target: str, drafter: str) -> str:

@@ -16,6 +16,7 @@ from autotune.machine.memory import MemoryKind
 from autotune.serving.pair.pairing import check_gamma, check_pair, is_stretched
 from autotune.serving.plan import SIDE_BY_SIDE, Plan, memory_findings
 from autotune.serving.recipe import DRAFTER_OPTION, GAMMA
+from autotune.serving.scenario import tokens_of
 from autotune.serving.server.launchers import LocalLauncher
 from autotune.util.finding import Finding, Severity, note, refuse, warn
 
@@ -57,6 +58,13 @@ def _check_length(plan: Plan, max_model_len: int | None) -> Iterator[Finding]:
             "max-tokens",
             f"--max-tokens {plan.scenario.max_tokens} leaves no room for a prompt: {longest} "
             "tokens are served (--max-model-len); ask for fewer",
+        )
+    context = max(plan.scenario.context, default=0)
+    if longest is not None and context > longest:
+        yield refuse(
+            "context",
+            f"--context {tokens_of(context)} is longer than the {longest} tokens that are served "
+            "(--max-model-len, or the model's own length); ask for less",
         )
 
 

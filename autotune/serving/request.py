@@ -14,6 +14,7 @@ from autotune.serving.pair.methods import NO_DRAFTER
 from autotune.serving.parse import (
     Captures,
     Concurrency,
+    Contexts,
     Folder,
     Gammas,
     Gpus,
@@ -30,7 +31,7 @@ from autotune.serving.parse import (
     Variables,
     VariableSets,
     Words,
-    is_range,
+    parse_contexts,
     parse_gammas,
 )
 from autotune.serving.scenario import OBJECTIVES
@@ -108,14 +109,6 @@ class SpecRequest(Request):
             "load.",
         ),
     ] = None
-    context: Annotated[
-        int | None,
-        flag(
-            "Tokens of a request that a searched utilization must hold.",
-            panel=SEARCH,
-            unit="tokens",
-        ),
-    ] = None
     set: Annotated[
         Sets,
         flag(
@@ -165,12 +158,23 @@ class SpecRequest(Request):
     prompts: Annotated[
         Home,
         flag(
-            "chat, code, prose, rewriting, structured or FILE.jsonl.",
+            "chat, code, prose, rewriting, structured, several of them, or FILE.jsonl.",
             panel=LOAD,
             launchers=_ANY,
+            note="Of several, `chat,rewriting`, or a file whose lines have a `kind`, each is a "
+            "load of its own and has its own answer; the verdict is that of equal shares.",
             reach="place",
         ),
     ] = "chat"
+    context: Annotated[
+        Contexts | None,
+        flag(
+            "Tokens of a request, prompt and answer: 1k,16k,64k, each a load of its own.",
+            panel=LOAD,
+            note="Prompts get texts to read before the question. A searched utilization must "
+            "hold the longest. As for vLLM, 1k is 1000 and 1K is 1024.",
+        ),
+    ] = None
     max_tokens: Annotated[
         int,
         flag(
@@ -461,6 +465,11 @@ class SpecRequest(Request):
         nothing_drafted = self.gamma is not None and parse_gammas(self.gamma) == (0,)
         return NO_DRAFTER if nothing_drafted else ""
 
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        """Return the lengths of requests asked for, ascending; empty leaves prompts as they are."""
+        return () if self.context is None else parse_contexts(self.context)
+
     def of_target(self, target: str, study: str) -> Self:
         """Ask the same for one of several targets, whose study has a name of its own."""
         return self.model_copy(update={"target": (target,), "study": study})
@@ -518,9 +527,8 @@ class SpecRequest(Request):
         other = next((name for name in ways if getattr(self, name)), None)
         if self.space is not None and other is not None:
             raise BadInputError(f"--space and {self.flag_name(other)} exclude each other")
-        if self.context is not None and not is_range(self.gpu_memory_utilization):
-            raise BadInputError("--context: goes with a range of --gpu-memory-utilization")
-        if self.context is not None and self.context <= self.max_tokens:
+        least = min(self.contexts, default=None)
+        if least is not None and least <= self.max_tokens:
             raise BadInputError(
-                f"--context {self.context}: has no room for --max-tokens {self.max_tokens}"
+                f"--context {least}: has no room for --max-tokens {self.max_tokens}"
             )

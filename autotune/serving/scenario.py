@@ -54,8 +54,11 @@ class Slice:
 
 
 def tokens_of(count: int) -> str:
-    """Such as ``16k`` for 16384, as ``--context`` takes it."""
-    return str(count) if count % 1024 else f"{count // 1024}k"
+    """Such as ``16k`` for 16000 and ``16K`` for 16384, as ``--context`` takes it."""
+    for unit, size in (("k", 1000), ("K", 1024)):
+        if not count % size:
+            return f"{count // size}{unit}"
+    return str(count)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ a server that finds a tuned MoE file; ``dialled`` that of one whose gamma a dial
 utilization from ``start`` on: more in flight are preempted; above ``dies`` a long prompt ends the
 server. ``late`` happens from the answer ``after`` on: ``accepts`` and ``slower`` are factors,
 ``empty`` and ``repeats`` say what is answered, ``grows`` is in bytes an answer, ``ends`` ends the
-server. ``boots`` is a file that gets a line for every start. Token k of an answer is the word
+server. ``kinds`` gives the acceptance by a word of
+the prompt, and ``long_ms`` what a step takes for each 1000 tokens of it; a token has 4 letters.
+``boots`` is a file that gets a line for every start. Token k of an answer is the word
 ``k``; of a text that is judged its id is ``k``, where ``corrupt`` does not name the gamma and the
 place from which on ids are wrong, and ``ties`` those where one is about as good. ``corrupt_boot``
 is without the dial only, and ``unscored`` refuses to score.
@@ -244,7 +246,9 @@ class Formula:
         other = gamma in given.get("other_text", ()) and not (
             flag and self.argument(flag, "") == value
         )
-        done, word = 0, "other " if other else ""
+        done, word, length = 0, "other " if other else "", prompt_tokens(body)
+        kinds = given.get("kinds", {})
+        reached = next((kinds[k] for k in kinds if k in asked_of(body)), given["reached"])
         counters.answers += 1
         late = self.late()
         if late.get("ends"):
@@ -263,9 +267,9 @@ class Formula:
             counters.preemptions += counters.in_flight > counters.capacity
         while done < wanted:
             drafted = counters.drafted()
-            yield self._step_s(drafted) * late.get("slower", 1.0)
+            yield self._step_s(drafted, length) * late.get("slower", 1.0)
             left = wanted - done
-            rates = [late.get("accepts", 1.0) * rate for rate in given["reached"]]
+            rates = [late.get("accepts", 1.0) * rate for rate in reached]
             count = 1 if done == 0 else min(counters.step(rates, drafted), left)
             said = [f"{word}{0 if late.get('repeats') else done + i} " for i in range(count)]
             yield "" if late.get("empty") else "".join(said)
@@ -296,10 +300,11 @@ class Formula:
         beyond: int = max(0, self.counters.answers - late.get("after", 0))
         return 2**30 + int(late.get("grows", 0)) * beyond
 
-    def _step_s(self, drafted: int) -> float:
-        others = self.counters.running - 1
-        drafting = self.given["draft_ms"] + self.given.get("crowd_ms", 0.0) * others
-        return float((self.given["base_ms"] + drafted * drafting) * self.factor / 1e3)
+    def _step_s(self, drafted: int, length: int) -> float:
+        others, given = self.counters.running - 1, self.given
+        drafting = given["draft_ms"] + given.get("crowd_ms", 0.0) * others
+        reading = given.get("long_ms", 0.0) * length / 1000
+        return float((given["base_ms"] + reading + drafted * drafting) * self.factor / 1e3)
 
 
 def place_of(token: int, place: int) -> dict[str, dict[str, float]] | None:
@@ -308,6 +313,18 @@ def place_of(token: int, place: int) -> dict[str, dict[str, float]] | None:
         return None
     known = {place: -0.1, place + TIE: -0.2, place + WRONG: -9.0}
     return {str(name): {"logprob": value} for name, value in {token: -9.0, **known}.items()}
+
+
+def asked_of(body: Mapping[str, Any]) -> str:
+    """The text of a request."""
+    prompt = body.get("prompt", "")
+    said = [message["content"] for message in body.get("messages", ())]
+    return " ".join(said) if said else prompt if isinstance(prompt, str) else ""
+
+
+def prompt_tokens(body: Mapping[str, Any]) -> int:
+    """What the server counts of a prompt: four letters a token, and its template."""
+    return 3 + len(asked_of(body)) // 4
 
 
 def wanted_of(body: Mapping[str, Any]) -> int:

@@ -99,8 +99,8 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
         str(binary): f"{binary}: not UTF-8 at byte 1",
         str(tmp_path): f"{tmp_path}: cannot be read: Is a directory",
         "no.jsonl": "no.jsonl: cannot be read: No such file or directory",
-        "poems": "poems: no set of prompts; there are chat, code, prose, rewriting, structured (several: "
-        "chat,rewriting), or name a FILE.jsonl",
+        "poems": "poems: no set of prompts; there are chat, code, prose, rewriting, structured "
+        "(several: chat,rewriting), or name a FILE.jsonl",
     }
     for source, message in expected.items():
         with pytest.raises(BadInputError) as caught:

@@ -24,7 +24,7 @@ from autotune.serving.plan import Plan
 from autotune.serving.server.failures import ServerFailure, classify
 from autotune.serving.server.server import Server, ServerFailedError, ServeSettings, serve_args
 from autotune.serving.server.web import Reply
-from tests.serving.formula import EndError, Formula, RefusalError, place_of
+from tests.serving.formula import EndError, Formula, RefusalError, place_of, prompt_tokens
 
 BOOT_S = 0.25
 PROMPT_IDS = (7, 7, 7)
@@ -105,7 +105,7 @@ class _Answer:
             ttft_s=self.times[0] - self.start,
             itl_s=tuple(later - earlier for earlier, later in itertools.pairwise(self.times)),
             latency_s=self.times[-1] - self.start,
-            prompt_tokens=3,
+            prompt_tokens=prompt_tokens(load.payload(self.index)),
             output_tokens=load.max_tokens,
             text=self.text,
             tokens=tuple(self.formula.tokens(load.max_tokens)) if asks else (),
@@ -177,6 +177,11 @@ class FormulaWire(Wire):
 
     def metrics(self) -> ServerMetrics | None:
         return parse_metrics(self.formula.counters.text())
+
+
+def wire_to(formula: Formula, log: Path) -> FormulaWire:
+    """A wire to a formula that nobody has to boot."""
+    return FormulaWire(_Server(_Handle(log), formula), formula)
 
 
 class FormulaMeasurer(ServingMeasurer):

@@ -9,6 +9,7 @@ from autotune.core import Candidate, Outcome, Trial
 from autotune.decide.stats import LEAST_PAIRS
 from autotune.engine.variables import FOLDER
 from autotune.serving.decide.beside import beside, disagreeing
+from autotune.serving.decide.slices import mix_words
 from autotune.serving.forecast.forecast import others
 from autotune.serving.job import Result
 from autotune.serving.recipe import GAMMA, MOE_CONFIG
@@ -79,7 +80,7 @@ def verdict(result: Result) -> str:
     if failed:
         names = ", ".join(map(setting, dict.fromkeys(failed)))
         said += f"; NOT measured, because the server failed: {names} (--retry-failed tries again)"
-    return said + _soaked(result)
+    return said + mix_words(result) + _soaked(result)
 
 
 def _soaked(result: Result) -> str:

@@ -287,11 +287,15 @@ def _together(scenario: SpecScenario, trials: Sequence[Trial]) -> Trial:
     return Trial(last.candidate, scenario.key, Phase.CONFIRM, 0, measurement)
 
 
-def repeats_by(trial: Trial, scenario: SpecScenario, objective: str) -> list[float]:
-    """µs per output token of every repeat of a trial by an objective; empty for a failed one."""
+def repeats_by(trial: Trial, scenario: SpecScenario, objective: str, part: str = "") -> list[float]:
+    """µs per output token of every repeat of a trial by an objective; empty for a failed one.
+
+    ``part`` names a slice of the load; without it, all of it counts.
+    """
+    details = trial.measurement.details
     if trial.measurement.outcome is not Outcome.OK:
         return []
-    levels = trial.measurement.details["levels"]
+    levels = details["slices"][part] if part else details["levels"]
     rates = [levels[str(c)]["repeats"] for c in scenario.concurrency]
     return [
         scenario.microseconds(dict(zip(scenario.concurrency, repeat, strict=True)), objective)

@@ -134,7 +134,7 @@ def _room(plan: Plan, order: Sequence[Candidate]) -> tuple[int, int]:
         BadInputError: they cannot be given the same room, or how much they take is not known.
     """
     settings = [plan.recipe.settings(c) for c in order]
-    load = Load.of(plan.prompts, plan.scenario.concurrency[-1], plan.scenario.max_tokens)
+    load = Load.of(plan.prompts, plan.scenario)
     sizes = [cache_bytes(plan.pair, one, load, plan.memory.kind) for one in settings]
     if len({one.gpu_memory_utilization for one in settings}) > 1:
         raise BadInputError("what is compared differs in the memory that it is given")

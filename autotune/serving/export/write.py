@@ -11,6 +11,7 @@ from autotune.export.files import Exporter, json_file, write_files
 from autotune.report import files
 from autotune.report.page import Page
 from autotune.serving.decide.conclusion import verdict
+from autotune.serving.decide.slices import slice_rows
 from autotune.serving.job import Result
 from autotune.serving.report.document import document, schedule_document
 from autotune.serving.server.launchers import CONTAINER_PORT, DockerLauncher
@@ -40,7 +41,12 @@ def script(done: Finished) -> bytes:
     line = plan.launcher.shell_line(done.settings)
     said = verdict(done.result).replace("\n", " ")
     found = plan.command.splitlines()[0]
-    return f"#!/bin/sh\n# {said}\n# Found by: {found}\n{line}\n".encode()
+    others = "".join(
+        f"# For {row['slice']} alone: {row['serve']}\n"
+        for row in slice_rows(done.result)
+        if row["serve"] != line
+    )
+    return f"#!/bin/sh\n# {said}\n# Found by: {found}\n{others}{line}\n".encode()
 
 
 def compose_file(done: Finished) -> bytes | None:

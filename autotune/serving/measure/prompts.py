@@ -20,6 +20,8 @@ from autotune.util.resources import data_root
 CATEGORIES = ("chat", "code", "prose", "rewriting", "structured")
 MOST_KINDS = 16
 """Each is a load of its own, of every setting at every concurrency."""
+_NAME = 40
+"""Letters of a kind's name at most."""
 _FILLED = 0.98
 """Of the length wanted: letters to a token differ from text to text."""
 _ROLES = ("system", "user", "assistant", "developer", "tool")
@@ -141,6 +143,8 @@ def _parse(line: str) -> Prompt:
     if ("prompt" in data) == ("messages" in data):
         raise ValueError("needs either 'prompt' or 'messages'")
     kind = _text(data["kind"], "kind").strip() if "kind" in data else ""
+    if len(kind) > _NAME or not kind.isprintable():  # it stands in tables and in a script's comment
+        raise ValueError(f"kind: expected a name in one line, of {_NAME} letters at most")
     if "prompt" in data:
         return replace(Prompt.of(_text(data["prompt"], "prompt")), kind=kind)
     messages = data["messages"]

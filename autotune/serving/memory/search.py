@@ -54,7 +54,7 @@ def search_utilization(
         plan.recipe.target,
         plan.scenario.drafter,
         plan.scenario.concurrency[-1],
-        plan.context,
+        max(plan.scenario.context, default=None),
         plan.scenario.max_tokens,
     )
 

@@ -20,6 +20,7 @@ from autotune.serving.measure.prompts import Prompt
 from autotune.serving.memory.fit import boot_bytes, serving_of
 from autotune.serving.memory.model import memory_need
 from autotune.serving.pair.pairing import Pair
+from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.server import ServeSettings
 
 KV_BYTES = "--kv-cache-memory-bytes"
@@ -42,10 +43,11 @@ class Load:
     tokens: int
 
     @classmethod
-    def of(cls, prompts: Sequence[Prompt], concurrency: int, max_tokens: int) -> Load:
-        """A token is a byte at least."""
+    def of(cls, prompts: Sequence[Prompt], scenario: SpecScenario) -> Load:
+        """A token is a byte at least; requests of a given length have no more."""
         longest = max(len(prompt.text.encode()) for prompt in prompts)
-        return cls(concurrency, longest + _TEMPLATE + max_tokens)
+        tokens = max(scenario.context, default=longest + _TEMPLATE + scenario.max_tokens)
+        return cls(scenario.concurrency[-1], tokens)
 
 
 def alongside(settings: ServeSettings, kv_bytes: int) -> ServeSettings:

@@ -7,6 +7,7 @@ from typing import Any
 
 from autotune.serving.decide.conclusion import boots_spread, verdict, warnings
 from autotune.serving.decide.objectives import front_rows, objective_rows
+from autotune.serving.decide.slices import slice_rows
 from autotune.serving.decide.stopped import stopped_rows
 from autotune.serving.job import Result
 from autotune.serving.memory.search import memory_document
@@ -55,6 +56,7 @@ def document(result: Result) -> dict[str, Any]:
         "control": result.control.as_json() if plan.nodes is not None else None,
         "trials": trial_rows(result),
         "objectives": objective_rows(result),
+        "slices": slice_rows(result),
         "pareto_front": front_rows(result),
         "schedule": schedule_document(result),
         "stopped": stopped_rows(result.trials),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autotune.serving.measure.levels import rate_of
-from autotune.serving.scenario import SpecScenario
+from autotune.serving.scenario import SpecScenario, tokens_of
 
 
 def number(value: float | None, digits: int = 1, unit: str = "") -> str:
@@ -28,10 +28,13 @@ def described(scenario: SpecScenario) -> str:
     """The load in words."""
     eos = ", end of text ignored" if scenario.ignore_eos else ""
     form = "chat template" if scenario.chat else "plain completion"
+    mix = f", each of {', '.join(one.name for one in scenario.slices)}" if scenario.is_mixed else ""
+    lengths = ", ".join(tokens_of(length) for length in scenario.context)
+    filled = f" in requests of {lengths} tokens" if lengths else ""
     return (
-        f"prompts {scenario.prompts}, {scenario.max_tokens} output tokens at most{eos}, {form}, "
-        f"{scenario.repeats} repeats of {scenario.waves} × concurrency requests after a warm-up; "
-        "greedy"
+        f"prompts {scenario.prompts}{filled}, {scenario.max_tokens} output tokens at most{eos}, "
+        f"{form}, {scenario.repeats} repeats of {scenario.waves} × concurrency requests{mix} after "
+        "a warm-up; greedy"
     )
 
 

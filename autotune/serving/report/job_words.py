@@ -42,6 +42,41 @@ def objectives(words: Verdict) -> Section:
     return Section("Best by objective", blocks, brief=True)
 
 
+def slices(words: Verdict) -> Section:
+    """What each kind of prompt and each length wants by itself, and how fast each setting is."""
+    title = "By kind of prompt and length"
+    if not words.slices:
+        return Section(title, [])
+    rows = [
+        [
+            row.slice,
+            row.setting,
+            number(row.speedup, 3),
+            interval(row.interval),
+            ("yes" if row.confirmed else "no") if row.speedup else "–",
+            number(row.chosen_speedup, 3),
+            interval(row.chosen_interval),
+        ]
+        for row in words.slices
+    ]
+    heads = ("part of the load", "best for it alone", "× baseline", "95 % interval", "fresh boots",
+             "the choice for all ×", "its interval")  # fmt: skip
+    levels = list(next(iter(words.slices[0].tok_s.values()), {}))
+    rates = [
+        [name, row.slice, *(number(rates.get(c)) for c in levels)]
+        for row in words.slices
+        for name, rates in row.tok_s.items()
+    ]
+    text = (
+        "Everything else on this page is of the mix, equal numbers of requests of each part. Here "
+        "each part counts by itself; what was not booted again is of the one boot of the search."
+    )
+    by_setting = Table(("setting", "part", *(f"tok/s at {c}" for c in levels)), rates, words=2)
+    return Section(
+        title, [Text(text), Table(heads, rows, words=2, narrow=4), by_setting], brief=True
+    )
+
+
 def schedule(words: Verdict) -> Section:
     """γ by batch size, in vLLM's own form."""
     title, found = "γ by batch size", words.schedule

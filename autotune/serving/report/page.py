@@ -67,6 +67,7 @@ class _Sheet:
         served = self.served
         sections = [
             said.serve(self.verdict),
+            said.slices(self.verdict),
             self.speed(),
             Section("Against the baseline", plots.speedups(served, self.basis)),
             self.latency(),

@@ -35,6 +35,19 @@ class Objective(Words):
     interval: Interval
 
 
+class SliceBest(Words):
+    """What is best for one kind of prompt or one length, and what the choice for all does there."""
+
+    slice: str
+    setting: str
+    speedup: float | None
+    interval: Interval
+    confirmed: bool
+    chosen_speedup: float | None
+    chosen_interval: Interval
+    tok_s: dict[str, dict[str, float]]
+
+
 class Schedule(Words):
     """γ by batch size, in vLLM's own form."""
 
@@ -176,6 +189,7 @@ class Verdict(Words):
     boots_of_load: int | None = None
     best: Best | None = None
     objectives: tuple[Objective, ...] = ()
+    slices: tuple[SliceBest, ...] = ()
     schedule: Schedule | None = None
     forecast: Forecast | None = None
     memory_utilization: Memory | None = None

@@ -26,7 +26,7 @@ from autotune.report.page import Page
 from autotune.serving.make_plan import scenario_of
 from autotune.serving.measure.load import LoadOptions
 from autotune.serving.measure.measurer import ServingMeasurer
-from autotune.serving.measure.prompts import Prompt, load_prompts, prompts_key
+from autotune.serving.measure.prompts import Prompt, load_prompts
 from autotune.serving.plan import default_study
 from autotune.serving.recipe import GAMMA
 from autotune.serving.request import SpecRequest
@@ -122,7 +122,7 @@ def make_existing_plan(request: SpecRequest, headers: Sequence[str]) -> Existing
             request,
             target=server.model,
             drafter=AS_SERVED,
-            prompts_key=prompts_key(prompts),
+            prompts=prompts,
             chat=server.chat,
         ),
         prompts=prompts,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from autotune.serving.decide.conclusion import warnings
 from autotune.serving.decide.side_by_side import way_of
 from autotune.serving.job import run
 from autotune.serving.measure import load
+from autotune.serving.measure.cell import Cell
 from autotune.serving.memory.together import Load, alongside, cache_bytes, how_many_fit
 from autotune.serving.plan import Plan
 from autotune.serving.recipe import GAMMA
@@ -110,6 +112,37 @@ def test_one_search_boot_and_one_comparison(bench: Bench, up: list[int], made: l
     assert len({rounds[i][0] for i in range(0, len(rounds), 2 * rivals)}) == rivals  # all begin
     again = bench.tune(DRAFTING, **BESIDE, concurrency="1,2", repeats=3, confirm_boots=2)
     assert (again.fresh_boots, again.selection) == (0, result.selection)
+
+
+def test_a_server_is_asked_for_its_outputs_while_the_next_one_starts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, seen = threading.Event(), list[bool]()
+    launched, ask = FormulaMeasurer._launched, Cell.ask
+
+    @contextmanager
+    def slow(self: Any, settings: Any, log: Any, guard: Any) -> Iterator[Callable[[], Any]]:
+        with launched(self, settings, log, guard) as ready:
+
+            def wait() -> Any:
+                beside = "--kv-cache-memory-bytes" in settings.extra_args
+                if beside and settings.speculative is not None:  # the baseline is up by now
+                    seen.append(asked.wait(60))
+                return ready()
+
+            yield wait
+
+    def noted(self: Cell) -> None:
+        ask(self)
+        if self.scenario.beside is not None:
+            asked.set()
+
+    monkeypatch.setattr(FormulaMeasurer, "_launched", slow)
+    monkeypatch.setattr(Cell, "ask", noted)
+    result = bench.tune(DRAFTING, **BESIDE)
+    assert seen
+    assert all(seen)
+    assert result.selection.winner.candidate.int(GAMMA) == 2
 
 
 def test_the_page_says_how_and_figures_of_two_ways_are_never_mixed(bench: Bench) -> None:

@@ -20,6 +20,7 @@ from autotune.serving.measure.cell import prompts_by_slice
 from autotune.serving.measure.load import LoadOptions, base_load
 from autotune.serving.measure.prompts import Prompt, kinds_of, load_prompts, prompts_key
 from autotune.serving.measure.race import rules_of
+from autotune.serving.measure.stopping import Bar
 from autotune.serving.preflight import preflight
 from autotune.serving.report.document import document
 from autotune.serving.scenario import tokens_of
@@ -147,9 +148,10 @@ def test_one_length_is_no_mix_and_only_a_mix_is_measured_to_the_end(bench: Bench
     plan = bench.plan({}, context="600")
     assert plan.scenario.as_json()["context"] == [600]
     assert not plan.scenario.is_mixed
-    proposer: Any = SimpleNamespace(forecast=1, bar=lambda: "a bar")
+    bar = Bar(1.0)
+    proposer: Any = SimpleNamespace(forecast=1, bar=lambda: bar)
     four = Candidate.of({"gamma": 4})
-    assert rules_of(four, plan.scenario, plan.baseline, proposer).bar == "a bar"
+    assert rules_of(four, plan.scenario, plan.baseline, proposer).bar is bar
     mixed = bench.plan({}, context="300,600").scenario
     assert rules_of(four, mixed, plan.baseline, proposer).bar is None
 

@@ -23,7 +23,8 @@ def measure_beside(cells: Sequence[Cell]) -> Generator[Part, None, list[Served |
     off is made anew, with further prompts: what is compared in it must be of one time.
 
     Args:
-        cells: of one scenario; the first is what the others are compared with.
+        cells: of one scenario, asked for their outputs; the first is what the others are compared
+            with.
 
     Yields:
         Every repeat the moment it ends.
@@ -34,8 +35,8 @@ def measure_beside(cells: Sequence[Cell]) -> Generator[Part, None, list[Served |
     home, rounds = cells[0], _rounds(cells)
     for cell in cells:
         try:
-            cell.ask()
-            cell.warm(rounds)
+            if cell.stopped is None:
+                cell.warm(rounds)
         except UnservedError as error:
             cell.stopped = error
     for turn, number in enumerate(rounds):

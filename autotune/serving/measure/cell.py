@@ -84,6 +84,13 @@ class Cell:
         self.outputs = outputs_of(self.wire, self.base, self.scenario, self.options)
         self.prompts = prompts_by_slice(self.wire, self.base, self.scenario)
 
+    def ask_or_stop(self) -> None:
+        """Do as :meth:`ask`; why it fails is kept."""
+        try:
+            self.ask()
+        except UnservedError as error:
+            self.stopped = error
+
     def warm(self, numbers: Iterable[int], levels: Iterable[int] | None = None) -> None:
         """Warm up at concurrencies of which one of these repeats is still to be made.
 

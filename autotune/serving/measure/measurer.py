@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -233,14 +234,14 @@ class ServingMeasurer(HoldsNothing):
         details: dict[Candidate, dict[str, Any]] = {
             c: {**named, "log": str(log)} for c, log in logs.items()
         }
-        with ExitStack() as stack:
+        # The servers end first, and with them what is still asked of one.
+        with ThreadPoolExecutor(len(settings)) as askers, ExitStack() as stack:
             ready = {
                 c: stack.enter_context(self._launched(one, logs[c], guard))
                 for c, one in settings.items()
             }
-            wires = _served_of(ready, found)
-            cells = [Cell.of(_rival(group, c), wire, self._options) for c, wire in wires.items()]
-            if len(wires) == len(ready) or _goes_on(group, found):
+            cells = self._asked(group, ready, found, askers)
+            if len(cells) == len(ready) or _goes_on(group, found):
                 results = yield from measure_beside(cells)
                 for cell, result in zip(cells, results, strict=True):
                     candidate, server = cell.job.candidate, cell.wire.server
@@ -251,6 +252,30 @@ class ServingMeasurer(HoldsNothing):
         return {
             c: self._as_measurement(found.get(c, unmeasured), details[c], seconds) for c in settings
         }
+
+    def _asked(
+        self,
+        group: Group,
+        ready: Mapping[Candidate, Callable[[], Wire]],
+        failed: dict[Candidate, Served | UnservedError],
+        askers: ThreadPoolExecutor,
+    ) -> list[Cell]:
+        """Wait for every server, and ask it for its outputs while others still start.
+
+        Nothing is timed yet, and a server compiles kernels for its first requests: half a minute of
+        three servers in turn on an H200. Servers that do not serve are noted in ``failed``.
+        """
+        cells, asking = list[Cell](), list[Future[None]]()
+        for candidate, wait in ready.items():
+            try:
+                cells.append(Cell.of(_rival(group, candidate), wait(), self._options))
+            except ServerFailedError as error:
+                failed[candidate] = _unserved(error)
+            else:
+                asking.append(askers.submit(cells[-1].ask_or_stop))
+        for asked in asking:
+            asked.result()
+        return cells
 
     def _evaluated(self, cell: Cell, found: Served | UnservedError) -> Served | UnservedError:
         """Add what tasks say of it, where the scenario asks for them."""
@@ -315,19 +340,6 @@ def _rival(group: Group, candidate: Candidate) -> Job:
     scenario = cast("SpecScenario", group.workload)
     rules = Rules(dict(scenario.slo), to_the_end=candidate == group.candidates[0])
     return Job(candidate, scenario, rules, group.parts.get(candidate, {}))
-
-
-def _served_of(
-    ready: Mapping[Candidate, Callable[[], Wire]], failed: dict[Candidate, Served | UnservedError]
-) -> dict[Candidate, Wire]:
-    """Wait for every server; those that do not serve are noted in ``failed``."""
-    found = {}
-    for candidate, wait in ready.items():
-        try:
-            found[candidate] = wait()
-        except ServerFailedError as error:
-            failed[candidate] = _unserved(error)
-    return found
 
 
 def _unserved(error: ServerFailedError) -> UnservedError:

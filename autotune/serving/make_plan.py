@@ -152,8 +152,8 @@ def _check_target(request: SpecRequest) -> None:
         return
     pair = load_pair(target, drafter)
     _recipe(request, pair, space, args, ())
-    key, chat = prompts_key(prompts), pair.target.chat is not False
-    scenario_of(request, target=target, drafter=drafter, prompts_key=key, chat=chat)
+    chat = pair.target.chat is not False
+    scenario_of(request, target=target, drafter=drafter, prompts=prompts, chat=chat)
     if not request.force:
         refusal(check_pair(pair, max_model_len=whole_value(args, "--max-model-len")))
 

@@ -274,6 +274,11 @@ def check_gpus(text: str, flag: str = "--gpus") -> None:
         raise BadInputError(f"{flag} {text!r}: expected all, none, a number or device=0,1")
 
 
+def _as_text(value: object) -> object:
+    """Take a bare number of requests by JSON, which it was before there could be several."""
+    return str(value) if type(value) is int else value
+
+
 # Fields of a request that hold such texts.
 
 Home = Annotated[str, AfterValidator(expand_user)]
@@ -288,7 +293,9 @@ Gammas = Annotated[str, checked(parse_gammas), Field(examples=["0-6", "0,2,4"])]
 Values = Annotated[str, checked(parse_values)]
 Utilization = Annotated[str, checked(check_utilization), Field(examples=["0.8,0.85", "0.4:0.9"])]
 Concurrency = Annotated[str, checked(parse_concurrency), Field(examples=["1,4,8"])]
-Contexts = Annotated[str, checked(parse_contexts), Field(examples=["1k,16k,64k"])]
+Contexts = Annotated[
+    str, BeforeValidator(_as_text), checked(parse_contexts), Field(examples=["1k,16k,64k"])
+]
 Rates = Annotated[str, checked(parse_rates), Field(examples=[".8,.6,.4"])]
 Slo = Annotated[str, checked(check_slo), Field(examples=["ttft=500ms,tpot=50ms"])]
 Image = Annotated[str, checked(check_image)]

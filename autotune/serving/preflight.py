@@ -10,12 +10,12 @@ from autotune.core import BadInputError
 from autotune.decide.stats import LEAST_PAIRS
 from autotune.engine.arguments import argument_value, whole_value
 from autotune.engine.speculative_keys import speculative_keys
-from autotune.engine.variables import ROUTING
+from autotune.engine.variables import ROUTING, STARTUP_PLAN
 from autotune.machine.environment import exported
 from autotune.machine.memory import MemoryKind
 from autotune.serving.pair.pairing import check_gamma, check_pair, is_stretched
 from autotune.serving.plan import SIDE_BY_SIDE, Plan, memory_findings
-from autotune.serving.recipe import DRAFTER_OPTION, GAMMA
+from autotune.serving.recipe import DRAFTER_OPTION, GAMMA, UTILIZATION, VARIABLE
 from autotune.serving.scenario import tokens_of
 from autotune.serving.server.launchers import LocalLauncher
 from autotune.util.finding import Finding, Severity, note, refuse, warn
@@ -40,7 +40,8 @@ def preflight(plan: Plan) -> list[Finding]:
                 f"nothing can win below {LEAST_PAIRS}",
             )
         )
-    findings += [*_check_options(plan), *_check_dummy(plan), *_memory_findings(plan)]
+    findings += [*_check_options(plan), *_check_dummy(plan), *_check_startup_plan(plan)]
+    findings += _memory_findings(plan)
     if not any(finding.refuses for finding in findings):  # it may take vLLM seconds to say
         findings += _check_program(plan)
     order = list(Severity)
@@ -120,6 +121,33 @@ def _check_dummy(plan: Plan) -> Iterator[Finding]:
             "--load-format dummy: made-up weights may send all tokens to the same few experts, so "
             "that large batches and gammas look cheaper than they are; add --env "
             f"{ROUTING}=uniform_random",
+        )
+
+
+def _check_startup_plan(plan: Plan) -> Iterator[Finding]:
+    """VLLM finds a stored plan by everything but the memory utilization that it was measured with.
+
+    ``compute_plan_fingerprint`` (0.32 ``v1/worker/startup_plan.py``) rests on a hash that leaves
+    ``gpu_memory_utilization`` and the number of drafted tokens out, and a plan overrides the share.
+    """
+    local = isinstance(plan.launcher, LocalLauncher)
+    value = plan.recipe.env.get(STARTUP_PLAN, exported(STARTUP_PLAN) if local else None)
+    tried = dict(plan.space.parameters)
+    if value in {None, "", "0"} and f"{VARIABLE}{STARTUP_PLAN}" not in tried:
+        return
+    said = (
+        f"{STARTUP_PLAN}: vLLM takes the KV cache of an earlier boot whatever share of the memory "
+        "that boot was given"
+    )
+    if plan.memory.kind is MemoryKind.UNIFIED:
+        yield refuse("startup-plan", f"{said}, which can freeze this machine: leave it out")
+    elif plan.utilization is not None or len(tried.get(UTILIZATION, ())) > 1:
+        yield refuse("startup-plan", f"{said}, so shares cannot be compared: leave it out")
+    else:
+        yield warn(
+            "startup-plan",
+            f"{said}: delete startup_plan in vLLM's cache folder when you change "
+            "--gpu-memory-utilization",
         )
 
 

@@ -147,6 +147,27 @@ def test_dummy_weights_of_experts_are_warned_about(
     assert not warned(tiny_models.qwen3_moe, **dummy)
 
 
+def test_a_stored_startup_plan_is_no_figure_of_another_share_of_the_memory(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unified = dataclasses.replace(NINE_OF_TEN, kind=MemoryKind.UNIFIED)
+    given: dict[str, Any] = {"env": ("VLLM_ENABLE_STARTUP_PLAN=1",)}
+
+    def told(memory: MemoryReading = NINE_OF_TEN, **flags: Any) -> list[bool]:
+        found = preflight(plan_of(tiny_models.qwen3, memory, **flags))
+        return [finding.refuses for finding in found if finding.code == "startup-plan"]
+
+    assert told(**given) == [False]
+    assert told(unified, **given) == [True]
+    assert told(gpu_memory_utilization="0.4,0.8", **given) == [True]
+    assert told(gpu_memory_utilization="0.4:0.8", **given) == [True]
+    assert told(env_set=("VLLM_ENABLE_STARTUP_PLAN=0,1",)) == [False]
+    assert not told()
+    assert not told(unified, env=("VLLM_ENABLE_STARTUP_PLAN=0",))
+    monkeypatch.setenv("VLLM_ENABLE_STARTUP_PLAN", "1")
+    assert told(unified) == [True]
+
+
 def test_what_the_checks_found_goes_with_the_plan(tiny_models: TinyModels) -> None:
     plan = make_plan(make_request(tiny_models.qwen3, "chat", repeats=2))
     assert plan.findings == tuple(preflight(plan))

@@ -358,7 +358,12 @@ def test_with_a_dial_the_second_best_may_stay_out(bench: Bench) -> None:
     close = replace(dialled[three], measurement=dialled[two].measurement)
     way = way_of(plan, [two, three], [], {**dialled, three: close})
     assert way.beside is not None
-    assert way.left_out == (three,)
+    assert way.left_out == way.crowded == (three,)
+    assert result.confirmed is not None
+    whole = replace(result.plan, memory=plan.memory)
+    crowded = replace(result, plan=whole, confirmed=replace(result.confirmed, way=way))
+    said = "gamma=3 was NOT confirmed: NVIDIA H200 has no room for its server beside the others"
+    assert [text for text in warnings(crowded) if text.startswith(said)]
     static = way_of(plan, [two, three], [], {})  # boots apart: the second best is not known well
     assert static.beside is None
     assert "NVIDIA H200 holds 2 servers at once, not 3" in static.why

@@ -147,6 +147,7 @@ def test_one_length_is_no_mix_and_only_a_mix_is_measured_to_the_end(bench: Bench
     bench.prompts.write_text(json.dumps({"prompt": "one question"}))
     plan = bench.plan({}, context="600")
     assert plan.scenario.as_json()["context"] == [600]
+    assert bench.plan({}, context=600).scenario == plan.scenario  # as JSON may have it
     assert not plan.scenario.is_mixed
     bar = Bar(1.0)
     proposer: Any = SimpleNamespace(forecast=1, bar=lambda: bar)

@@ -65,6 +65,8 @@ def given(target: Path, prompts: Path, **changes: Any) -> dict[str, Any]:
         "confirm_boots": 1,
         "confirm": "side-by-side",
         "study": "real",
+        "start_timeout": "10m",
+        "request_timeout": "5m",
         **changes,
     }
 
@@ -95,7 +97,7 @@ def test_one_server_tells_that_ngram_pays_where_a_text_is_rewritten(
     By the server's counters, which a busy machine does not change; rates are for the night.
     """
     few, env = mixed(2, tmp_path), [f"{name}={value}" for name, value in CPU_ENV.items()]
-    flags = given(real_model, few, gamma="0,4", repeats=2, max_tokens=48, check_tokens=16, **LOOKUP)
+    flags = given(real_model, few, gamma="0,4", repeats=2, max_tokens=40, check_tokens=12, **LOOKUP)
     plan = make_plan(make_request(**flags, server_arg=ARGS, env=env, vllm=None, dial=True))
     jobs = [Job(candidate, replace(plan.scenario, dial=True)) for candidate in plan.column]
     plain, four = whole(local_measurer(plan, tmp_path).measure(jobs))

@@ -176,6 +176,12 @@ def _boot_warnings(result: Result) -> Iterator[str]:
         return
     for candidate, why in result.confirmed.fell.items():
         yield f"{setting(candidate)}: {'; '.join(why)}: not recommended"
+    for candidate in result.confirmed.way.crowded:
+        yield (
+            f"{setting(candidate)} was NOT confirmed: {result.plan.memory.where} has no room for "
+            "its server beside the others, and the dial could not tell it from the best: it may be "
+            "as fast (--confirm in-turn boots all of them)"
+        )
     in_turn = result.confirmed.way.beside is None
     pairs = result.plan.confirm_rounds * result.plan.scenario.repeats
     if in_turn and pairs < LEAST_PAIRS:

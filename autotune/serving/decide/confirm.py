@@ -35,11 +35,13 @@ class Way:
         beside: side by side; None one after the other.
         why: they did not run side by side; empty where they did, or nothing is known.
         left_out: finalists for which there was no memory, or which the dial showed to be slower.
+        crowded: those of them that there was no memory for alone: nothing speaks against them.
     """
 
     beside: Beside | None = None
     why: str = ""
     left_out: tuple[Candidate, ...] = ()
+    crowded: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)

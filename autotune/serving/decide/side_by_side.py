@@ -110,7 +110,8 @@ def way_of(
     rivals = order[1:fitting]
     left_out = tuple(c for c in finalists if c not in rivals)
     rounds = max(LEAST_PAIRS, plan.confirm_rounds * plan.scenario.repeats)
-    return Way(Beside("", rounds, kv_bytes), left_out=left_out)
+    crowded = tuple(c for c in left_out if c in close)
+    return Way(Beside("", rounds, kv_bytes), left_out=left_out, crowded=crowded)
 
 
 def _close(finalists: Sequence[Candidate], dialled: Mapping[Candidate, Trial]) -> list[Candidate]:
@@ -208,7 +209,8 @@ def _with_room(
             beside = replace(beside, kv_bytes=needed)
             taken.append(other)
     left_out = tuple(c for c in way.left_out if c not in taken)
-    return replace(way, beside=beside, left_out=left_out), taken
+    crowded = tuple(c for c in way.crowded if c not in taken)
+    return replace(way, beside=beside, left_out=left_out, crowded=crowded), taken
 
 
 def _compared(

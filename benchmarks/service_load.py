@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    before = psutil.getloadavg()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "root"
         root.mkdir()
@@ -126,7 +127,7 @@ def main() -> None:
         finally:
             served.stop()
     found["environment"] = environment() | {"processor": platform.processor()}
-    found["load_average"] = psutil.getloadavg()
+    found["load_average"] = {"before": before, "after": psutil.getloadavg()}
     text = json.dumps(found, indent=1)
     if options.out:
         options.out.write_text(text + "\n")

@@ -56,7 +56,9 @@ def form(kind: str, given: Mapping[str, str]) -> list[tuple[str, list[Input]]]:
             continue
         made = _input(request, name, schema[name], given.get(name), required=field.is_required())
         panels.setdefault(str(schema[name].get("panel", "")), []).append(made)
-    return [(title, fields) for title, fields in panels.items() if fields]
+    found = [(title, fields) for title, fields in panels.items() if fields]
+    # Stable: what goes with another way to start comes last, and is folded there.
+    return sorted(found, key=lambda panel: panel[0].startswith("With "))
 
 
 def _input(

@@ -22,6 +22,7 @@ from autotune.web.problems import ProblemError, document
 from autotune.web.service import Service
 from autotune.web.token import COOKIE, COOKIE_S, Doorman
 
+_ABOUT = {kind: str(request.__doc__).splitlines()[0] for kind, request in KINDS.items()}
 _ROWS = 50
 _LOGIN_BYTES = 4096
 
@@ -40,7 +41,7 @@ class Views:
             lstrip_blocks=True,
         )
         self._environment.filters["times"] = _times
-        self._environment.globals.update(version=__version__, kinds=list(KINDS))
+        self._environment.globals.update(version=__version__, kinds=_ABOUT)
 
     def render(self, template: str, status: int = 200, **values: Any) -> Response:
         """Answer with a view."""
@@ -68,8 +69,7 @@ class Views:
         """Show the form of a kind of job."""
         if kind not in KINDS:
             raise ProblemError(404, f"no kind {kind!r} of jobs")
-        about = str(KINDS[kind].__doc__).splitlines()[0]
-        return self.render("new.html", kind=kind, about=about, panels=form(kind, given))
+        return self.render("new.html", kind=kind, about=_ABOUT[kind], panels=form(kind, given))
 
     def job(self, job_id: int) -> Response:
         """Show a job."""

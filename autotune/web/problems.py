@@ -19,7 +19,7 @@ from autotune.util.secret import mask
 from autotune.web.policy import ForbiddenError
 
 MEDIA_TYPE = "application/problem+json"
-_FLAG = re.compile(r"--([a-z][a-z0-9-]*)|argument '([a-z_]+)'")
+_FLAG = re.compile(r"--([a-z][a-z0-9-]*)|argument '([a-z_]+)'|^no (device) '")
 
 
 class ProblemError(Exception):
@@ -50,7 +50,7 @@ def response(error: ProblemError) -> Response:
 def field_of(message: str) -> str | None:
     """Return the field of a request that a refusal is about; None where it names none."""
     found = _FLAG.search(message)
-    return (found[1] or found[2]).replace("-", "_") if found else None
+    return (found[1] or found[2] or found[3]).replace("-", "_") if found else None
 
 
 def of(error: AutotuneError) -> ProblemError:

@@ -338,6 +338,7 @@ def test_the_plan_is_what_the_command_line_says(site: Site) -> None:
     refused = site.client.post(f"{API}/jobs:validate", json=body)
     assert (refused.status_code, refused.json()["exit_code"]) == (422, 2)
     assert refused.json()["detail"].startswith("no device 'gb11'; did you mean gb10?")
+    assert refused.json()["field"] == "device"
     queued = site.client.post(f"{API}/jobs", json=body)
     assert (queued.status_code, queued.json()) == (422, refused.json())
     files = {"kind": "files", "args": {"model": "gemma-4-26b-a4b", "device": "gb10"}}

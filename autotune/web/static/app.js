@@ -55,6 +55,7 @@ function jobOf(form) {
 }
 
 function clearErrors(form) {
+  $("plan").hidden = true; // it was of other values
   for (const said of form.querySelectorAll(".error")) { said.hidden = true; }
   for (const field of form.querySelectorAll("[aria-invalid]")) { field.removeAttribute("aria-invalid"); }
 }
@@ -65,6 +66,8 @@ function showError(form, problem) {
   said.textContent = problem.message;
   said.hidden = false;
   if (at) { at.setAttribute("aria-invalid", "true"); }
+  const folded = at && at.closest("details");
+  if (folded) { folded.open = true; }
   (at || said).focus();
 }
 
@@ -85,6 +88,7 @@ function newJob(form) {
       $("plan-text").textContent = found.said.join("\n") || "Nothing stands against it.";
       $("command").textContent = found.command;
       $("plan").hidden = false;
+      $("plan").scrollIntoView();
     } catch (problem) { showError(form, problem); }
     for (const button of form.querySelectorAll("button")) { button.disabled = false; }
   });

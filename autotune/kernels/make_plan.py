@@ -40,6 +40,12 @@ def make_plan(request: MoeRequest, visible: str | None, team: Team | None = None
         MissingEnvironmentError: vLLM, or the GPU of ``auto``.
         NoFeasibleCandidateError: the device can run nothing of the space.
     """
+    plan = _planned(request, visible, team)
+    _ = plan.trials_per_m  # before anything is written: is any candidate feasible?
+    return plan
+
+
+def _planned(request: MoeRequest, visible: str | None, team: Team | None) -> Plan:
     device = _device(request, visible, team)
     shape, model, notes = _layer(request, device)
     routing = parse_routing(request.routing)
@@ -51,7 +57,7 @@ def make_plan(request: MoeRequest, visible: str | None, team: Team | None = None
     spare = 1 + len(gpus) if gpus else 0
     kernel = kernel_info()
     check_refined(request, shape, kernel.vllm_version)
-    plan = Plan(
+    return Plan(
         study=request.study or default_study(device, shape),
         device=device,
         model=model,
@@ -74,15 +80,13 @@ def make_plan(request: MoeRequest, visible: str | None, team: Team | None = None
         notes=(*notes, *published_note(device.name, shape)),
         unmeasured=unmeasured,
     )
-    _ = plan.trials_per_m  # before anything is written: is any candidate feasible?
-    return plan
 
 
 def check(request: MoeRequest, visible: str | None) -> Plan | None:
     """Refuse what no later moment makes right, in a fraction of a second; nothing is started.
 
-    The hub is not asked, and the rows of ``--first`` are not read: an earlier job may be to make
-    them.
+    The hub is not asked, the rows of ``--first`` are not read, for an earlier job may be to make
+    them, and the space is not searched for what the device can run.
 
     Args:
         request: what is asked for, to be done on this machine.
@@ -98,7 +102,7 @@ def check(request: MoeRequest, visible: str | None) -> Plan | None:
         resolve_device(request.device, visible)
         load_space(request.space, "moe", whole=FIELDS)
         return None
-    return make_plan(request.model_copy(update={"predict": True, "first": ()}), visible)
+    return _planned(request.model_copy(update={"predict": True, "first": ()}), visible, None)
 
 
 def _device(request: MoeRequest, visible: str | None, team: Team | None) -> Device:

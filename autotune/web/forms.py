@@ -78,10 +78,11 @@ def _input(
         shown = "\n".join(map(str, default))
     kind = "choice" if "enum" in known else kinds.get(str(known.get("type")), "text")
     unit = f" In {known['unit']}." if "unit" in known else ""
+    said = " ".join(filter(None, [known["description"], known.get("note")]))
     return Input(
         name=name,
         flag=request.flag_name(name),
-        text=" ".join(filter(None, [known["description"], known.get("note")])) + unit,
+        text=said.replace("`", "") + unit,
         kind=kind,
         default=shown,
         value=shown if given is None else given,

@@ -15,7 +15,7 @@ from autotune.cluster.connect import connected
 @contextmanager
 def on_cluster(where: str) -> Iterator[None]:
     """Be connected to the cluster of ``--ray`` within the block; see :func:`connected`."""
-    local = "starting Ray on this machine (5 to 30 s)"
+    local = "starting Ray on this machine, which takes seconds"
     with ExitStack() as stack:
         with waiting(f"--ray {where}: {local if where == 'local' else 'joining the cluster'}"):
             stack.enter_context(connected(where))

@@ -11,7 +11,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -280,9 +279,8 @@ def test_what_an_image_holds_and_whose_pip_adds_what_it_lacks(
     assert (folder / "lacking.py").is_file()
     assert not list(folder.glob("psutil*")), "what the image has is left as it is"
     assert list(cache.iterdir()) == [folder]
-    started = time.monotonic()
+    # Without the wheels, so that only what is kept can be found.
     assert image_packages.installed_for(engine, image, facts, ["lacking>=1"], [], cache) == folder
-    assert time.monotonic() - started < 1
 
 
 def test_an_image_that_is_too_old_is_refused_with_the_one_to_take(

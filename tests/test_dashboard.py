@@ -169,7 +169,7 @@ def served(folder: Path, *args: str) -> Iterator[dict[str, Any]]:
             yield json.loads(text)
         finally:
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
 
 
 @pytest.mark.browser

@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,6 @@ from autotune.machine.devices import Device
 from autotune.machine.environment import exported
 from autotune.util import edge
 
-_MOE = "model_executor/layers/fused_moe/configs"
-_DENSE = "model_executor/layers/quantization/utils/configs"
-_MAMBA = "model_executor/layers/mamba/ops/configs/selective_state_update"
 _MAMBA_SIZES = (
     ("mamba_head_dim", "ssm_state_size"),
     ("mamba_d_head", "mamba_d_state"),
@@ -43,7 +41,7 @@ class TunedFile:
     """One file that vLLM looks for, or would if another backend ran the layer.
 
     Attributes:
-        family: ``moe``, ``dense``, ``mamba`` or ``lora``.
+        family: a name of :data:`FAMILIES`.
         where: which layers, for people.
         name: of the file; None where no file exists for such weights.
         backend: what runs the layers there.
@@ -125,14 +123,9 @@ def files_of(config: Config, service: Service) -> Iterator[TunedFile]:
 
 
 def _of_model(config: Config, service: Service, ref: str) -> Iterator[TunedFile]:
-    try:
-        groups = expert_layers(config)
-    except NoExpertsError:
-        groups = []
-    for group in groups:
-        yield _experts(group, config, service, ref)
-    yield from _dense(config, service)
-    yield from _mamba(config, service.device)
+    for family in FAMILIES.values():
+        if family.of_model is not None:
+            yield from family.of_model(config, service, ref)
 
 
 def _experts(group: ExpertLayers, config: Config, service: Service, ref: str) -> TunedFile:
@@ -178,8 +171,18 @@ def _command(group: ExpertLayers, service: Service, ref: str) -> str:
     return shlex.join(parts)
 
 
-def _dense(config: Config, service: Service) -> Iterator[TunedFile]:
+def _moe(config: Config, service: Service, ref: str) -> Iterator[TunedFile]:
+    """Layers of routed experts."""
+    groups: list[ExpertLayers] = []
+    with suppress(NoExpertsError):
+        groups = expert_layers(config)
+    for group in groups:
+        yield _experts(group, config, service, ref)
+
+
+def _dense(config: Config, service: Service, ref: str) -> Iterator[TunedFile]:
     """Block-fp8 linear layers: one file per (N, K) on a rank, read by Triton's kernel alone."""
+    del ref
     quantisation = quantisation_of(config)
     shapes: dict[tuple[int, int], list[str]] = {}
     for part, n, k in _linear_sizes(config, service.tp):
@@ -230,9 +233,10 @@ def _linear_sizes(config: Config, tp: int) -> Iterator[tuple[str, int, int]]:
         yield f"{inner}.down_proj", hidden, width // tp
 
 
-def _mamba(config: Config, device: Device) -> Iterator[TunedFile]:
+def _mamba(config: Config, service: Service, ref: str) -> Iterator[TunedFile]:
     """The state update of Mamba 2, whose file does not depend on the ranks."""
-    text = text_config(config)
+    del ref
+    text, device = text_config(config), service.device
     for head, state in _MAMBA_SIZES:
         dim, size = text.get(head), text.get(state)
         if not isinstance(dim, int) or not isinstance(size, int):
@@ -270,6 +274,31 @@ def _lora(device: Device) -> list[TunedFile]:
     ]
 
 
+@dataclass(frozen=True)
+class Family:
+    """Kernels of vLLM that read files of one kind.
+
+    Attributes:
+        of_model: finds the files of a model, by its configuration and its name; None for those
+            that do not depend on it.
+        inside: the folder in vLLM's package; None where it ships none.
+        from_folder: whether vLLM looks into ``VLLM_TUNED_CONFIG_FOLDER`` as well, and first.
+    """
+
+    of_model: Callable[[Config, Service, str], Iterator[TunedFile]] | None
+    inside: str | None
+    from_folder: bool = True
+
+
+FAMILIES = {
+    "moe": Family(_moe, "model_executor/layers/fused_moe/configs"),
+    "dense": Family(_dense, "model_executor/layers/quantization/utils/configs", from_folder=False),
+    "mamba": Family(_mamba, "model_executor/layers/mamba/ops/configs/selective_state_update"),
+    "lora": Family(None, None),
+}
+"""By the name that a :class:`TunedFile` has; in the order in which files are listed."""
+
+
 def _looked_up(file: TunedFile) -> TunedFile:
     """The file with its place: the user's folder first, as vLLM looks."""
     if file.name is None:
@@ -282,13 +311,12 @@ def _looked_up(file: TunedFile) -> TunedFile:
 
 
 def _folders(family: str) -> Iterator[Path]:
-    own = exported(FOLDER)
-    if own and family != "dense":
+    known, own = FAMILIES[family], exported(FOLDER)
+    if own and known.from_folder:
         yield Path(own)
-    inside = {"moe": _MOE, "dense": _DENSE, "mamba": _MAMBA}.get(family)
-    spec = importlib.util.find_spec("vllm") if inside else None
+    spec = importlib.util.find_spec("vllm") if known.inside else None
     for place in (spec.submodule_search_locations or []) if spec else []:
-        yield Path(place) / str(inside)
+        yield Path(place) / str(known.inside)
 
 
 def _made_with(path: Path) -> str | None:

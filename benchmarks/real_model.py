@@ -31,6 +31,7 @@ from autotune.serving.measure.column import measure_column
 from autotune.serving.measure.load import LoadOptions, Served
 from autotune.serving.measure.prompts import load_prompts, prompts_key
 from autotune.serving.measure.wire import Wire
+from autotune.serving.parse import parse_contexts, parse_gammas
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.launchers import LocalLauncher
 from autotune.serving.server.server import ServeSettings, start
@@ -71,7 +72,7 @@ def scenario_of(kind: str, args: argparse.Namespace) -> SpecScenario:
     return SpecScenario(
         "SmolLM2-135M", args.drafter, kind, key, levels, args.tokens,
         ignore_eos=False, chat=True, repeats=args.rounds, waves=args.waves, objective="geomean",
-        dial=True,
+        dial=True, context=parse_contexts(args.context) if args.context else (),
     )  # fmt: skip
 
 
@@ -113,6 +114,19 @@ def row_of(trial: Trial, plain: Trial) -> dict[str, Any]:
         "repeats": {c: level["repeats"] for c, level in levels.items()},
         "accepted": {c: level.get("reached") for c, level in levels.items()},
         "tokens_per_step": {c: level.get("acceptance_length") for c, level in levels.items()},
+        "by_length": {
+            name: {
+                c: {
+                    "tok_s": level["tok_s"],
+                    "repeats": level["repeats"],
+                    "accepted": level.get("reached"),
+                    "ttft_ms": level["ttft_ms"]["p50"],
+                    "prompt_tokens": level["prompt_tokens"] / level["completed"],
+                }
+                for c, level in levels.items()
+            }
+            for name, levels in details.get("slices", {}).items()
+        },
         "first_ten_tokens_equal": outputs.identical,
         "gate": outputs.judged and {"passes": outputs.judged.passes, "said": outputs.judged.said},
         "no_texts": details.get("no_texts"),
@@ -125,6 +139,8 @@ def main() -> None:
     parser.add_argument("--drafter", default="ngram")
     parser.add_argument("--kinds", default="rewriting,chat")
     parser.add_argument("--most", type=int, default=4, help="the largest gamma")
+    parser.add_argument("--gammas", help="such as 0,4; all up to --most if not given")
+    parser.add_argument("--context", help="tokens of a request, such as 300,900")
     parser.add_argument("--concurrency", default="1")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--check-tokens", type=int, default=128)
@@ -137,7 +153,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--gpu", action="store_true")
     args = parser.parse_args()
-    args.gammas = list(range(args.most + 1))
+    args.gammas = list(parse_gammas(args.gammas) if args.gammas else range(args.most + 1))
     model = {"method": "draft_model", "model": str(Path(args.drafter).absolute())}
     speculative = NGRAM if args.drafter == "ngram" else model
     flags = GPU_ARGS if args.gpu else (*CPU_ARGS, *CACHE_ARGS)

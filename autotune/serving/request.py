@@ -171,6 +171,7 @@ class SpecRequest(Request):
         flag(
             "Tokens of a request, prompt and answer: 1k,16k,64k, each a load of its own.",
             panel=LOAD,
+            launchers=_ANY,
             note="Prompts get texts to read before the question. A searched utilization must "
             "hold the longest. As for vLLM, 1k is 1000 and 1K is 1024.",
         ),

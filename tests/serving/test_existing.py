@@ -19,6 +19,8 @@ import pytest
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.serving.measure.client import Load, run_load
 from autotune.serving.measure.prompts import Prompt
+from autotune.serving.request import SpecRequest
+from autotune.serving.running.job import make_existing_plan
 from autotune.serving.running.server import is_exposed, look, parse_headers, parse_url
 from autotune.serving.server.launchers import UrlLauncher, free_port
 from autotune.serving.server.web import without_secrets
@@ -198,6 +200,18 @@ def test_a_failure_that_repeats_the_credentials_is_told_without_them(tmp_path: P
     assert "refuses these credentials" in ran.stderr
     assert SECRET not in ran.stderr
     assert without_secrets("a 1 b", {"X": "1"}) == "a 1 b"
+
+
+def test_lengths_that_it_does_not_take_are_told_before_a_load() -> None:
+    with serving() as (url, handler):
+        asked = SpecRequest.model_validate({"launcher": "url", "url": url, "context": "200,1k"})
+        with pytest.raises(BadInputError, match="--context 1k is longer than the 512 tokens that"):
+            make_existing_plan(asked, [])
+        assert handler.answered <= 1  # the look
+        fits = SpecRequest.model_validate(
+            {"launcher": "url", "url": url, "context": "200,512", "prompts": "chat,code"}
+        )
+        assert len(make_existing_plan(fits, []).scenario.slices) == 4
 
 
 def test_what_is_closed_stays_unknown() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
+from autotune.core import Trial
 from autotune.report.page import Block, Code, Section, Table, Text
 from autotune.serving.report import plots
-from autotune.serving.report.figures import interval, number, percent
+from autotune.serving.report.figures import interval, number, percent, rate
+from autotune.serving.report.tables import setting
 from autotune.serving.report.verdict import Confirmation, Memory, Soak, Verdict
 from autotune.serving.scenario import Beside
 from autotune.space.published import Published
@@ -42,11 +45,18 @@ def objectives(words: Verdict) -> Section:
     return Section("Best by objective", blocks, brief=True)
 
 
-def slices(words: Verdict) -> Section:
-    """What each kind of prompt and each length wants by itself, and how fast each setting is."""
-    title = "By kind of prompt and length"
-    if not words.slices:
-        return Section(title, [])
+def slices(words: Verdict, trials: Sequence[Trial]) -> Section:
+    """What each kind of prompt and each length wants by itself, and how fast each setting is.
+
+    Args:
+        words: of the job; they say nothing of it where one server was measured as it ran.
+        trials: of the search, those with a value.
+    """
+    rates = [
+        [setting(trial.candidate), name, *map(rate, levels.values())]
+        for trial in trials
+        for name, levels in trial.measurement.details.get("slices", {}).items()
+    ]
     rows = [
         [
             row.slice,
@@ -61,20 +71,18 @@ def slices(words: Verdict) -> Section:
     ]
     heads = ("part of the load", "best for it alone", "× baseline", "95 % interval", "fresh boots",
              "the choice for all ×", "its interval")  # fmt: skip
-    levels = list(next(iter(words.slices[0].tok_s.values()), {}))
-    rates = [
-        [name, row.slice, *(number(rates.get(c)) for c in levels)]
-        for row in words.slices
-        for name, rates in row.tok_s.items()
-    ]
-    text = (
-        "Everything else on this page is of the mix, equal numbers of requests of each part. Here "
-        "each part counts by itself; what was not booted again is of the one boot of the search."
-    )
-    by_setting = Table(("setting", "part", *(f"tok/s at {c}" for c in levels)), rates, words=2)
-    return Section(
-        title, [Text(text), Table(heads, rows, words=2, narrow=4), by_setting], brief=True
-    )
+    blocks: list[Block] = []
+    if rates:
+        text = (
+            "Everything else on this page is of the mix, equal numbers of requests of each part. "
+            "Here each part counts by itself; what was not booted again is of the one boot of the "
+            "search."
+        )
+        levels = trials[0].measurement.details["levels"]
+        by_setting = Table(("setting", "part", *(f"tok/s at {c}" for c in levels)), rates, words=2)
+        best = [Table(heads, rows, words=2, narrow=4)] if rows else []
+        blocks = [Text(text), *best, by_setting]
+    return Section("By kind of prompt and length", blocks, brief=True)
 
 
 def schedule(words: Verdict) -> Section:

@@ -67,7 +67,7 @@ class _Sheet:
         served = self.served
         sections = [
             said.serve(self.verdict),
-            said.slices(self.verdict),
+            said.slices(self.verdict, self.served.ok),
             self.speed(),
             Section("Against the baseline", plots.speedups(served, self.basis)),
             self.latency(),

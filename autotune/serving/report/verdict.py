@@ -45,7 +45,6 @@ class SliceBest(Words):
     confirmed: bool
     chosen_speedup: float | None
     chosen_interval: Interval
-    tok_s: dict[str, dict[str, float]]
 
 
 class Schedule(Words):

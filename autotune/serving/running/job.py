@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from autotune.core import (
+    BadInputError,
     Basis,
     Candidate,
     Job,
@@ -31,7 +32,7 @@ from autotune.serving.plan import default_study
 from autotune.serving.recipe import GAMMA
 from autotune.serving.request import SpecRequest
 from autotune.serving.running.server import Existing, look, parse_headers, parse_url
-from autotune.serving.scenario import SpecScenario
+from autotune.serving.scenario import SpecScenario, tokens_of
 from autotune.serving.server.launchers import UrlLauncher
 from autotune.serving.server.server import ServeSettings
 from autotune.store.run_log import StoredLog
@@ -114,6 +115,12 @@ def make_existing_plan(request: SpecRequest, headers: Sequence[str]) -> Existing
     sent = parse_headers(headers)
     asked = UrlLauncher(parse_url(url), sent)
     server = look(asked, prompts, request.only_target or None)
+    longest = max(request.contexts, default=0)
+    if server.context is not None and longest > server.context:
+        raise BadInputError(
+            f"--context {tokens_of(longest)} is longer than the {server.context} tokens that this "
+            "server takes; ask for less"
+        )
     return ExistingPlan(
         study=request.study or default_study(server.model, "as-served"),
         launcher=UrlLauncher(url, sent, server.model),
@@ -209,6 +216,7 @@ def existing_document(result: ExistingResult) -> dict[str, Any]:
         "scenario": plan.scenario.as_json(),
         "us_per_token": measurement.value,
         "levels": measurement.details["levels"],
+        "slices": measurement.details.get("slices", {}),
         "kv_cache_tokens": measurement.details.get("kv_cache_tokens"),
         "client_environment": environment(),
         "boots": 0,

@@ -55,7 +55,6 @@ def _to_vllm(source: _Source, request: Export, who: str | None) -> Exported:
         serve_log=request.serve_log,
         cuda=request.cuda,
         ai=request.ai_assistance,
-        uuids=source.uuids,
     )
     return publish.to_vllm(
         source.tuned, Checkout.open(request.repo, "--repo", request.base), options
@@ -68,7 +67,6 @@ class _Source:
 
     tuned: Tuned
     serve: Mapping[str, Any] | None
-    uuids: tuple[str, ...]
     warning: str | None
 
 
@@ -87,7 +85,7 @@ def _source(store: Store, request: Export) -> _Source:
     if request.serve_study is not None:
         data = targets.rendered(tuned)
         serve = with_and_without(store, request.serve_study, tuned.file_name, data)
-    return _Source(tuned, serve, publish.uuids_of_trials(store, tuned), left_out(store, tuned))
+    return _Source(tuned, serve, left_out(store, tuned))
 
 
 def _show(done: Exported, warning: str | None, *, as_json: bool) -> None:

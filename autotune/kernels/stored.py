@@ -83,6 +83,7 @@ class Tuned:
         environments: of its runs, oldest first.
         commands: of its runs, as typed, each once.
         trials: how many there are.
+        gpus: UUIDs of the GPUs that made them; none where the trials do not say.
     """
 
     study: str
@@ -96,6 +97,7 @@ class Tuned:
     environments: tuple[dict[str, Any], ...]
     commands: tuple[str, ...]
     trials: int
+    gpus: tuple[str, ...]
 
     @property
     def configs(self) -> dict[int, Candidate]:
@@ -203,7 +205,14 @@ def _tuned(
         environments=_environments(own, detail.environments),
         commands=tuple(dict.fromkeys(run.command for run in own)),
         trials=len(trials),
+        gpus=_gpus(trials),
     )
+
+
+def _gpus(trials: Iterable[Trial]) -> tuple[str, ...]:
+    """The UUIDs that trials name; an older one has none, or an index alone."""
+    found = (trial.measurement.details.get("gpu") for trial in trials)
+    return tuple(dict.fromkeys(uuid for uuid in found if uuid and not uuid.isdecimal()))
 
 
 def _environments(

@@ -67,7 +67,8 @@ class Device(BaseModel):
     memory. ``sources`` says of every figure where it comes from.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Deferred: measuring processes import this class and read no device.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
     name: _FileName
     title: str
     vllm_name: _FileName

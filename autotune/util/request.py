@@ -131,7 +131,10 @@ class Request(BaseModel):
     examples: ClassVar[tuple[str, ...]] = ()
     """Command lines for help and the documentation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+    # Of a dozen requests a command reads one, and building the validator of each takes time.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, defer_build=True
+    )
 
     @model_validator(mode="wrap")
     @classmethod

@@ -20,7 +20,7 @@ from autotune.export.checkout import Checkout
 from autotune.kernels.compile.kernel_source import kernel_info
 from autotune.kernels.config_file import parse
 from autotune.kernels.export import sglang
-from autotune.kernels.export.publish import VllmOptions, uuids_of_trials
+from autotune.kernels.export.publish import VllmOptions
 from autotune.kernels.export.publish import to_vllm as to_vllm_repo
 from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import MoeShape
@@ -204,21 +204,21 @@ def facts_of(tuned: Tuned, folder: Path, **options: Any) -> dict[str, str]:
 def test_only_gpus_that_measured_are_named(tmp_path: Path, url: str) -> None:
     with Store.open(url, create=False) as store:
         tuned = load(store, STUDY, 0.01)
-        assert uuids_of_trials(store, tuned) == ()  # of before they were stored
+    assert tuned.gpus == ()  # of before they were stored
     gpus = [
         {"name": name, "uuid": uuid}
         for name, uuid in (("NVIDIA H200", "GPU-A"), ("NVIDIA GB10", "GPU-B"))
     ]
     mixed = replace(tuned, environments=(tuned.environments[-1] | {"gpus": gpus},))
     assert facts_of(mixed, tmp_path)["GPU UUID"] == "GPU-A"
-    assert facts_of(mixed, tmp_path, uuids=("GPU-C",))["GPU UUID"] == "GPU-C"
+    assert facts_of(replace(mixed, gpus=("GPU-C",)), tmp_path)["GPU UUID"] == "GPU-C"
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
         connection.execute("UPDATE measurements SET details = json_set(details, '$.gpu', 'GPU-D')")
         connection.execute(
             "UPDATE measurements SET details = json_set(details, '$.gpu', '0') WHERE trial_id = 1"
         )
     with Store.open(url, create=False) as store:
-        assert uuids_of_trials(store, tuned) == ("GPU-D",)
+        assert load(store, STUDY, 0.01).gpus == ("GPU-D",)
 
 
 def test_the_command_names_the_gpus_of_the_trials(tmp_path: Path, url: str, run: Run) -> None:

@@ -17,7 +17,6 @@ from autotune.kernels.export.existing import Comparison, New
 from autotune.kernels.export.targets import Exported, rendered, warnings_of
 from autotune.kernels.export.upstream import CONFIGS, KERNEL_FILE, TEMPLATE_FILE, Change, Neighbour
 from autotune.kernels.stored import Tuned
-from autotune.store.store import Store
 from autotune.util import edge
 
 TRITON_OF_TORCH = {"2.8.0": "3.4.0", "2.9.0": "3.5.0", "2.9.1": "3.5.1", "2.10.0": "3.6.0"} | {
@@ -66,7 +65,6 @@ class VllmOptions:
         serve_log: the log of a server that picked the file up.
         cuda: version, where it is known.
         ai: the answer to the question about AI assistance.
-        uuids: of the GPUs that measured, where the study has them.
     """
 
     dest: Path
@@ -79,7 +77,6 @@ class VllmOptions:
     serve_log: Path | None = None
     cuda: str | None = None
     ai: str | None = None
-    uuids: tuple[str, ...] = ()
 
 
 def to_vllm(tuned: Tuned, checkout: Checkout, options: VllmOptions) -> Exported:
@@ -142,7 +139,7 @@ def _change(
         pickup=_pickup(tuned, options.serve_log),
         cuda=options.cuda or _cuda(tuned),
         ai=options.ai,
-        uuids=options.uuids or _uuids_of_the_kind(tuned),
+        uuids=tuned.gpus or _uuids_of_the_kind(tuned),
         template=template.decode(errors="replace") if template else None,
     )
 
@@ -169,14 +166,6 @@ def _doubts(change: Change, checkout: Checkout) -> list[str]:
 def _branch(tuned: Tuned) -> str:
     stem = tuned.file_name.removesuffix(".json").replace("device_name=", "")
     return "moe-config-" + re.sub(r"[^a-z0-9_]+", "-", stem.lower()).strip("-")
-
-
-def uuids_of_trials(store: Store, tuned: Tuned) -> tuple[str, ...]:
-    """The GPUs that made the study's trials; none where these do not say, or only an index."""
-    searches = store.get_study(tuned.study).searches
-    (search,) = (one for one in searches if one.setup == tuned.setup)
-    found = (trial.measurement.details.get("gpu") for trial in store.trials(search))
-    return tuple(dict.fromkeys(uuid for uuid in found if uuid and not uuid.isdecimal()))
 
 
 def _uuids_of_the_kind(tuned: Tuned) -> tuple[str, ...]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from autotune import cli
+from autotune.machine.environment import environment
+from autotune.serving.server.launchers import _version_of
+from autotune.store import database
 from autotune.util import secret
 
 with contextlib.suppress(ImportError):
@@ -40,11 +47,20 @@ def group_of(item: pytest.Item) -> str | None:
     return named[0] if named else None
 
 
+def turn(item: pytest.Item) -> tuple[bool, bool]:
+    """When it is a test's turn: small is early.
+
+    Whoever ends the server that others share comes after them. Kills are the longest of the tests
+    without a group: begun last, one of them would leave all other workers without work.
+    """
+    doomed = "doomed_server" in getattr(item, "fixturenames", ())
+    return doomed, item.get_closest_marker("kill") is None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tell ``--dist loadgroup`` which tests stay together."""
-    # Whoever ends the server that others share comes after them.
-    items.sort(key=lambda item: "doomed_server" in getattr(item, "fixturenames", ()))
+    items.sort(key=turn)
     for item in items:
         group = group_of(item)
         if group is not None:
@@ -52,6 +68,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             # xdist 3.8 writes it into ``_nodeid``, which pytest from 9.2 on does not read.
             if getattr(config.option, "loadgroup", False) and not hasattr(item, "_nodeid"):
                 item._id = coerce_node_id(f"{item.nodeid}@{group}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _new_databases_are_copies() -> Iterator[None]:
+    """Making a database by its migrations takes 40 ms, a thousand times; tests/test_migrations.py
+    and every test with a file that is there already run them."""
+    migrate = database._upgrade
+
+    @functools.cache
+    def first() -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "new.db"
+            migrate(path, 30.0)
+            return path.read_bytes()
+
+    def upgrade(path: Path, busy_seconds: float) -> None:
+        if path.exists():
+            migrate(path, busy_seconds)
+        else:
+            path.write_bytes(first())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "_upgrade", upgrade)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +117,31 @@ def in_process(
         return int(ended.value.code or 0), *capfd.readouterr()
 
     return command
+
+
+@pytest.fixture
+def run_in(
+    in_process: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """The same in a folder and with more in the environment, answered as ``subprocess.run`` does.
+
+    What the command starts is as real as ever; only its own start and imports are saved.
+    """
+
+    def command(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        forget()
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            for name, value in env.items():
+                patch.setenv(name, value)
+            return subprocess.CompletedProcess(args, *in_process(*args))
+
+    yield command
+    forget()
+
+
+def forget() -> None:
+    """A new process knows no secrets, and looks anew at what machine it runs on."""
+    secret.forget()
+    environment.cache_clear()
+    _version_of.cache_clear()

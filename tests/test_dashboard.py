@@ -134,13 +134,15 @@ def test_values_of_different_types_are_apart(tmp_path: Path) -> None:
     assert [(type(v), v) for v in read] == [(type(v), v) for v in given]
 
 
-def test_twelve_thousand_trials_take_seconds(tmp_path: Path) -> None:
-    trials = [trial(i, {"A": i % 16, "B": i % 7}, float(i)) for i in range(12_000)]
+@pytest.mark.parametrize("many", [2_000, pytest.param(12_000, marks=pytest.mark.nightly)])
+def test_thousands_of_trials_take_seconds(many: int, tmp_path: Path) -> None:
+    trials = [trial(i, {"A": i % 16, "B": i % 7}, float(i)) for i in range(many)]
     found = stored(tmp_path / "a.db", trials)
-    began = time.monotonic()
+    began = time.process_time()
     mirror([found], tmp_path / "mirror")
-    assert time.monotonic() - began < 30  # 2 s on an idle core; an SQL storage takes 6 minutes
-    assert len(load(tmp_path / "mirror").trials) == 12_000
+    # All of them take 2 s on an idle core; an SQL storage takes 6 minutes.
+    assert time.process_time() - began < many / 400
+    assert len(load(tmp_path / "mirror").trials) == many
 
 
 # --- the command ---------------------------------------------------------------------------------

@@ -173,8 +173,9 @@ def test_another_index_of_the_same_gpu_is_the_same_lock(tmp_path: Path) -> None:
             pass
 
 
-def test_a_note_that_is_none_names_nobody(tmp_path: Path) -> None:
+def test_a_note_that_is_none_names_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A holder that wrote nothing, or what nobody can read, is another process."""
+    monkeypatch.setattr(lockfile, "_PATIENCE_SECONDS", 0.05)
     path = tmp_path / "gpu-0.lock"
     for words in ("", "[" * 5000, '{"pid": "\\u001b[2J", "since": "x"}', "\x1b[31m"):
         path.write_text(words)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,15 +167,21 @@ def test_a_spec_study(tmp_path: Path, autotune: Autotune) -> None:
     assert "| out_of_memory | torch.OutOfMemoryError" in text
 
 
-def test_open_asks_the_browser_for_the_file(place: Path) -> None:
+def test_open_asks_the_browser_for_the_file(
+    place: Path, autotune: Autotune, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = place / "browser"
     script.write_text(f'#!/bin/sh\necho "$1" > {place}/opened\n')
     script.chmod(0o755)
-    ran = started(place, "report", STUDY, *DB, "--open", BROWSER=f"{script} %s")
+    monkeypatch.setattr(webbrowser, "_tryorder", None)  # a process looks them up once
+    monkeypatch.setattr(webbrowser, "_browsers", {})
+    ran = autotune(place, "report", STUDY, *DB, "--open", BROWSER=f"{script} %s")
     assert (ran.returncode, ran.stderr) == (0, "")
     page = place / "outputs" / STUDY / "measured" / "report.html"
     assert (place / "opened").read_text().strip() == page.as_uri()
-    without = started(place, "report", STUDY, *DB, "--open", BROWSER="false", PATH="/nowhere")
+    monkeypatch.setattr(webbrowser, "_tryorder", None)
+    monkeypatch.setattr(webbrowser, "_browsers", {})
+    without = autotune(place, "report", STUDY, *DB, "--open", BROWSER="false", PATH="/nowhere")
     assert without.returncode == 0
     assert without.stderr.startswith("no browser to open here; open outputs/")
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
@@ -20,102 +19,39 @@ import pytest
 from autotune.core import MissingEnvironmentError
 from autotune.measure import pool as worker
 from autotune.measure.pool import TaskResult, TaskStatus, WorkerPool
-
-
-def double(number: int) -> int:
-    return 2 * number
-
-
-def slow_if_first(number: int) -> int:
-    time.sleep(0.5 if number == 0 else 0)
-    return number
-
-
-def hang(path: str) -> None:
-    """Leave the pids of this process and of its child, then never return."""
-    child = subprocess.Popen(["sleep", "1000"])
-    whole = Path(f"{path}.new")
-    whole.write_text(f"{os.getpid()} {child.pid}")
-    whole.rename(path)
-    while True:
-        time.sleep(100)
-
-
-def touch_and_sleep(path: str) -> None:
-    Path(path).touch()
-    time.sleep(300)
-
-
-def misbehave(how: str) -> str:
-    if how == "abort":
-        os.abort()
-    if how == "exit":
-        os._exit(7)
-    if how == "sys.exit":
-        sys.exit(3)
-    if how == "raise":
-        raise KeyError("the reason")
-    if how == "timeout":
-        raise TimeoutError("my own")
-    return how
-
-
-def pid(_: object) -> int:
-    return os.getpid()
-
-
-def oom_score(_: object) -> str:
-    return Path("/proc/self/oom_score_adj").read_text().strip()
-
-
-def leave_litter(_: object) -> str:
-    with tempfile.NamedTemporaryFile(delete=False) as file:
-        return file.name
-
-
-_ready: list[str] = []
-
-
-def make_ready(word: str) -> None:
-    if word == "fail":
-        raise RuntimeError("cannot start")
-    _ready.append(word)
-
-
-def readiness(_: object) -> list[str]:
-    return _ready
-
-
-def gone(process: int) -> bool:
-    """No such process, not even a zombie."""
-    return not Path(f"/proc/{process}").exists()
-
-
-def dead(process: int) -> bool:
-    """Gone, or a zombie of somebody who has not reaped it."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def wait_for(condition: Callable[[], Any], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return bool(condition())
+from tests.support.tasks import (
+    dead,
+    double,
+    gone,
+    hang,
+    leave_litter,
+    make_ready,
+    misbehave,
+    oom_score,
+    pid,
+    readiness,
+    sleep_half,
+    slow_if_first,
+    touch_and_sleep,
+    wait_at_the_gate,
+    wait_for,
+)
 
 
 @pytest.fixture
 def pool() -> Iterator[WorkerPool]:
+    with WorkerPool(1) as it:
+        yield it
+
+
+@pytest.fixture
+def pair() -> Iterator[WorkerPool]:
     with WorkerPool(2) as it:
         yield it
 
 
-def test_results_come_in_input_order_with_times(pool: WorkerPool) -> None:
-    results = list(pool.map_ordered(slow_if_first, range(20), 30))
+def test_results_come_in_input_order_with_times(pair: WorkerPool) -> None:
+    results = list(pair.map_ordered(slow_if_first, range(20), 30))
     assert [r.value for r in results] == list(range(20))
     assert {r.status for r in results} == {TaskStatus.OK}
     assert results[0].seconds >= 0.5
@@ -149,9 +85,9 @@ def test_a_hanging_task_times_out_and_its_processes_are_gone(
     assert [r.value for r in pool.map_ordered(double, [1, 2], 30)] == [2, 4]
 
 
-def test_crashes_and_exceptions_are_results_and_the_next_task_works(pool: WorkerPool) -> None:
+def test_crashes_and_exceptions_are_results_and_the_next_task_works(pair: WorkerPool) -> None:
     hows = ["abort", "fine", "exit", "raise", "sys.exit", "timeout", "fine"]
-    results = list(pool.map_ordered(misbehave, hows, 30))
+    results = list(pair.map_ordered(misbehave, hows, 30))
     assert [r.status.value for r in results] == [
         "crash", "ok", "crash", "error", "error", "error", "ok",
     ]  # fmt: skip
@@ -195,13 +131,13 @@ def test_something_that_does_not_pickle_is_a_failed_task(pool: WorkerPool) -> No
 
 
 @pytest.mark.kill
-def test_the_pool_survives_a_worker_that_is_killed_while_idle(pool: WorkerPool) -> None:
-    pids = {r.value for r in pool.map_ordered(pid, range(8), 30)}
+def test_the_pool_survives_a_worker_that_is_killed_while_idle(pair: WorkerPool) -> None:
+    pids = {r.value for r in pair.map_ordered(pid, range(8), 30)}
     for process in pids:
         assert process is not None
         os.kill(process, signal.SIGKILL)
     time.sleep(0.5)
-    assert [r.value for r in pool.map_ordered(double, range(3), 30)] == [0, 2, 4]
+    assert [r.value for r in pair.map_ordered(double, range(3), 30)] == [0, 2, 4]
 
 
 def test_workers_are_replaced_after_their_share_of_tasks() -> None:
@@ -328,18 +264,6 @@ def test_a_killed_process_that_does_not_end_is_not_waited_for(
             kill(process, signal.SIGKILL)
 
 
-def sleep_half(number: int) -> int:
-    time.sleep(0.5)
-    return number
-
-
-def wait_at_the_gate(folder: str) -> str:
-    """Say that we began, and go on when somebody opens."""
-    (Path(folder) / "began").touch()
-    assert wait_for((Path(folder) / "gate").exists, 60)
-    return "through"
-
-
 def test_a_task_in_the_background(tmp_path: Path) -> None:
     """It runs while the caller does something else, and answers as often as asked."""
     with WorkerPool(1) as pool:
@@ -351,9 +275,9 @@ def test_a_task_in_the_background(tmp_path: Path) -> None:
         assert answer().seconds > 0
 
 
-def test_tasks_in_the_background_go_first(pool: WorkerPool) -> None:
-    answers = [pool.start(sleep_half, number, 30) for number in range(2)]
-    assert [r.value for r in pool.map_ordered(double, range(4), 30)] == [0, 2, 4, 6]
+def test_tasks_in_the_background_go_first(pair: WorkerPool) -> None:
+    answers = [pair.start(sleep_half, number, 30) for number in range(2)]
+    assert [r.value for r in pair.map_ordered(double, range(4), 30)] == [0, 2, 4, 6]
     assert [answer().value for answer in answers] == [0, 1]
 
 
@@ -424,7 +348,7 @@ def test_a_worker_that_died_idle_is_replaced_for_the_background() -> None:
 PARENT = """
     import sys
     from autotune.measure.pool import WorkerPool
-    from tests.test_worker import hang
+    from tests.support.tasks import hang
     if __name__ == "__main__":
         try:
             with WorkerPool(1) as pool:

@@ -59,7 +59,14 @@ def kernel() -> KernelInfo:
 
 @pytest.fixture(scope="module")
 def pool(kernel: KernelInfo) -> Iterator[WorkerPool]:
-    with compile_pool(2, kernel) as it:
+    with compile_pool(1, kernel) as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
+def breakable(kernel: KernelInfo) -> Iterator[WorkerPool]:
+    """Its one worker is broken by ``break_compiler``, anew in each test."""
+    with compile_pool(1, kernel) as it:
         yield it
 
 
@@ -339,42 +346,42 @@ def test_a_crash_is_not_stored(kernel: KernelInfo, monkeypatch: pytest.MonkeyPat
     ids=["space", "quota", "memory"],
 )
 def test_what_the_machine_lacks_is_no_fault_of_a_candidate(
-    fault: Exception, words: str, kernel: KernelInfo
+    fault: Exception, words: str, kernel: KernelInfo, breakable: WorkerPool
 ) -> None:
-    cache = DictCache()
-    with compile_pool(1, kernel) as pool:
-        list(pool.map_ordered(break_compiler, [fault], 60))
-        with pytest.raises(MissingEnvironmentError, match=f"(?i){words}"):
-            list(compile_many(pool, [job("channel", 121, SMALL)], kernel, cache))
-        # The compiler's own words, where it is the disk that is full.
-        list(pool.map_ordered(break_compiler, [RuntimeError("failed")], 60))
-        (failed,) = compile_many(pool, [job("channel", 121, SMALL)], kernel, cache)
-        assert failed.outcome is Outcome.COMPILE_ERROR
-        list(pool.map_ordered(fill_disk, [0], 60))
-        with pytest.raises(MissingEnvironmentError, match="No space left"):
-            list(compile_many(pool, [job("bf16", 121, SMALL)], kernel, cache))
+    cache, pool = DictCache(), breakable
+    list(pool.map_ordered(break_compiler, [fault], 60))
+    with pytest.raises(MissingEnvironmentError, match=f"(?i){words}"):
+        list(compile_many(pool, [job("channel", 121, SMALL)], kernel, cache))
+    # The compiler's own words, where it is the disk that is full.
+    list(pool.map_ordered(break_compiler, [RuntimeError("failed")], 60))
+    (failed,) = compile_many(pool, [job("channel", 121, SMALL)], kernel, cache)
+    assert failed.outcome is Outcome.COMPILE_ERROR
+    list(pool.map_ordered(fill_disk, [0], 60))
+    with pytest.raises(MissingEnvironmentError, match="No space left"):
+        list(compile_many(pool, [job("bf16", 121, SMALL)], kernel, cache))
     assert len(cache.values) == 1
 
 
 @pytest.mark.compile
-def test_a_killed_assembler_is_a_crash(kernel: KernelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_assembler_is_a_crash(
+    kernel: KernelInfo, breakable: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compile_module, "_gave_up", {})
     cache, error = DictCache(), RuntimeError("`ptxas` failed with error code -9\nlog")
-    with compile_pool(1, kernel) as pool:
-        list(pool.map_ordered(break_compiler, [error], 60))
-        (killed,) = compile_many(pool, [job("channel", 121, SMALL)], kernel, cache)
+    list(breakable.map_ordered(break_compiler, [error], 60))
+    (killed,) = compile_many(breakable, [job("channel", 121, SMALL)], kernel, cache)
     assert killed.outcome is Outcome.CRASH
     assert not cache.values
 
 
 def break_compiler(fault: Exception) -> None:
-    """In a worker: every launch raises it from now on."""
+    """In a worker: every launch raises it from now on, and the disk is not full."""
     from autotune.kernels.compile import worker as compile_worker
 
     def failing(*_: object) -> None:
         raise fault
 
-    vars(compile_worker)["_launch"] = failing
+    vars(compile_worker).update(_launch=failing, shutil=shutil)
 
 
 def fill_disk(_: int) -> None:

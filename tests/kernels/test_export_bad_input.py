@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -399,14 +397,3 @@ def test_a_study_without_trials_or_of_another_kind(place: Path, run: Run) -> Non
     for name, word in (("e", "has tuned nothing yet"), ("s", "of kind spec")):
         said = run("export", name, "--to", "folder", "--db", "sqlite:///{t}/e.db")
         check(said, BAD, word)
-
-
-def test_the_installed_program(place: Path) -> None:
-    program = Path(sys.executable).with_name("autotune")
-    done = subprocess.run(
-        [str(program), "verify", str(place / "none.json")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    check((done.returncode, done.stdout, done.stderr), BAD, "no such file or folder")

@@ -204,7 +204,7 @@ def trials(tmp_path: Path) -> list[Trial]:
         return store.trials(search)
 
 
-@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_a_batch_size_that_cannot_be_confirmed_is_left_out_until_it_can(
     processes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -222,13 +222,14 @@ def test_times_published_for_the_gb10_are_predicted() -> None:
             assert all(0.94 < ratio < 1.06 for m, ratio in times.items() if int(m) <= 4096)
 
 
-def test_a_predicted_file_costs_little_where_it_was_measured() -> None:
+@pytest.mark.parametrize("one_in", [3, pytest.param(1, marks=pytest.mark.nightly)])
+def test_a_predicted_file_costs_little_where_it_was_measured(one_in: int) -> None:
     made = []
-    for case in predicted_choice.stored():
+    for case in predicted_choice.stored()[::one_in]:
         values = case.predictions(get_device(case.device))
         made.append((case, case.choice(values, MODEL_ERROR)))
     found = predicted_choice.judged(made)
-    assert found["batch_sizes"] > 100
+    assert found["batch_sizes"] * one_in > 100
     assert found["median_regret"] <= 0.015
     assert found["behind_default"] <= 5
     assert found["most_behind_default"] <= 0.03

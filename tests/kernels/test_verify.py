@@ -201,7 +201,7 @@ def test_devices_that_have_no_file_of_their_own(device: str, limits: Limits | No
 
 
 @pytest.mark.compile
-def test_shared_memory_on_ampere_and_ada_is_exact() -> None:
+def test_shared_memory_on_ampere_and_ada_is_exact(pool: WorkerPool) -> None:
     """The arithmetic was made for sm_90 and sm_12x; these files are judged by it too."""
     fp8 = MoeShape(128, 704, 2816, 8, "fp8_w8a8", "fp8", Scheme.CHANNEL, None, 128)
     bf16 = MoeShape(128, 704, 2816, 8, None, "bf16", Scheme.NONE, None, 128)
@@ -211,19 +211,16 @@ def test_shared_memory_on_ampere_and_ada_is_exact() -> None:
         for arch, shape in ((80, bf16), (89, fp8), (89, bf16))
         for tile in tiles
     ]
-    kernel = kernel_info()
-    with compile_pool(2, kernel) as pool:
-        for job, compiled in zip(
-            jobs, compile_many(pool, jobs, kernel, None, disassemble=False), strict=True
-        ):
-            params = {
-                "BLOCK_SIZE_M": job.block_m,
-                "BLOCK_SIZE_N": job.block_n,
-                "BLOCK_SIZE_K": job.block_k,
-                "num_warps": job.num_warps,
-                "num_stages": job.num_stages,
-            }
-            assert compiled.shared_bytes == shared_memory_bytes(params, job.shape, job.arch)
+    results = compile_many(pool, jobs, kernel_info(), None, disassemble=False)
+    for job, compiled in zip(jobs, results, strict=True):
+        params = {
+            "BLOCK_SIZE_M": job.block_m,
+            "BLOCK_SIZE_N": job.block_n,
+            "BLOCK_SIZE_K": job.block_k,
+            "num_warps": job.num_warps,
+            "num_stages": job.num_stages,
+        }
+        assert compiled.shared_bytes == shared_memory_bytes(params, job.shape, job.arch)
 
 
 def test_files_with_the_same_rows(write: Write) -> None:
@@ -374,14 +371,21 @@ def test_rows_compiled_for_their_device(
     # 256 sums per thread: more than a thread has registers.
     spilling = row(BLOCK_SIZE_M=128, BLOCK_SIZE_N=256, BLOCK_SIZE_K=64, num_stages=2)
     path = write({"triton_version": "3.8.0", "1": row(), "64": spilling})
-    code, out, _ = run(str(path), "--compile", "--json")
+    code, out, _ = run(str(path), "--compile", "--workers", "1", "--json")
     (done,) = json.loads(out)
     spills = [f for f in done["findings"] if f["code"] == "spills"]
     assert {m for f in spills for m in f["keys"]} == {64}
     assert all("B per thread" in f["text"] for f in spills)
     assert code == 0
-    assert run(str(path), "--strict")[0] == 1
     assert any(f["code"] == "gap" for f in done["findings"])
+
+
+@pytest.mark.compile
+def test_a_warning_is_an_error_to_who_is_strict(
+    run: Callable[..., tuple[int, str, str]], write: Write
+) -> None:
+    path = write({"triton_version": "3.8.0", "1": row(), "64": row(), "2": row()})
+    assert [run(str(path), *flags)[0] for flags in ((), ("--strict",))] == [0, 1]
 
 
 @pytest.mark.compile

@@ -8,6 +8,7 @@ import html
 import io
 import json
 import re
+from functools import cache
 from html.parser import HTMLParser
 
 import pytest
@@ -97,8 +98,12 @@ def test_the_data_of_a_plot_cannot_end_its_element() -> None:
 @settings(max_examples=30)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
 def test_any_text_leaves_the_page_as_it_is(text: str) -> None:
-    page = Elements(to_html(a_page(text)))
-    assert page.tags == Elements(to_html(a_page("tame"))).tags
+    assert Elements(to_html(a_page(text))).tags == tame_tags()
+
+
+@cache
+def tame_tags() -> list[str]:
+    return Elements(to_html(a_page("tame"))).tags
 
 
 def test_the_policy_names_the_two_scripts_and_allows_nothing_else() -> None:

@@ -12,6 +12,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,8 +22,10 @@ import yaml
 from autotune.util import secret
 from tests.serving import fake_serving
 from tests.serving.fake_docker import IMAGE
-from tests.serving.test_launching import BINARY, LOAD, SMALL, Docker
+from tests.serving.test_launching import LOAD, SMALL, Docker, docker
 from tests.serving.tiny_models import TinyModels
+
+__all__ = ["docker"]
 
 CANARY = 'Kanarie"nvogel\\&7Qx9Zp2Lw'
 """With characters that every format escapes in its own way."""
@@ -58,18 +61,17 @@ def found_in(folder: Path, value: str) -> list[str]:
     ]
 
 
-def run_spec(
-    folder: Path, args: list[str], spied: Path, **env: str
-) -> subprocess.CompletedProcess[str]:
-    (folder / "p.jsonl").write_text("".join(f'{{"prompt": "Q {i}"}}\n' for i in range(5)))
-    return subprocess.run(
-        [str(BINARY), "spec", "--prompts", "p.jsonl", *LOAD.split(), "--study", "d", SMALL, *args],
-        cwd=folder,
-        env={**os.environ, "SPY_FOLDER": str(spied), **env},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run_spec(run_in: Run, spied: Path) -> Run:
+    def command(folder: Path, args: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+        (folder / "p.jsonl").write_text("".join(f'{{"prompt": "Q {i}"}}\n' for i in range(5)))
+        given = ["--prompts", "p.jsonl", *LOAD.split(), "--study", "d", SMALL, *args]
+        return run_in(folder, "spec", *given, SPY_FOLDER=str(spied), **env)
+
+    return command
 
 
 @pytest.fixture
@@ -107,25 +109,21 @@ WAYS: dict[str, dict[str, list[str]]] = {
 @pytest.mark.timing
 @pytest.mark.parametrize("way", WAYS)
 def test_a_server_gets_its_secret_and_nothing_else_does(
-    way: str, tmp_path: Path, spied: Path, tiny_models: TinyModels
+    way: str, run_spec: Run, tmp_path: Path, spied: Path, tiny_models: TinyModels
 ) -> None:
     args = [word for words in WAYS[way].values() for word in words]
     work = tmp_path / "work"
     work.mkdir()
     given = ["--target", str(tiny_models.qwen3), "--drafter", "ngram", "--gamma", "0,2"]
     given += ["--vllm", str(program(tmp_path)), "--image", IMAGE, "--json"]
-    ran = run_spec(work, [*given, *args], spied)
+    ran = run_spec(work, [*given, *args])
     assert ran.returncode == 0, ran.stderr
     for value in (PLAIN, CANARY):
         for trace in traces(value):
             assert trace.decode() not in ran.stdout + ran.stderr
         assert found_in(work, value) == []
         # Nobody got it as an argument.
-        ours = [
-            line
-            for line in (spied / "argv").read_text().splitlines()
-            if "autotune spec" not in line and "pytest" not in line and f"{BINARY} spec" not in line
-        ]
+        ours = [line for line in (spied / "argv").read_text().splitlines() if "pytest" not in line]
         assert not [line for line in ours if value in line]
     seen = (spied / "seen").read_text().splitlines()
     (document,) = json.loads(f"[{ran.stdout}]")
@@ -150,21 +148,21 @@ def test_a_server_gets_its_secret_and_nothing_else_does(
         assert any(f"${{{name}}}" in written for name in names)
         assert "$$" not in written
     if way == "env":
-        the_same_study_goes_on_with_a_reference(work, given, spied)
+        the_same_study_goes_on_with_a_reference(run_spec, work, given)
 
 
-def the_same_study_goes_on_with_a_reference(work: Path, given: list[str], spied: Path) -> None:
+def the_same_study_goes_on_with_a_reference(run_spec: Run, work: Path, given: list[str]) -> None:
     """In place of each value; where it is not set, that is said."""
     others = {name: words for name, words in WAYS["env"].items() if name != "MY_SECRET_VALUE"}
     again = [*given, "--env", "MY_SECRET_VALUE=${MY_SECRET_VALUE}"]
     again += [word for words in others.values() for word in words]
     before = boots(work)
-    resumed = run_spec(work, again, spied, MY_SECRET_VALUE=CANARY)
+    resumed = run_spec(work, again, MY_SECRET_VALUE=CANARY)
     assert resumed.returncode == 0, resumed.stderr
     assert "begins anew" not in resumed.stderr
     assert searches(work) == 1
     assert boots(work) >= before
-    missing = run_spec(work, again, spied)
+    missing = run_spec(work, again)
     assert missing.returncode == 3
     assert "${MY_SECRET_VALUE} is not set; export MY_SECRET_VALUE" in missing.stderr
 
@@ -191,9 +189,8 @@ DOCKER_WAYS: dict[str, list[str]] = {
 
 @pytest.mark.timing
 def test_a_container_gets_its_secrets_from_dockers_environment(
-    tmp_path: Path, tiny_models: TinyModels
+    docker: Docker, tmp_path: Path, tiny_models: TinyModels
 ) -> None:
-    docker = Docker(tmp_path)
     given = ["--target", str(tiny_models.qwen3), "--drafter", "ngram", "--gamma", "0,2"]
     ran = docker.tune(*given, *(word for words in DOCKER_WAYS.values() for word in words))
     assert ran.returncode == 0, ran.stderr

@@ -9,13 +9,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -28,7 +26,6 @@ from tests.serving import hostile_server
 from tests.serving.hostile_server import HostileServer, serving
 from tests.serving.test_canary import CANARY, PLAIN, found_in, traces
 
-BINARY = Path(sys.executable).with_name("autotune")
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -54,11 +51,14 @@ def echo(peer: socket.socket, server: HostileServer) -> None:
 
 
 @pytest.mark.parametrize("way", ["flags", "variable"])
-def test_a_header_is_found_nowhere(way: str, tmp_path: Path) -> None:
+def test_a_header_is_found_nowhere(
+    way: str, tmp_path: Path, run_in: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Header secrets reach the database, though "written nowhere"."""
     basic = "Basic " + base64.b64encode(f"me:{PLAIN}".encode()).decode()
-    env = {name: value for name, value in os.environ.items() if name != "AUTOTUNE_HEADER"}
-    env |= {"AUTOTUNE_HEADER": f"Authorization: Bearer {PLAIN}"} if way == "variable" else {}
+    monkeypatch.delenv("AUTOTUNE_HEADER", raising=False)
+    if way == "variable":
+        monkeypatch.setenv("AUTOTUNE_HEADER", f"Authorization: Bearer {PLAIN}")
     flags = {
         "flags": [f"--header=Authorization: {basic}", "--header", f"X-Api-Key: {PLAIN}"],
         "variable": [],
@@ -67,17 +67,15 @@ def test_a_header_is_found_nowhere(way: str, tmp_path: Path) -> None:
     load = "--prompts p.jsonl --concurrency 1,2 --repeats 2 --waves 2 --max-tokens 4 --study s"
     said = ""
     with serving({"*": echo}) as server:
-        command = [str(BINARY), "spec", "--launcher", "url", "--url", server.url, *flags]
+        command = ["spec", "--launcher", "url", "--url", server.url, *flags]
         for args in (
             [*command, *load.split(), "--no-ignore-eos", "--json", "--events", "events.jsonl"],
-            [str(BINARY), "report", "s", "--json"],
-            [str(BINARY), "show", "s", "--json"],
-            [str(BINARY), "show", "s", "--to", "trials.csv"],
-            [str(BINARY), "studies"],
+            ["report", "s", "--json"],
+            ["show", "s", "--json"],
+            ["show", "s", "--to", "trials.csv"],
+            ["studies"],
         ):
-            ran = subprocess.run(
-                args, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-            )
+            ran = run_in(tmp_path, *args)
             said += ran.stdout + ran.stderr
         assert any(PLAIN in str(seen.headers) for seen in server.seen)
     assert (tmp_path / "outputs/autotune.db").exists(), said

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -29,7 +27,6 @@ from tests.serving.formula import Formula
 
 pytestmark = pytest.mark.timing
 
-BINARY = Path(sys.executable).with_name("autotune")
 SECRET = "sk-very-secret-0123456789"
 PROMPTS = (Prompt.of("Q"),)
 
@@ -102,15 +99,14 @@ def serving(gamma: int = 0, **given: Any) -> Iterator[tuple[str, type[Handler]]]
             thread.join()
 
 
-def autotune(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    load = ["--concurrency", "1,2", "--max-tokens", "8", "--waves", "1", "--repeats", "3"]
-    return subprocess.run(
-        [str(BINARY), "spec", "--launcher", "url", *load, *args],
-        cwd=folder,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        check=False,
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def autotune(run_in: Run) -> Run:
+    load = ("--concurrency", "1,2", "--max-tokens", "8", "--waves", "1", "--repeats", "3")
+    return lambda folder, *args, **env: run_in(
+        folder, "spec", "--launcher", "url", *load, *args, **env
     )
 
 
@@ -118,7 +114,7 @@ def everything_in(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-def test_it_is_measured_as_it_runs_and_once_while_it_runs(tmp_path: Path) -> None:
+def test_it_is_measured_as_it_runs_and_once_while_it_runs(autotune: Run, tmp_path: Path) -> None:
     with serving(gamma=3) as (url, handler):
         ran = autotune(tmp_path, "--url", f"{url}/v1/")
         assert ran.returncode == 0, ran.stderr
@@ -149,7 +145,7 @@ def test_it_is_measured_as_it_runs_and_once_while_it_runs(tmp_path: Path) -> Non
 
 
 def test_after_a_failure_what_was_measured_is_kept_and_the_rest_is_asked_again(
-    tmp_path: Path,
+    autotune: Run, tmp_path: Path
 ) -> None:
     with serving(refused="0-2-1") as (url, handler):  # the second load at concurrency 2
         failed = autotune(tmp_path, "--url", url, "--json")
@@ -168,7 +164,7 @@ def test_after_a_failure_what_was_measured_is_kept_and_the_rest_is_asked_again(
 
 
 @pytest.mark.parametrize("way", ["flag", "flag with =", "environment"])
-def test_credentials_are_sent_and_written_nowhere(way: str, tmp_path: Path) -> None:
+def test_credentials_are_sent_and_written_nowhere(way: str, autotune: Run, tmp_path: Path) -> None:
     text = f"Authorization: Bearer {SECRET}"
     args = {"flag": ["--header", text], "flag with =": [f"--header={text}"], "environment": []}
     env = {"AUTOTUNE_HEADER": text} if way == "environment" else {}
@@ -183,7 +179,9 @@ def test_credentials_are_sent_and_written_nowhere(way: str, tmp_path: Path) -> N
         assert b"***" in written  # the command is kept, without what is secret
 
 
-def test_a_failure_that_repeats_the_credentials_is_told_without_them(tmp_path: Path) -> None:
+def test_a_failure_that_repeats_the_credentials_is_told_without_them(
+    autotune: Run, tmp_path: Path
+) -> None:
     # It lets us look, then has another key: the load is refused with our own header in the answer.
     header = f"Authorization: Bearer {SECRET}"
     with serving(key=SECRET) as (url, handler):

@@ -34,7 +34,7 @@ from autotune.serving.server.launchers import LocalLauncher
 from autotune.serving.server.process import ProcessHandle
 from autotune.serving.server.server import ServeSettings, start
 from autotune.store.records import DatedTrial, LostBoot
-from tests.serving.test_spec_cli import BINARY, SMALL, in_processes, serving_in
+from tests.serving.test_spec_cli import BINARY, SMALL, Run, serving_in
 from tests.serving.test_spec_job import FAKE
 from tests.serving.tiny_models import TinyModels
 from tests.support.box import Box
@@ -115,11 +115,11 @@ def test_the_last_boot_of_a_setting_says_whether_it_ran_short() -> None:
 
 @pytest.mark.kill
 def test_a_server_that_eats_the_memory_is_killed_and_nothing_larger_is_started(
-    box: Box, tiny_models: TinyModels, tmp_path: Path
+    run_in: Run, box: Box, tiny_models: TinyModels, tmp_path: Path
 ) -> None:
     eats = dict.fromkeys("23456", 105)
     spec = command(tiny_models.qwen3, tmp_path, "--json", gamma="0-6", eats=eats)
-    ran = in_processes(tmp_path, *spec)
+    ran = run_in(tmp_path, *spec)
     assert ran.returncode == 0, ran.stderr
     assert 4 <= box.lowest < 6
     started = boots(tmp_path)
@@ -129,7 +129,7 @@ def test_a_server_that_eats_the_memory_is_killed_and_nothing_larger_is_started(
     assert {trials[g]["outcome"] for g in fallen} == {"host_memory"}
     assert all(SHORT in trials[g]["message"] for g in fallen)
     assert trials[1]["outcome"] in {"ok", "cannot_win"}
-    again = in_processes(tmp_path, *spec)
+    again = run_in(tmp_path, *spec)
     assert again.returncode == 0, again.stderr
     assert boots(tmp_path) == started, "nothing lost, nothing repeated"
     assert not serving_in(tmp_path)
@@ -159,23 +159,22 @@ class SlowSpark:
 
 @pytest.mark.kill
 def test_a_slow_watcher_saves_the_whole_command(
+    run_in: Run,
     box: Box,
     tiny_models: TinyModels,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    in_process: Any,
 ) -> None:
     """It acts at 10 GiB, above the floor: at its next reading nothing would be left."""
     spark = SlowSpark(tmp_path)
     late = partial(MemoryGuard, clock=spark.clock)
     monkeypatch.setattr(MemoryGuard, "available", lambda _: spark.available())
     monkeypatch.setattr("autotune.machine.guard.MemoryGuard", late)
-    monkeypatch.chdir(tmp_path)
     serving = {"eats": {"2": 1}, "slow": [2], "well": str(tmp_path / "well")}
     spec = command(tiny_models.qwen3, tmp_path, "--json", gamma="0,2", **serving)
-    code, told, err = in_process(*spec)
-    assert code == 0, err
-    trials = {trial["candidate"]["gamma"]: trial for trial in json.loads(told)["trials"]}
+    ran = run_in(tmp_path, *spec)
+    assert ran.returncode == 0, ran.stderr
+    trials = {trial["candidate"]["gamma"]: trial for trial in json.loads(ran.stdout)["trials"]}
     assert trials[0]["outcome"] == "ok"
     assert trials[2]["outcome"] == "host_memory"
     assert "10.0 GiB of the host's memory were left" in trials[2]["message"]
@@ -186,14 +185,12 @@ def test_a_slow_watcher_saves_the_whole_command(
 
 @pytest.mark.kill
 def test_a_range_is_climbed_and_never_boots_into_the_reserve(
-    box: Box, tiny_models: TinyModels, tmp_path: Path
+    run_in: Run, box: Box, tiny_models: TinyModels, tmp_path: Path
 ) -> None:
     """6 GiB of an engine beside its share: 0.83 would be within the reserve, and falls."""
     serving = {"memory": {"tokens": 100, "start": 20}, "holds": 6, "total": box.total}
     share = ("--gpu-memory-utilization", "0.5:0.98", "--json")
-    ran = in_processes(
-        tmp_path, *command(tiny_models.qwen3, tmp_path, *share, gamma="0", **serving)
-    )
+    ran = run_in(tmp_path, *command(tiny_models.qwen3, tmp_path, *share, gamma="0", **serving))
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)["memory_utilization"]
     assert found["most"] == 0.8
@@ -217,7 +214,7 @@ def killed_in_the_second_boot(folder: Path, spec: list[str]) -> None:
 
 @pytest.mark.kill
 def test_a_boot_in_which_the_command_was_killed_is_not_repeated_unasked(
-    box: Box, tiny_models: TinyModels, tmp_path: Path
+    run_in: Run, box: Box, tiny_models: TinyModels, tmp_path: Path
 ) -> None:
     slow = {"slow": [2], "well": str(tmp_path / "well")}
     spec = command(tiny_models.qwen3, tmp_path, "--json", gamma="0,2", **slow)
@@ -226,13 +223,13 @@ def test_a_boot_in_which_the_command_was_killed_is_not_repeated_unasked(
         ended = [row[0] for row in database.execute("SELECT ended_at FROM boots ORDER BY id")]
     assert [end is None for end in ended] == [False, True]
     for _ in range(2):
-        ran = in_processes(tmp_path, *spec)
+        ran = run_in(tmp_path, *spec)
         assert ran.returncode == 0, ran.stderr
         (lost,) = [t for t in json.loads(ran.stdout)["trials"] if t["candidate"]["gamma"] == 2]
         assert lost["outcome"] == "crash"
         assert "never ended: the machine hung in it, or the command was killed" in lost["message"]
         assert boots(tmp_path).count(2) == 1
-    ran = in_processes(tmp_path, *spec, "--retry-failed")
+    ran = run_in(tmp_path, *spec, "--retry-failed")
     assert ran.returncode == 0, ran.stderr
     assert boots(tmp_path).count(2) > 1
     assert box.lowest == box.free
@@ -241,23 +238,23 @@ def test_a_boot_in_which_the_command_was_killed_is_not_repeated_unasked(
 @pytest.mark.kill
 @pytest.mark.usefixtures("box")
 def test_where_memory_is_not_unified_a_killed_boot_is_repeated(
-    tiny_models: TinyModels, tmp_path: Path
+    run_in: Run, tiny_models: TinyModels, tmp_path: Path
 ) -> None:
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 1\n")
     slow = {"slow": [2], "well": str(tmp_path / "well")}
     spec = command(tiny_models.qwen3, tmp_path, SMALL, "--json", gamma="0,2", **slow)
     killed_in_the_second_boot(tmp_path, spec)
-    ran = in_processes(tmp_path, *spec)
+    ran = run_in(tmp_path, *spec)
     assert ran.returncode == 0, ran.stderr
     assert boots(tmp_path).count(2) > 1
 
 
 def test_without_room_nothing_is_started_and_who_holds_it_is_named(
-    box: Box, tiny_models: TinyModels, tmp_path: Path
+    run_in: Run, box: Box, tiny_models: TinyModels, tmp_path: Path
 ) -> None:
     box.free = 100
     time.sleep(0.1)
-    ran = in_processes(tmp_path, *command(tiny_models.qwen3, tmp_path))
+    ran = run_in(tmp_path, *command(tiny_models.qwen3, tmp_path))
     assert ran.returncode == 2
     assert "--gpu-memory-utilization 0.8 takes 97.36 GiB of NVIDIA GB10 (unified)" in ran.stderr
     assert "give at most 0.75" in ran.stderr
@@ -277,14 +274,13 @@ def test_without_room_nothing_is_started_and_who_holds_it_is_named(
     ],
 )
 def test_no_default_takes_the_hosts_reserve(
+    run_in: Run,
     more: tuple[str, ...],
     expected: list[str] | None,
     tiny_models: TinyModels,
     tmp_path: Path,
 ) -> None:
-    ran = in_processes(
-        tmp_path, *command(tiny_models.qwen3, tmp_path, "--dry-run", "--json", *more)
-    )
+    ran = run_in(tmp_path, *command(tiny_models.qwen3, tmp_path, "--dry-run", "--json", *more))
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["parameters"].get("gpu_memory_utilization") == expected
 

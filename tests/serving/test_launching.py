@@ -8,7 +8,9 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -33,8 +35,8 @@ LOAD = "--concurrency 1 --max-tokens 24 --waves 1 --repeats 6 --confirm-boots 1 
 class Docker:
     """A folder with a ``docker`` that is found first."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, run_in: Callable[..., Any]) -> None:
+        self.root, self._run_in = root, run_in
         program = root / "bin" / "docker"
         program.parent.mkdir()
         fake = Path(__file__).with_name("fake_docker.py")
@@ -42,24 +44,18 @@ class Docker:
         program.chmod(0o755)
         (root / "p.jsonl").write_text("".join(f'{{"prompt": "Q {i}"}}\n' for i in range(5)))
         self.env = {
-            **os.environ,
             "PATH": f"{program.parent}:{os.environ['PATH']}",
             "FAKE_DOCKER": str(root),
         }
 
     def command(self, *args: str) -> list[str]:
         given = ["--launcher", "docker", "--image", IMAGE, "--prompts", "p.jsonl", *LOAD.split()]
-        return [str(BINARY), "spec", *given, "--study", "d", SMALL, *args]
+        return ["spec", *given, "--study", "d", SMALL, *args]
 
     def tune(self, *args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*args),
-            cwd=self.root,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        ran: subprocess.CompletedProcess[str]
+        ran = self._run_in(self.root, *self.command(*args), **self.env)
+        return ran
 
     @property
     def servers(self) -> list[list[str]]:
@@ -71,8 +67,8 @@ class Docker:
 
 
 @pytest.fixture
-def docker(tmp_path: Path) -> Docker:
-    return Docker(tmp_path)
+def docker(tmp_path: Path, run_in: Callable[..., Any]) -> Docker:
+    return Docker(tmp_path, run_in)
 
 
 def values(call: list[str], flag: str) -> list[str]:
@@ -174,7 +170,10 @@ def test_compose_reserves_the_gpus_that_docker_was_given() -> None:
 def test_kill_9_of_the_command_ends_the_container(docker: Docker, tiny_models: TinyModels) -> None:
     command = docker.command("--target", str(tiny_models.qwen3), "--drafter", "ngram")
     with subprocess.Popen(
-        command, cwd=docker.root, env=docker.env, stderr=subprocess.DEVNULL
+        [str(BINARY), *command],
+        cwd=docker.root,
+        env={**os.environ, **docker.env},
+        stderr=subprocess.DEVNULL,
     ) as tuner:
         end = time.monotonic() + 60
         while not (docker.root / "pid").exists() or not (docker.root / "pid").read_text():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from autotune.core import BadInputError, Outcome
 from autotune.machine.guard import GIB, MemoryGuard
+from autotune.serving.logs import read
 from autotune.serving.logs.facts import facts_of
 from autotune.serving.logs.kinds import ADVICE, OUTCOMES, FailureKind
 from autotune.serving.logs.read import HEAD, TAIL, lines_of, read_log
@@ -407,7 +408,10 @@ def test_of_a_long_log_the_head_and_the_tail_are_read(tmp_path: Path) -> None:
     assert explain(b"(APIServer pid=1) INFO x\n" * 400_000 + OOR.encode()).cause == OOR
 
 
-def test_a_pipe_is_read_and_a_device_is_not(tmp_path: Path) -> None:
+def test_a_pipe_is_read_and_a_device_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "_SILENCE_S", 0.2)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     end = os.open(fifo, os.O_RDWR)

@@ -97,7 +97,7 @@ def test_a_target_that_is_refused_or_fails_stops_no_other(compare: Compare, fold
 
 
 @pytest.mark.timing
-def test_kill_9_loses_no_target_that_is_done(folder: Path) -> None:
+def test_kill_9_loses_no_target_that_is_done(folder: Path, run_in: Compare) -> None:
     env = "--env=FAKE_SERVING=" + json.dumps({"boots": str(folder / "boots")})
     words = command("--target", "one", "--target", "two", env)
     matrix = folder / "outputs" / "m" / "spec" / "matrix.json"
@@ -113,9 +113,7 @@ def test_kill_9_loses_no_target_that_is_done(folder: Path) -> None:
             assert tuner.poll() is None
             time.sleep(0.02)
         tuner.kill()
-    ran = subprocess.run(
-        [*words, "--json"], cwd=folder, capture_output=True, text=True, check=False
-    )
+    ran = run_in(folder, *words[1:], "--json")
     assert ran.returncode == 0, ran.stderr
     one, two = json.loads(ran.stdout)["rows"]
     assert (one["fresh_boots"], two["fresh_boots"] > 0) == (0, True)

@@ -38,13 +38,6 @@ Ran = subprocess.CompletedProcess[str]
 Run = Callable[..., Ran]
 
 
-def in_processes(folder: Path, *args: str) -> Ran:
-    """As it is typed: a program, which starts servers that sleep."""
-    return subprocess.run(
-        [str(BINARY), *args], cwd=folder, capture_output=True, text=True, check=False
-    )
-
-
 @pytest.fixture
 def autotune(
     in_process: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
@@ -67,9 +60,9 @@ def spec(autotune: Run, folder: Path, target: Path, *args: str, drafter: str = "
     return autotune(folder, "spec", *given.split(), "--vllm", FAKE, SMALL, *args)
 
 
-@pytest.mark.timing
-def test_plan_progress_result_and_a_second_run(folder: Path, tiny_models: TinyModels) -> None:
-    autotune = in_processes
+def test_plan_progress_result_and_a_second_run(
+    autotune: Run, folder: Path, tiny_models: TinyModels
+) -> None:
     ran = spec(autotune, folder, tiny_models.qwen3, "--gamma", "0,2")
     assert ran.returncode == 0, ran.stderr
     assert "at most 4 boots: 2 searched, 1 × 2 to confirm" in ran.stderr
@@ -101,14 +94,15 @@ def test_plan_progress_result_and_a_second_run(folder: Path, tiny_models: TinyMo
     assert "spec" in listed.stdout
 
 
-def test_a_flag_that_vllm_does_not_know_is_bad_input(folder: Path, tiny_models: TinyModels) -> None:
-    autotune = in_processes
+def test_a_flag_that_vllm_does_not_know_is_bad_input(
+    run_in: Run, folder: Path, tiny_models: TinyModels
+) -> None:
     program = folder / "vllm"
     program.write_text(
         "#!/bin/sh\necho 'vllm: error: unrecognized arguments: --max-num-sequences 8' >&2\nexit 2\n"
     )
     program.chmod(0o755)
-    ran = spec(autotune, folder, tiny_models.qwen3, "--vllm", str(program), "--gamma", "0,2")
+    ran = spec(run_in, folder, tiny_models.qwen3, "--vllm", str(program), "--gamma", "0,2")
     assert ran.returncode == 2
     assert "vLLM refuses what the server without speculation is given" in ran.stderr
     assert "unrecognized arguments: --max-num-sequences 8" in ran.stderr.splitlines()[-1]
@@ -209,7 +203,9 @@ def parts_in(database: Path) -> int:
 
 @pytest.mark.timing
 @pytest.mark.parametrize("how", ["--dial", "--no-dial"])
-def test_kill_9_loses_no_finished_repeat(how: str, tiny_models: TinyModels, tmp_path: Path) -> None:
+def test_kill_9_loses_no_finished_repeat(
+    how: str, run_in: Run, tiny_models: TinyModels, tmp_path: Path
+) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     env = "--env=FAKE_SERVING=" + json.dumps({"base_ms": 6.0})
     args = f"spec --target {tiny_models.qwen3} --drafter ngram --prompts p.jsonl --gamma 0,2"
@@ -224,7 +220,7 @@ def test_kill_9_loses_no_finished_repeat(how: str, tiny_models: TinyModels, tmp_
             time.sleep(0.02)
         tuner.kill()
     kept = parts_in(database)
-    ran = in_processes(tmp_path, *command[1:], "--json")
+    ran = run_in(tmp_path, *command[1:], "--json")
     assert ran.returncode == 0, ran.stderr
     trials = json.loads(ran.stdout)["trials"]
     reused = [trial["repeats_of_earlier_runs"] for trial in trials]
@@ -255,7 +251,7 @@ def serving_in(folder: Path) -> list[int]:
 
 @pytest.mark.timing
 def test_kill_9_leaves_no_server_and_loses_no_finished_trial(
-    tiny_models: TinyModels, tmp_path: Path
+    run_in: Run, tiny_models: TinyModels, tmp_path: Path
 ) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     boots = tmp_path / "boots"
@@ -274,7 +270,7 @@ def test_kill_9_leaves_no_server_and_loses_no_finished_trial(
     while serving_in(tmp_path):
         assert time.monotonic() < end
         time.sleep(0.05)
-    ran = in_processes(tmp_path, *command[1:], "--json")
+    ran = run_in(tmp_path, *command[1:], "--json")
     assert ran.returncode == 0, ran.stderr
     document = json.loads(ran.stdout)
     # The baseline was finished, the second boot was not: it alone is made again.

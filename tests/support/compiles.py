@@ -142,10 +142,10 @@ def few(cases: Sequence[Case], count: int | None, seed: int) -> list[Case]:
     return sorted(shuffled, key=turn)[:count]
 
 
-def compiled(cases: Iterable[Case], kernel: KernelInfo) -> Iterator[Compiled]:
+def compiled(cases: Iterable[Case], kernel: KernelInfo, workers: int) -> Iterator[Compiled]:
     """The results of the compiles in their order."""
     jobs = [case.job for case in cases]
-    with compile_pool(os.cpu_count() or 1, kernel) as pool:
+    with compile_pool(workers, kernel) as pool:
         yield from compile_many(pool, jobs, kernel, None, COMPILE_S, disassemble=False)
 
 
@@ -178,7 +178,7 @@ def record() -> None:
     """Compile all cases and write the table."""
     kernel, cases = kernel_info(), [*sample(), *extremes()]
     sizes: dict[str, int | None] = {}
-    for case, found in zip(cases, compiled(cases, kernel), strict=True):
+    for case, found in zip(cases, compiled(cases, kernel, os.cpu_count() or 1), strict=True):
         assert found.outcome in (Outcome.OK, Outcome.COMPILE_ERROR), (case.key, found.message)
         sizes[case.key] = size(found)
         print(f"{len(sizes)}/{len(cases)} {case.key}: {sizes[case.key]}", flush=True)  # noqa: T201

@@ -73,7 +73,7 @@ def show_plan(plan: Plan) -> None:
             f"{escape(why)}: [bold]predicted mode[/bold]. The real kernel is compiled for it, its "
             "time comes from a cost model. Nothing is measured."
         )
-    err.print(
+    err.say(
         f"Plan   {escape(plan.model)}: E={shape.experts} N={shape.intermediate} K={shape.hidden} "
         f"topk={shape.topk} {shape.weight_dtype}{scales}\n"
         f"       vLLM {plan.kernel.vllm_version}, Triton {plan.kernel.triton_version}, "
@@ -84,8 +84,7 @@ def show_plan(plan: Plan) -> None:
         f"study {plan.study}\n"
         f"       about {estimate.compilations(plan)} compilations, "
         f"{max(1, round(estimate.seconds(plan) / 60))} min on an empty cache; "
-        "Ctrl-C keeps what is done",
-        soft_wrap=True,
+        "Ctrl-C keeps what is done"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,12 @@ def test_a_second_command_measures_nothing_again(tmp_path: Path) -> None:
     }
 
 
+def clocks_of(page: Page) -> Sequence[Sequence[str]]:
+    blocks = [b for one in page.sections if one.title == "Clocks" for b in one.blocks]
+    (table,) = (block for block in blocks if isinstance(block, Table))
+    return table.rows
+
+
 def test_a_comparison_under_a_low_clock_is_a_warning_and_the_clocks_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,18 +174,20 @@ def test_a_comparison_under_a_low_clock_is_a_warning_and_the_clocks_a_table(
         after = {"sm_mhz": 1200.0 if request.m == 64 else 2400.0, "temperature_c": 88.0}
         return compared(request) | {"clocks": [{"sm_mhz": 2400.0, "power_mw": 45_400.0}, after]}
 
+    timed = fake_kernel.time_candidate
+
+    def read(request: Timing) -> dict[str, Any]:
+        return timed(request) | ({"clocks": {"sm_mhz": 2300.0}} if request.clocks else {})
+
     monkeypatch.setattr(fake_kernel, "compare", hot)
+    monkeypatch.setattr(fake_kernel, "time_candidate", read)
+    searched = [row[1] for row in clocks_of(page(tmp_path, tune(tmp_path)[0]))][-2]
     result, _ = tune(tmp_path)
     (said,) = (one for one in warnings(result) if "SM clock" in one)
     assert "(M=64: 1200)" in said
-    (table,) = (
-        block
-        for one in page(tmp_path, result).sections
-        if one.title == "Clocks"
-        for block in one.blocks
-        if isinstance(block, Table)
-    )
-    assert table.rows[-1][1:] == ["1200 to 2400", "88", "45"]
+    shown = clocks_of(page(tmp_path, result))
+    assert list(shown[-1][1:]) == ["1200 to 2400", "88", "45"]
+    assert searched == shown[-2][1] == "2300", "of the first command: the second searched nothing"
 
 
 def test_keys_of_an_earlier_command_stay(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from autotune import __version__
 from autotune.report.page import Page
 from autotune.store.records import JobState
 from autotune.util import secret
+from autotune.util.words import counted
 from autotune.web import api
 from autotune.web.forms import form
 from autotune.web.kinds import KINDS
@@ -40,7 +41,7 @@ class Views:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.filters["times"] = _times
+        self._environment.filters.update(times=_times, counted=counted)
         self._environment.globals.update(version=__version__, kinds=_ABOUT)
 
     def render(self, template: str, status: int = 200, **values: Any) -> Response:

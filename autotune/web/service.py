@@ -263,10 +263,10 @@ class Service:
     # ------------------------------------------------------------------ files
 
     def artifacts(self, job: JobRecord) -> dict[str, Path]:
-        """Return the files of a job by name: its own, and those of its study."""
+        """Return the files of a job by name: its own, and those of the study that it is about."""
         folder = JobFolder.of(self.root, job.id)
         found = {p.name: p for p in (folder.result(job), folder.log, folder.events) if p.is_file()}
-        study = (self.runner.progress(job) or {}).get("study")
+        study = (self.runner.progress(job) or {}).get("study") or job.args.get("study")
         if isinstance(study, str):
             place = self.root / study
             inside = sorted(place.rglob("*")) if place.is_dir() else []

@@ -63,6 +63,16 @@ def events_of(text: str) -> list[tuple[str, str, Any]]:
     return found
 
 
+def test_an_export_lists_the_files_that_it_wrote(site: Site) -> None:
+    body = {"kind": "export", "args": {"study": "s", "to": "folder"}}
+    job = site.client.post(f"{API}/jobs", json=body).json()["id"]
+    (site.root / "s" / "export").mkdir(parents=True)
+    (site.root / "s" / "export" / "E=8.json").write_text("{}")
+    listed = site.client.get(f"{API}/jobs/{job}/artifacts").json()["artifacts"]
+    assert listed == [{"name": "export/E=8.json", "bytes": 2}]
+    assert site.client.get(f"{API}/jobs/{job}/artifacts/export/E=8.json").json() == {}
+
+
 def test_events_are_resumed_where_a_reader_was(running: Site) -> None:
     job = running.submit()
     whole = events_of(running.client.get(f"{API}/jobs/{job['id']}/events").text)

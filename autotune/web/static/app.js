@@ -119,6 +119,7 @@ function showJob(job) {
     ? progress.done + " of " + progress.total + " " + (progress.unit || "") + ", " + progress.phase + " " + progress.at + left : "";
   $("best").textContent = progress.best_so_far
     ? "Best so far: " + progress.best_so_far.toFixed(3) + "× the default (geometric mean, before confirmation)" : "";
+  $("unit").textContent = progress.value_unit ? ", in " + progress.value_unit : "";
   $("levels").replaceChildren();
   for (const level of progress.levels || []) {
     const row = $("levels").insertRow();
@@ -133,6 +134,12 @@ function showJob(job) {
     link.href = "/studies/" + encodeURIComponent(progress.study);
     link.textContent = "Study " + progress.study;
     $("study").replaceChildren(link);
+    if (job.state === "SUCCEEDED") {
+      const report = document.createElement("a");
+      report.href = link.href + "/report";
+      report.textContent = "Report";
+      $("study").append(", ", report);
+    }
   }
   $("cancel").hidden = ENDED.has(job.state) && job.state !== "INTERRUPTED";
   $("cancel").disabled = job.state === "STOPPING";
@@ -155,7 +162,10 @@ function landscape() {
     const y = (ratio) => height / 2 - Math.log2(ratio) * height / 4;
     context.strokeStyle = context.fillStyle = style.color;
     context.setLineDash([4, 4]);
-    context.beginPath(); context.moveTo(0, y(1)); context.lineTo(width, y(1)); context.stroke();
+    for (const ratio of [0.5, 1, 2]) {
+      context.lineWidth = ratio === 1 ? 1.5 : 0.5;
+      context.beginPath(); context.moveTo(0, y(ratio)); context.lineTo(width, y(ratio)); context.stroke();
+    }
     dots.forEach((ratio, i) => context.fillRect((i + 0.5) * width / dots.length - 1.5, Math.max(0, Math.min(height - 3, y(ratio) - 1.5)), 3, 3));
     for (const [text, ratio, below] of [["default", 1, -6], ["twice its time", 2, 16], ["half its time", 0.5, -6]]) {
       context.lineWidth = 4;
@@ -206,9 +216,14 @@ async function showFiles(id) {
     const item = document.createElement("li"), link = document.createElement("a");
     link.href = API + "/jobs/" + id + "/artifacts/" + file.name.split("/").map(encodeURIComponent).join("/");
     link.textContent = file.name;
-    item.append(link, " (" + file.bytes + " bytes)");
+    item.append(link, file.bytes ? " (" + file.bytes.toLocaleString("en") + " bytes)" : " (empty so far)");
     return item;
   }));
+  const result = found.artifacts.find((file) => /^result\.(txt|json)$/.test(file.name) && file.bytes && file.bytes < 200000);
+  if (result) {
+    $("result").textContent = await (await fetch(API + "/jobs/" + id + "/artifacts/" + result.name)).text();
+  }
+  $("said").hidden = !result;
 }
 
 async function machine() {
@@ -255,7 +270,7 @@ function doctor(button) {
       const { findings } = await call("GET", "/doctor");
       $("findings").replaceChildren(...findings.map((one) => {
         const item = document.createElement("li");
-        item.textContent = one.level + ": " + one.check + ": " + one.text;
+        item.textContent = [...new Set([one.level, one.check]), one.text].join(": ");
         return item;
       }));
     } catch (problem) { $("findings").textContent = problem.message; }

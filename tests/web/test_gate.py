@@ -387,7 +387,7 @@ PLAIN = {
 PLAIN["moe"] |= {"dtype", "scheme", "min_gain", "memory_limit", "study", "launcher", "gpus"}
 PLAIN["spec"] |= {"quality_tolerance", "quality_timeout", "slo", "min_gain", "budget", "launcher"}
 PLAIN["spec"] |= {"synthetic_acceptance", "gpus", "start_timeout", "request_timeout", "study"}
-PLAIN["spec"] |= {"capture_sizes", "confirm", "soak"}
+PLAIN["spec"] |= {"capture_sizes", "confirm", "soak", "context"}
 PLAIN["export"] |= {"study", "to", "serve_study"}
 
 

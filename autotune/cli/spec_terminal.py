@@ -45,15 +45,14 @@ def show_plan(plan: Plan) -> None:
     """What will be done and about how long it takes, on stderr."""
     scenario = plan.scenario
     minutes = max(1, round(plan.estimated_seconds / 60))
-    requests = scenario.repeats * scenario.waves * sum(scenario.concurrency)
     parameters = ", ".join(f"{name} {_listed(values)}" for name, values in plan.space.parameters)
     load = f"concurrency {', '.join(map(str, scenario.concurrency))}; {scenario.prompts} prompts"
     err.print(
         escape(
             f"Plan   {scenario.target} with {plan.drafting}\n"
             f"       {parameters}: {counted(len(plan.rivals), 'setting')}, and the baseline\n"
-            f"       {load}; {requests} timed requests a boot in {scenario.repeats} repeats, up to "
-            f"{scenario.max_tokens} tokens each\n"
+            f"       {load}; {scenario.requests} timed requests a boot in {scenario.repeats} "
+            f"repeats, up to {scenario.max_tokens} tokens each\n"
             f"       at most {counted(plan.boots, 'boot')}: {_boots(plan)}; about {minutes} min of "
             f"starting at most, the loads on top\n"
             f"       study {plan.study}; Ctrl-C keeps what is done"
@@ -128,13 +127,13 @@ def show_entry(entry: Entry, *, force: bool) -> None:
 def show_existing_plan(plan: ExistingPlan) -> None:
     """What will be measured, on stderr."""
     scenario, server = plan.scenario, plan.server
-    requests = scenario.repeats * scenario.waves * sum(scenario.concurrency)
     levels = ", ".join(map(str, scenario.concurrency))
     err.print(
         escape(
             f"Plan   {plan.launcher.root} serves {server.model}: {server.as_json()['name']}, "
             f"{server.speculation}\n"
-            f"       concurrency {levels}; {requests} timed requests; nothing is started or changed"
+            f"       concurrency {levels}; {scenario.requests} timed requests; nothing is started "
+            "or changed"
         ),
         soft_wrap=True,
     )

@@ -164,6 +164,11 @@ class SpecScenario:
         return tuple(Slice(kind, length) for length in lengths for kind in kinds)
 
     @property
+    def requests(self) -> int:
+        """Count the timed requests of a boot."""
+        return self.repeats * self.waves * sum(self.concurrency) * len(self.slices)
+
+    @property
     def is_mixed(self) -> bool:
         """Whether its figures are those of several kinds or lengths together."""
         return len(self.slices) > 1

@@ -120,6 +120,7 @@ def test_it_is_measured_as_it_runs_and_once_while_it_runs(autotune: Run, tmp_pat
         assert ran.returncode == 0, ran.stderr
         assert "speculation, gamma 3" in ran.stdout
         assert "one setting, as it runs" in ran.stdout
+        assert "No verdict" not in ran.stdout
         answered = handler.answered
 
         again = autotune(tmp_path, "--url", url, "--json")

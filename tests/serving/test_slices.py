@@ -57,6 +57,7 @@ def best(result: Result) -> dict[str, int]:
 def test_each_kind_has_its_own_verdict_and_the_mix_is_named(bench: Bench, tmp_path: Path) -> None:
     result = bench.tune(MIXED, gamma="0,2,4", dial=True, max_tokens=64)
     assert best(result) == {COPY: 4, TALK: 0}
+    assert result.plan.scenario.requests == 2 * result.plan.scenario.repeats  # of both kinds
     said = document(result)["verdict"]
     assert "a MIX of copy, talk, which want different settings: copy: gamma=4 (" in said
     chosen = result.selection.winner.candidate.int("gamma")

@@ -216,7 +216,7 @@ def existing_document(result: ExistingResult) -> dict[str, Any]:
         "scenario": plan.scenario.as_json(),
         "us_per_token": measurement.value,
         "levels": measurement.details["levels"],
-        "slices": measurement.details.get("slices", {}),
+        "levels_by_slice": measurement.details.get("slices", {}),
         "kv_cache_tokens": measurement.details.get("kv_cache_tokens"),
         "client_environment": environment(),
         "boots": 0,

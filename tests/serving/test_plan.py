@@ -207,7 +207,7 @@ def test_memory_is_that_of_the_gpu_used(
     monkeypatch.setattr(make_plan_module, "environment", lambda: {"gpus": gpus})
     monkeypatch.setattr(make_plan_module, "visible_gpus", lambda: exported)
     monkeypatch.setattr(make_plan_module, "read_memory", read)
-    monkeypatch.setattr(make_plan_module, "looked_up", lambda launcher, _: (launcher, []))
+    monkeypatch.setattr(make_plan_module, "looked_up", lambda launcher, *_, **__: (launcher, []))
     make_plan(make_request(tiny_models.qwen3, "chat", **changes))
     assert asked == [expected]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from autotune.cli import cluster
+from autotune.cli.consoles import SafeConsole
 from autotune.cluster.crew import MOST_LOST, NOBODY_S, ClusterPool, Lost, Queue, Setting, Task
 from autotune.core import MissingEnvironmentError
 from autotune.kernels.cluster import NodeFacts, Team, _new_files, compilers, timers
@@ -235,3 +238,15 @@ def test_containers_are_not_started_over_a_cluster(
         "--ray=local",
     ]
     refused(monkeypatch, capsys, given, BAD, "--ray starts no containers")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_says_what_it_waits_for_and_a_pipe_gets_results_alone(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    shown = io.StringIO()
+    console = SafeConsole(file=shown, force_terminal=terminal, width=100)
+    monkeypatch.setattr(cluster, "err", console)
+    with cluster.waiting("--ray local: starting Ray"):
+        pass
+    assert ("--ray local: starting Ray" in shown.getvalue()) is terminal

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autotune.cluster.crew import Lost, Seat, Setting, Task
@@ -267,15 +267,15 @@ class RayCrew:
                 if task.setting.name == "compile":
                     del result.value["place"]  # a result by its content; where does not matter
             return task, result
-        except (RayActorError, ObjectLostError) as error:  # or its node, with the result on it
+        except RayTaskError as error:  # of the seat: what the task does is a result
+            cause = getattr(error, "cause", None) or error
+            said = f"{MissingEnvironmentError.__name__}: {seat}: {_first_line(cause)}"
+            return task, TaskResult(TaskStatus.ERROR, message=said)
+        except RayError as error:  # the actor, its node, or the result on it: Ray has many words
             if seat in self._load:  # else nobody is to be asked any more
                 self._absent.setdefault(seat, time.monotonic())
             self._has.pop(seat, None)
             return task, Lost(f"{seat} is lost: {_first_line(error)}")
-        except RayError as error:  # not of the task: what that does is a result
-            cause = getattr(error, "cause", None) or error
-            said = f"{MissingEnvironmentError.__name__}: {seat}: {_first_line(cause)}"
-            return task, TaskResult(TaskStatus.ERROR, message=said)
 
     def _ask_absent(self) -> None:
         """Ask those who are away, once a second, whether Ray has started them anew."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from autotune.cluster.crew import Seat, Setting
+from autotune.cluster.crew import Lost, Seat, Setting, Task
 from autotune.core import MissingEnvironmentError
 from autotune.kernels.cluster import _new_files
 from autotune.machine.guard import GIB, MemoryGuard
@@ -19,7 +19,9 @@ from tests.support.box import Box, eat
 from tests.support.processes import wait_for
 
 pytest.importorskip("ray")
-from autotune.cluster.actors import Worker, put
+from ray.exceptions import ActorUnschedulableError, NodeDiedError, RayError, RayTaskError
+
+from autotune.cluster.actors import RayCrew, Worker, put
 
 
 def begin(folder: str) -> None:
@@ -97,6 +99,32 @@ def test_the_guard_of_a_seat_ends_what_eats_its_memory_and_nobody_is_blamed_twic
         with pytest.raises(MissingEnvironmentError, match=r"measuring takes about 4\.0 GiB"):
             worker.run(guarded, abs, -1, 60.0, {})
         worker.close(None)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (ActorUnschedulableError("its node does not exist any more"), True),
+        (NodeDiedError("its node died"), True),  # type: ignore[no-untyped-call]
+        (RayTaskError("run", "", MissingEnvironmentError("x")), False),  # type: ignore[no-untyped-call]
+    ],
+)
+def test_whatever_ray_calls_it_a_seat_that_is_gone_gives_its_task_back(
+    monkeypatch: pytest.MonkeyPatch, error: RayError, lost: bool
+) -> None:
+    """A raylet that is killed without its workers leaves actors that cannot be scheduled."""
+
+    def fails(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.get", fails)
+    crew, task = RayCrew.__new__(RayCrew), Task(Setting("search", int), abs, 1, 1.0)
+    crew._given, crew._load = {"answer": ("seat", task)}, {"seat": 1}
+    crew._absent, crew._has = {}, {}
+    _, what = crew._ended("answer")
+    assert isinstance(what, Lost) is lost
+    assert ("seat" in crew._absent) is lost
+    assert crew._load == {"seat": 0}
 
 
 def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:

@@ -116,7 +116,6 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("spec", PAIR | {"kv_cache_dtype": "auto,"}),
     ("spec", PAIR | {"gpu_memory_utilization": "1.5"}),
     ("spec", PAIR | {"gpu_memory_utilization": "0.9:0.4"}),
-    ("spec", PAIR | {"context": 512}),
     ("spec", PAIR | {"context": 100, "gpu_memory_utilization": "0.4:0.9"}),
     ("spec", PAIR | {"set": ["max-num-seqs"]}),
     ("spec", PAIR | {"set": ["gamma=1"]}),

@@ -26,7 +26,7 @@ from autotune.core import AutotuneError, MissingEnvironmentError
 from autotune.machine.devices import detect_gpus
 from autotune.machine.gpu_lock import hold_gpus, lock_folders
 from autotune.machine.guard import MemoryGuard, Watched
-from autotune.machine.resident import shortage
+from autotune.machine.resident import wait_for_room
 from autotune.measure.pool import TaskResult, TaskStatus, WorkerPool
 
 LOOK_S = 60.0
@@ -136,11 +136,7 @@ class Worker:
         """Guard the memory of this machine from now on, and wait until so many bytes are free."""
         if not self._guard.watches:
             self._stack.enter_context(self._guard)
-        if not self._guard.has_room(need):
-            said = shortage("measuring", need, self._guard.available())
-            raise MissingEnvironmentError(
-                f"{said}; what was measured is kept, and the same command goes on"
-            )
+        wait_for_room(self._guard, "measuring", need)
 
     def clear(self, name: str) -> None:
         """End the process of a setting."""

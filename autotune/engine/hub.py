@@ -44,6 +44,11 @@ def is_hub_id(ref: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", ref) is not None
 
 
+def is_on_hub(ref: str) -> bool:
+    """Tell whether a name is that of a model on the hub, and of nothing on this machine."""
+    return is_hub_id(ref) and not Path(ref).exists()
+
+
 def hub_file(ref: str, name: str, flag: str) -> Path | None:
     """A file of a model on the hub, downloaded or from its cache; None if the model lacks it.
 

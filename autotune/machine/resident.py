@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import psutil
 
+from autotune.core import MissingEnvironmentError
 from autotune.machine.environment import computing, container, memory_of_processes
-from autotune.machine.guard import GIB, RESERVE
+from autotune.machine.guard import GIB, RESERVE, MemoryGuard
 
 _MIB = 2**20
 LEAST = GIB
@@ -84,6 +85,24 @@ def shortage(what: str, need: int, available: int) -> str:
         f"{available / GIB:.1f} GiB are available, of which {RESERVE // GIB} stay with the host so "
         f"that it does not hang: {who_holds(residents())}"
     )
+
+
+def wait_for_room(guard: MemoryGuard, what: str, need: int) -> None:
+    """Wait, in the middle of a command, until there is room; see :meth:`MemoryGuard.has_room`.
+
+    Args:
+        guard: of this machine.
+        what: needs it: a noun, with which the refusal begins.
+        need: bytes, beside the reserve.
+
+    Raises:
+        MissingEnvironmentError: there is none.
+    """
+    if not guard.has_room(need):
+        said = shortage(what, need, guard.available())
+        raise MissingEnvironmentError(
+            f"{said}; what was measured is kept, and the same command goes on"
+        )
 
 
 def _family(pid: int) -> list[psutil.Process]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from autotune.core import AutotuneError, BadInputError
 from autotune.engine.arguments import argument_value, is_given, whole_value
-from autotune.engine.hub import is_hub_id
+from autotune.engine.hub import is_on_hub
 from autotune.engine.variables import FOLDER
 from autotune.machine.containers import ENGINES
 from autotune.machine.environment import environment, visible_gpus
@@ -148,7 +147,7 @@ def _check_target(request: SpecRequest) -> None:
     space = read_space(request, ())
     args = _server_args(request, space)
     prompts, _ = load_prompts(request.prompts), make_mounts(request.mount)
-    if any(is_hub_id(ref) and not Path(ref).exists() for ref in (target, drafter)):
+    if any(is_on_hub(ref) for ref in (target, drafter)):
         return
     pair = load_pair(target, drafter)
     _recipe(request, pair, space, args, ())

@@ -75,9 +75,7 @@ def parse_contexts(text: str, flag: str = "--context") -> tuple[int, ...]:
         raise BadInputError(
             f"{flag} {flags.typed(text)}: expected numbers of tokens such as 1k,16k,64k"
         )
-    twice = next((one for one in lengths if lengths.count(one) > 1), None)
-    if twice is not None:
-        raise BadInputError(f"{flag}: {twice} is given twice")
+    flags.each_once(lengths, flag)
     return tuple(sorted(length for length in lengths if length))
 
 
@@ -90,9 +88,7 @@ def parse_values(text: str, flag: str) -> tuple[str, ...]:
     values = tuple(part.strip() for part in text.split(","))
     if not all(values):
         raise BadInputError(f"{flag} {flags.typed(text)}: an empty value")
-    twice = next((v for v in values if values.count(v) > 1), None)
-    if twice is not None:
-        raise BadInputError(f"{flag}: {twice} is given twice")
+    flags.each_once(values, flag)
     return values
 
 

@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -197,14 +197,21 @@ def parse_json(data: str | bytes, twice: set[str] | None = None, *, lost: bool =
     return value
 
 
+_Hook = Callable[[Sequence[tuple[str, Any]]], Any]
+
+
 def _decoder(twice: set[str] | None, *, lost: bool) -> json.JSONDecoder:
     if twice is None:
         return _DECODERS[lost]
+    return _made(lambda pairs: _object(pairs, twice), lost=lost)
+
+
+def _made(hook: _Hook | None = None, *, lost: bool) -> json.JSONDecoder:
     return json.JSONDecoder(
         parse_constant=_lose if lost else _refuse,
         parse_int=_whole_number,
         parse_float=_finite,
-        object_pairs_hook=lambda pairs: _object(pairs, twice),
+        object_pairs_hook=hook,
     )
 
 
@@ -314,12 +321,7 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-_DECODERS = {
-    lost: json.JSONDecoder(
-        parse_constant=_lose if lost else _refuse, parse_int=_whole_number, parse_float=_finite
-    )
-    for lost in (False, True)
-}
+_DECODERS = {lost: _made(lost=lost) for lost in (False, True)}
 """Made once: a study has thousands of texts, and each decoder takes longer than its text."""
 
 

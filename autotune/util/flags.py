@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from autotune.core import BadInputError
 
@@ -44,6 +44,17 @@ def counts(text: str, flag: str, least: int, most: int) -> tuple[int, ...]:
         if numbers.count(number) > 1:
             raise BadInputError(f"{flag}: {number} is given twice")
     return tuple(sorted(numbers))
+
+
+def each_once(values: Sequence[object], flag: str) -> None:
+    """Refuse a list in which something stands twice.
+
+    Raises:
+        BadInputError: so it is.
+    """
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise BadInputError(f"{flag}: {twice} is given twice")
 
 
 def decode_sizes(gamma: str | None, concurrency: str | None) -> tuple[int, ...]:

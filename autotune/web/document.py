@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from autotune.store.records import JobState
-from autotune.web.kinds import KINDS, schema_of
+from autotune.web.kinds import ABOUT, KINDS, schema_of
 from autotune.web.problems import MEDIA_TYPE
 
 DESCRIPTION = """\
@@ -285,7 +285,7 @@ def components(found: dict[str, Any]) -> dict[str, Any]:
     states = {"type": "string", "enum": list(JobState), "description": str(JobState.__doc__)}
     schemas: dict[str, Any] = {**found.get("schemas", {}), **_SCHEMAS, "JobState": states}
     choices = []
-    for kind, request in KINDS.items():
+    for kind in KINDS:
         args = schema_of(kind)
         schemas.update(args.pop("$defs", {}))
         schemas[f"{kind.title()}Args"] = args
@@ -293,7 +293,7 @@ def components(found: dict[str, Any]) -> dict[str, Any]:
             {
                 "type": "object",
                 "title": f"A job of kind {kind}",
-                "description": str(request.__doc__).splitlines()[0],
+                "description": ABOUT[kind],
                 "properties": {
                     "kind": {"const": kind},
                     "args": _of(f"{kind.title()}Args"),

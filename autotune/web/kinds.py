@@ -28,6 +28,8 @@ KINDS: Mapping[str, type[Request]] = {
     "files": requests.Files,
     "explain": requests.Explain,
 }
+ABOUT = {kind: str(request.__doc__).splitlines()[0] for kind, request in KINDS.items()}
+"""What a job of each kind does, in a sentence."""
 OURS = frozenset({"db", "out", "events", "dry_run", "server", "token_file", "detach"})
 """Fields that are the service's own to fill in."""
 

@@ -18,12 +18,11 @@ from autotune.util import secret
 from autotune.util.words import counted
 from autotune.web import api
 from autotune.web.forms import form
-from autotune.web.kinds import KINDS
+from autotune.web.kinds import ABOUT, KINDS
 from autotune.web.problems import ProblemError, document
 from autotune.web.service import Service
 from autotune.web.token import COOKIE, COOKIE_S, Doorman
 
-_ABOUT = {kind: str(request.__doc__).splitlines()[0] for kind, request in KINDS.items()}
 _ROWS = 50
 _LOGIN_BYTES = 4096
 
@@ -42,7 +41,7 @@ class Views:
             lstrip_blocks=True,
         )
         self._environment.filters.update(times=_times, counted=counted)
-        self._environment.globals.update(version=__version__, kinds=_ABOUT)
+        self._environment.globals.update(version=__version__, kinds=ABOUT)
 
     def render(self, template: str, status: int = 200, **values: Any) -> Response:
         """Answer with a view."""
@@ -70,7 +69,7 @@ class Views:
         """Show the form of a kind of job."""
         if kind not in KINDS:
             raise ProblemError(404, f"no kind {kind!r} of jobs")
-        return self.render("new.html", kind=kind, about=_ABOUT[kind], panels=form(kind, given))
+        return self.render("new.html", kind=kind, about=ABOUT[kind], panels=form(kind, given))
 
     def job(self, job_id: int) -> Response:
         """Show a job."""

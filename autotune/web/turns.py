@@ -21,12 +21,8 @@ class Turns:
 
     def __init__(self, at_once: int, waiting: int = 32, patience_s: float = 30.0) -> None:
         """Take how many run, how many may wait, and how many seconds each of these does."""
-        self._free, self._waiting, self._patience_s = (
-            asyncio.Semaphore(at_once),
-            waiting,
-            patience_s,
-        )
-        self._room = waiting
+        self._free, self._patience_s = asyncio.Semaphore(at_once), patience_s
+        self._waiting = self._room = waiting
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
         """Run a call in a thread, at its turn.

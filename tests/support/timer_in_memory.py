@@ -65,17 +65,7 @@ class PoolInMemory(WorkerPool):
 class TimerInMemory(GpuMeasurer):
     """Calls the functions of its kernel module, which rely on ``tests.fake_kernel``, here."""
 
-    def _measuring(self, purpose: str) -> WorkerPool:
-        options = self._options
-        setup = GpuSetup(
-            shape=self._shape,
-            routing=options.routing,
-            seed=options.seed,
-            l2_bytes=options.l2_bytes,
-            gpus=options.gpus,
-            triton_cache=self._triton_cache,
-            folder=self.folder,
-            memory_limit_mib=options.memory_limit_mib,
-        )
+    def _pool_of(self, purpose: str, setup: GpuSetup) -> WorkerPool:
+        del purpose
         fake_kernel.set_up_here(setup)
         return PoolInMemory()

@@ -64,6 +64,14 @@ def check_trials(root: Path, studies: int) -> None:
     assert len(found) == len(set(found)) == studies * TOTAL
 
 
+def held(site: Site, measured: int, *study: str) -> int:
+    """Submit a job that stands still after so many measurements, and wait until it does."""
+    hold(site.root, measured)
+    job = int(site.submit(*study)["id"])
+    site.wait(job, reached(measured))
+    return job
+
+
 def kill_job(root: Path, job: int) -> None:
     ((pid,),) = rows(root, f"SELECT pid FROM jobs WHERE id = {job}")
     os.killpg(int(pid), signal.SIGKILL)
@@ -71,9 +79,7 @@ def kill_job(root: Path, job: int) -> None:
 
 def test_a_killed_service_finds_its_jobs_again(start: Start) -> None:
     site = start()
-    hold(site.root, 5)
-    job = site.submit()["id"]
-    site.wait(job, reached(5))
+    job = held(site, 5)
     site = start()  # the job runs yet, and is watched again
     assert site.job(job)["state"] == "RUNNING"
     release(site.root)
@@ -85,9 +91,7 @@ def test_a_killed_service_finds_its_jobs_again(start: Start) -> None:
 
 def test_a_job_that_ended_unseen_is_known_by_what_it_left(start: Start) -> None:
     site = start()
-    hold(site.root, 5)
-    job = site.submit()["id"]
-    site.wait(job, reached(5))
+    job = held(site, 5)
     site.abandon()
     release(site.root)
     end = time.monotonic() + 60
@@ -100,9 +104,7 @@ def test_a_job_that_ended_unseen_is_known_by_what_it_left(start: Start) -> None:
 
 def test_a_job_killed_with_its_service_goes_on(start: Start) -> None:
     site = start()
-    hold(site.root, 20)
-    job = site.submit()["id"]
-    site.wait(job, reached(20))
+    job = held(site, 20)
     site.abandon()
     kill_job(site.root, job)
     release(site.root)
@@ -115,9 +117,7 @@ def test_a_job_killed_with_its_service_goes_on(start: Start) -> None:
 
 def test_a_job_killed_alone_has_failed_and_can_be_retried(start: Start) -> None:
     site = start()
-    hold(site.root, 10)
-    job = site.submit()["id"]
-    site.wait(job, reached(10))
+    job = held(site, 10)
     kill_job(site.root, job)
     release(site.root)
     found = site.wait(job)
@@ -146,9 +146,7 @@ def test_a_stopped_service_goes_on_when_it_starts_again(served: Served) -> None:
 
 def test_an_interrupted_job_stays_so_if_the_operator_says(start: Start) -> None:
     site = start(resume=False)
-    hold(site.root, 5)
-    job = site.submit("a")["id"]
-    site.wait(job, reached(5))
+    job = held(site, 5, "a")
     site.close()
     site = start(resume=False)  # what it finds is settled before the queue runs
     assert site.job(job)["state"] == "INTERRUPTED"
@@ -158,18 +156,14 @@ def test_an_interrupted_job_stays_so_if_the_operator_says(start: Start) -> None:
 
 def test_a_cancel_survives_a_kill_of_the_service(start: Start) -> None:
     site = start()
-    hold(site.root, 3)
-    job = site.submit()["id"]
-    site.wait(job, reached(3))
+    job = held(site, 3)
     site.client.post(f"{API}/jobs/{job}:cancel", json={})
     assert start().wait(job)["state"] == "CANCELLED"
 
 
 def test_a_database_locked_by_another_process_is_waited_for(start: Start) -> None:
     site = start()
-    hold(site.root, 3)
-    job = site.submit()["id"]
-    site.wait(job, reached(3))
+    job = held(site, 3)
     with closing(sqlite3.connect(site.root / "autotune.db", timeout=30)) as other:
         other.execute("BEGIN IMMEDIATE")
         release(site.root)

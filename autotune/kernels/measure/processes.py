@@ -31,7 +31,7 @@ from autotune.kernels.moe.routing import Routing
 from autotune.kernels.moe.shape import MoeShape
 from autotune.machine.gpu_lock import hold_gpus, lock_folders
 from autotune.machine.guard import MemoryGuard, Watched
-from autotune.machine.resident import shortage
+from autotune.machine.resident import wait_for_room
 from autotune.measure.pool import TaskResult, TaskStatus, WorkerPool
 
 KERNEL = "autotune.kernels.measure.process"
@@ -161,11 +161,7 @@ class MeasuringProcesses:
             MissingEnvironmentError: there is none, or the guard has ended everything.
         """
         self._guard.raise_if_ended()
-        if not self._guard.has_room(self._options.need):
-            said = shortage("measuring", self._options.need, self._guard.available())
-            raise MissingEnvironmentError(
-                f"{said}; what was measured is kept, and the same command goes on"
-            )
+        wait_for_room(self._guard, "measuring", self._options.need)
 
     def _measuring(self, purpose: str) -> WorkerPool:
         """Measuring processes of their own, one per GPU."""

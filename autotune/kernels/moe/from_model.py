@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from autotune.core import BadInputError, MissingEnvironmentError
+from autotune.engine import hub
 from autotune.engine.hub import Config, HubUnreachableError, hub_file, is_hub_id, text_config
 from autotune.engine.quantization import APART, lacks_quantisation, with_quantisation
 from autotune.export.files import expand_user
@@ -42,7 +43,7 @@ def model_names() -> list[str]:
 
 def is_on_hub(ref: str) -> bool:
     """Tell whether a model's configuration is neither a preset nor in a folder of this machine."""
-    return ref not in model_names() and not Path(expand_user(ref)).exists() and is_hub_id(ref)
+    return ref not in model_names() and hub.is_on_hub(str(expand_user(ref)))
 
 
 def load_config(ref: str, flag: str = "--model") -> dict[str, Any]:

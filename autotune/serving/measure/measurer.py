@@ -18,12 +18,11 @@ from autotune.core import (
     HoldsNothing,
     Job,
     Measurement,
-    MissingEnvironmentError,
     Outcome,
     Part,
 )
 from autotune.machine.guard import RESERVE, MemoryGuard, guarded
-from autotune.machine.resident import shortage
+from autotune.machine.resident import wait_for_room
 from autotune.serving.dial.columns import columns, is_dialled, largest
 from autotune.serving.dial.dial import Dial
 from autotune.serving.dial.trust import DialUnfitError, check_log
@@ -147,11 +146,7 @@ class ServingMeasurer(HoldsNothing):
         need = -RESERVE
         if self._unified and self._need_of:
             need = sum(map(self._need_of, servers))
-        if not guard.has_room(need):
-            said = shortage("the next server", need, guard.available())
-            raise MissingEnvironmentError(
-                f"{said}; what was measured is kept, and the same command goes on"
-            )
+        wait_for_room(guard, "the next server", need)
 
     def _served(self, wire: Wire, job: Job) -> Generator[Part, None, Served]:
         load = cast("SpecScenario | FullLoad | SoakLoad", job.workload)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.core import BadInputError, digest
-from autotune.util import edge
+from autotune.util import edge, flags
 from autotune.util.resources import data_root
 
 CATEGORIES = ("chat", "code", "prose", "rewriting", "structured")
@@ -69,9 +69,7 @@ def load_prompts(source: str) -> tuple[Prompt, ...]:
     """
     names = [name.strip() for name in source.split(",")]
     if set(names) <= set(CATEGORIES):
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise BadInputError(f"{source}: {twice} is given twice")
+        flags.each_once(names, source)
         sets = [_read(data_root() / "search_spaces" / "prompts" / f"{n}.jsonl") for n in names]
         if len(sets) == 1:
             return sets[0]

@@ -30,7 +30,7 @@ from autotune.serving.decide.confirm import Confirmed, Contest
 from autotune.serving.decide.contenders import Contenders
 from autotune.serving.decide.quality import Compared
 from autotune.serving.decide.schedule import Schedule, judge, offer
-from autotune.serving.decide.side_by_side import confirm_either_way
+from autotune.serving.decide.side_by_side import confirm_either_way, room_beside_the_dial
 from autotune.serving.decide.soak import Soak, judge_soak
 from autotune.serving.forecast.ask import StudyProposer
 from autotune.serving.forecast.forecast import Forecast, ForecastProposer
@@ -139,6 +139,7 @@ def local_measurer(plan: Plan, logs: Path) -> ServingMeasurer:
         tasks=plan.tasks,
         unified=plan.memory.kind is MemoryKind.UNIFIED,
         need_of=None if plan.force else need,
+        ahead=room_beside_the_dial(plan),
     )
 
 

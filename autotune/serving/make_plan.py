@@ -176,7 +176,7 @@ def _with_dial(plan: Plan, request: SpecRequest) -> tuple[Plan, list[Finding]]:
     """Turn gamma by the dial where servers are started here, of a vLLM that may be able to.
 
     A dialled server captures CUDA graphs for every gamma and so for larger batches than vLLM would
-    by default. For its figures to hold, the others capture as many: which is faster as well.
+    by default. For its figures to hold, the others capture the same: which is faster as well.
     """
     launcher = plan.launcher
     if not request.dial or len({c.int(GAMMA) for c in plan.column}) < 2:
@@ -193,7 +193,8 @@ def _with_dial(plan: Plan, request: SpecRequest) -> tuple[Plan, list[Finding]]:
     if not asked and not fixed and plan.memory.kind is not MemoryKind.CPU:
         captures = (CAPTURE, (str(CAPTURED),))
         space = replace(plan.space, parameters=(*plan.space.parameters, captures))
-        plan = replace(plan, space=space)
+        recipe = replace(plan.recipe, captured=plan.gammas)
+        plan = replace(plan, space=space, recipe=recipe)
     return replace(plan, dial=True), []
 
 

@@ -63,6 +63,9 @@ class Recipe:
         server_args: further arguments of ``vllm serve``.
         env: environment variables of the server.
         moe_files: digest of the tuned MoE files that it is given; None without them.
+        captured: gammas whose decoding batches have CUDA graphs in every server that speculates,
+            where ours are the sizes: then the dialled server's are those of all, and what vLLM
+            compiled for it serves the others (the sizes are in the key of its cache).
     """
 
     target: str
@@ -72,6 +75,7 @@ class Recipe:
     server_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     moe_files: str | None = None
+    captured: tuple[int, ...] = ()
 
     def speculative(
         self,
@@ -118,6 +122,7 @@ class Recipe:
             extra_args=(*more, *self.server_args),
             env=env if tuned == DEFAULT else {**env, FOLDER: str(tuned)},
             capture=None if capture == DEFAULT else int(capture),
+            captured=self.captured,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -125,8 +130,8 @@ class Recipe:
 
         Of the MoE files their contents as well: a folder keeps its name when it is tuned again.
         """
-        files = {} if self.moe_files is None else {"moe_files": self.moe_files}
-        return files | {
+        some = {"moe_files": self.moe_files, "captured": list(self.captured)}
+        return {name: value for name, value in some.items() if value} | {
             "target": self.target,
             "method": self.method,
             "drafter": self.drafter,

@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.core import BadInputError, Candidate
+from autotune.machine.memory import MemoryKind, MemoryReading
 from autotune.serving import parse
+from autotune.serving.dial.dial import Dial
 from autotune.serving.preflight import preflight
 from autotune.serving.recipe import Recipe, check_server_args
 from autotune.serving.server.capture import FLAG, capture_args, capture_sizes
 from autotune.serving.server.launchers import LocalLauncher
-from autotune.serving.server.server import serve_args
+from autotune.serving.server.server import ServeSettings, serve_args
 from tests.serving.test_plan import plan_of
 from tests.serving.tiny_models import TinyModels
 
@@ -61,6 +63,29 @@ def test_a_server_of_every_gamma_has_the_sizes_of_each() -> None:
     config = {"num_speculative_tokens": 2, "num_speculative_tokens_per_batch_size": rows}
     _, *sizes = capture_args(64, config, ("--max-num-seqs", "6"))
     assert {"3", "5", "6", "9", "10", "12", "15", "18"} <= set(sizes)
+
+
+def test_servers_of_a_dialled_search_capture_the_same_sizes(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So what vLLM compiled for the dialled server serves the others: the sizes are in its key."""
+    gpu = MemoryReading(140 << 30, 140 << 30, MemoryKind.GPU, "NVIDIA H200")
+    monkeypatch.setattr("autotune.serving.make_plan.read_memory", lambda _: gpu)
+    few = {"server_arg": ["--max-num-seqs 16"], "concurrency": "1,8"}
+    plan = plan_of(tiny_models.qwen3, gpu, dial=True, gamma="0-3", **few)
+    assert plan.recipe.captured == (0, 1, 2, 3)
+    assert plan.recipe.as_json()["captured"] == [0, 1, 2, 3]
+
+    def sizes(settings: ServeSettings) -> list[str]:
+        return capture_args(512, settings.speculative, settings.extra_args, settings.captured)
+
+    static = {c.int("gamma"): plan.recipe.settings(c) for c in plan.column}
+    with Dial.made() as dial:
+        dialled = sizes(dial.settings(static[3], [0, 1, 2, 3], 8))
+    assert sizes(static[1]) == sizes(static[2]) == dialled
+    assert len(sizes(static[0])) < len(dialled)  # without speculation nothing is shared anyway
+    alone = plan_of(tiny_models.qwen3, dial=False, gamma="0-3", **few)
+    assert "captured" not in alone.recipe.as_json()
 
 
 def test_parameters_reach_the_server() -> None:

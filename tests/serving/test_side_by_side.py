@@ -25,7 +25,7 @@ from autotune.core import (
 from autotune.decide.stats import Ratio
 from autotune.machine.memory import MemoryKind, MemoryReading
 from autotune.serving.decide.conclusion import warnings
-from autotune.serving.decide.side_by_side import way_of
+from autotune.serving.decide.side_by_side import room_beside_the_dial, way_of
 from autotune.serving.job import run
 from autotune.serving.measure import load
 from autotune.serving.measure.cell import Cell
@@ -112,6 +112,47 @@ def test_one_search_boot_and_one_comparison(bench: Bench, up: list[int], made: l
     assert len({rounds[i][0] for i in range(0, len(rounds), 2 * rivals)}) == rivals  # all begin
     again = bench.tune(DRAFTING, **BESIDE, concurrency="1,2", repeats=3, confirm_boots=2)
     assert (again.fresh_boots, again.selection) == (0, result.selection)
+
+
+def test_the_baselines_server_starts_beside_the_dialled_one_and_ends_when_that_serves(
+    bench: Bench, up: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What vLLM compiles for it is cached then when its turn comes."""
+    monkeypatch.setattr("autotune.serving.make_plan.read_memory", lambda _: reading(140))
+    result = bench.tune(DRAFTING, **BESIDE)
+    assert up[:6] == [0, 1, 2, 2, 1, 0]  # both launched, the dialled one awaited, the other ended
+    assert result.confirmed is not None
+    assert result.boots == 1 + len(result.confirmed.trials)  # of it nothing is measured
+    assert result.baseline.measurement.details["ahead"]
+    dialled = result.baseline.measurement.details["log"]
+    assert Path(dialled).with_suffix(".ahead.log").is_file()
+    first = bench.boots_file.read_text().splitlines()[0]
+    assert "per_batch_size" in first
+    assert "--kv-cache-memory-bytes" in first
+    again = bench.tune(DRAFTING, **BESIDE)
+    assert (again.fresh_boots, again.selection) == (0, result.selection)
+
+
+@pytest.mark.parametrize(
+    ("free", "changes"),
+    [
+        (3, {}),
+        (140, {"confirm": "in-turn"}),
+        (140, {"dial": False}),
+        (140, {"gpu_memory_utilization": "0.4,0.5"}),
+    ],
+)
+def test_the_dialled_server_starts_alone_where_no_other_can_be_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, free: float, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("autotune.serving.make_plan.read_memory", lambda _: reading(free))
+    plan = bench.plan(DRAFTING, **BESIDE | {"confirm": "auto", "force": False})
+    if free == 140:
+        assert room_beside_the_dial(plan)
+        unified = replace(plan, memory=reading(140, MemoryKind.UNIFIED))
+        assert room_beside_the_dial(unified) is None
+    other = bench.plan(DRAFTING, **BESIDE | {"confirm": "auto", "force": False} | changes)
+    assert room_beside_the_dial(other) is None
 
 
 def test_a_server_is_asked_for_its_outputs_while_the_next_one_starts(

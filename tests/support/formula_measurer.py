@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.machine.guard import MemoryGuard
+from autotune.serving.decide.side_by_side import room_beside_the_dial
 from autotune.serving.measure.client import Load
 from autotune.serving.measure.load import LoadOptions
 from autotune.serving.measure.measurer import ServingMeasurer
@@ -224,4 +225,5 @@ def in_memory(plan: Plan, logs: Path) -> FormulaMeasurer:
         logs,
         basis=plan.basis,
         tasks=plan.tasks,
+        ahead=room_beside_the_dial(plan),
     )

@@ -28,6 +28,7 @@ from autotune.serving.cluster.launcher import GroupLauncher
 from autotune.serving.decide.confirm import Confirmed, Contest, Way, chosen_of, confirm
 from autotune.serving.memory.together import Load, cache_bytes, how_many_fit
 from autotune.serving.plan import AUTO, IN_TURN, SIDE_BY_SIDE, Plan
+from autotune.serving.recipe import GAMMA, UTILIZATION
 from autotune.serving.scenario import Beside
 from autotune.tune import Progress, compared
 from autotune.util.words import counted
@@ -112,6 +113,27 @@ def way_of(
     rounds = max(LEAST_PAIRS, plan.confirm_rounds * plan.scenario.repeats)
     crowded = tuple(c for c in left_out if c in close)
     return Way(Beside("", rounds, kv_bytes), left_out=left_out, crowded=crowded)
+
+
+def room_beside_the_dial(plan: Plan) -> int | None:
+    """Size the KV caches with which the baseline's server can start while the dialled one does.
+
+    What vLLM compiles for it is cached then when its turn comes, in the confirmation.
+
+    Returns:
+        Bytes of each cache; None where it is not done: no dial, no confirmation side by side, no
+        room for two, or a share of the memory that is compared.
+    """
+    if not plan.dial or plan.confirm == IN_TURN or plan.memory.kind is not MemoryKind.GPU:
+        return None
+    if plan.nodes is not None or UTILIZATION in dict(plan.space.parameters):
+        return None
+    most = max(plan.column, key=lambda candidate: candidate.int(GAMMA))
+    try:
+        kv_bytes, fitting = _room(plan, [most, plan.baseline])
+    except BadInputError:
+        return None
+    return kv_bytes if fitting == 2 else None
 
 
 def _close(finalists: Sequence[Candidate], dialled: Mapping[Candidate, Trial]) -> list[Candidate]:

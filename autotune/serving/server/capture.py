@@ -36,7 +36,10 @@ def capture_sizes(most: int, gammas: Sequence[int], requests: int) -> list[int]:
 
 
 def capture_args(
-    most: int, speculative: Mapping[str, Any] | None, args: Sequence[str]
+    most: int,
+    speculative: Mapping[str, Any] | None,
+    args: Sequence[str],
+    further: Sequence[int] = (),
 ) -> list[str]:
     """Return the flag of ``vllm serve`` for a server of these settings.
 
@@ -44,9 +47,12 @@ def capture_args(
         most: the largest of the grid.
         speculative: the value of ``--speculative-config``.
         args: of the server, among them the most sequences that it takes.
+        further: gammas whose decoding batches get their sizes too; for a server that speculates.
     """
     config = speculative or {}
     rows = config.get("num_speculative_tokens_per_batch_size") or ()
     gammas = {config.get("num_speculative_tokens", 0), *(row[2] for row in rows)}
+    if config:
+        gammas |= {*further}
     requests = min(whole_value(args, "--max-num-seqs") or REQUESTS, REQUESTS)
     return [FLAG, *map(str, capture_sizes(most, sorted(gammas), requests))]

@@ -46,6 +46,7 @@ class ServeSettings:
         env: environment variables of the server, added to ours; such as
             ``VLLM_TUNED_CONFIG_FOLDER``.
         capture: tokens up to which CUDA graphs are captured (``capture.py``).
+        captured: gammas whose decoding batches have graphs besides, where it speculates.
     """
 
     model: str
@@ -55,6 +56,7 @@ class ServeSettings:
     extra_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     capture: int | None = None
+    captured: tuple[int, ...] = ()
 
 
 def serve_args(settings: ServeSettings, host: str, port: int) -> list[str]:
@@ -67,7 +69,8 @@ def serve_args(settings: ServeSettings, host: str, port: int) -> list[str]:
     if settings.gpu_memory_utilization is not None:
         args += ["--gpu-memory-utilization", f"{settings.gpu_memory_utilization:g}"]
     if settings.capture is not None:
-        args += capture_args(settings.capture, settings.speculative, settings.extra_args)
+        most, config = settings.capture, settings.speculative
+        args += capture_args(most, config, settings.extra_args, settings.captured)
     return [*args, *settings.extra_args]
 
 

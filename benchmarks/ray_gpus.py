@@ -5,9 +5,11 @@
 ``one`` and ``two`` measure the same kernels on one and on two GPUs; ``killed`` does so on two and
 kills an actor in the middle; ``tp2`` serves FOLDER, a mixture of experts, by vLLM's Ray executor.
 Each step leaves OUT/STEP.json (of the command, with ``--json``), STEP.err, STEP.rc and STEP.db, and
-can be run alone, in the ten minutes that a call has. ``summary`` reads them and writes
-OUT/summary.json. All together take about eight minutes on two H100, of which nothing is measured
-yet: no part of it has run on a GPU (docs/lab/not-measured.md).
+can be run alone: a kernels' step is ended after five minutes, the servers' after nine, and goes on
+where it was if it is run again. ``summary`` reads them and writes OUT/summary.json. No part of it
+has run on a GPU (docs/lab/not-measured.md).
+
+A vLLM without FlashInfer wants VLLM_USE_FLASHINFER_SAMPLER=0 in the environment.
 """
 
 from __future__ import annotations
@@ -42,11 +44,16 @@ parameters:
   num_stages: {values: [3, 4], why: w}
 constraints: [fits_shared_memory, block_k_not_clamped, accumulators_fit]
 """
-BATCH_SIZES = ",".join(map(str, range(1024, 6145, 256)))
+BATCH_SIZES = ",".join(map(str, range(2048, 12289, 512)))
+"""Large ones: the driver takes 5 to 10 ms a trial, the GPU 25 at 4,096 tokens, and that on two."""
 KILL_AFTER = 40
 """Trials in the database."""
-LIMIT_S = 280.0
+LIMIT_S = {"tp2": 540.0}
+"""By step, where it is not 280: a boot over two GPUs takes a minute or two, and four are made."""
 EAGER = "--load-format dummy --enforce-eager --max-model-len 4096 --gpu-memory-utilization 0.6"
+TRITON = "--attention-backend TRITON_ATTN --moe-backend triton"
+"""What every build of vLLM has."""
+ROUTING = "VLLM_MOE_ROUTING_SIMULATION_STRATEGY=uniform_random"
 
 
 def kernels(out: Path, step: str) -> list[str]:
@@ -63,7 +70,8 @@ def serving(out: Path, target: Path) -> list[str]:
     words = ["spec", f"--target={target}", "--drafter=none", "--gamma=0", "--ray=local", "--force"]
     words += ["--set=max-num-seqs=8,16", "--prompts=chat", "--concurrency=1,8", "--max-tokens=64"]
     words += ["--waves=1", "--repeats=6", "--confirm-boots=1", "--check-tokens=0", "--no-schedule"]
-    words += [f"--server-arg={EAGER} --tensor-parallel-size 2", "--start-timeout=4m"]
+    words += [f"--server-arg={EAGER} {TRITON} --tensor-parallel-size 2", "--start-timeout=4m"]
+    words += [f"--env={ROUTING}"]
     return [*words, *kept(out, "tp2")]
 
 
@@ -76,7 +84,7 @@ def kept(out: Path, step: str) -> list[str]:
 def run(out: Path, step: str, words: list[str], env: dict[str, str], *, kill: bool) -> None:
     """Run a command, and kill an actor of it in the middle if asked; write what it said."""
     command = [sys.executable, "-m", "autotune", *words]
-    end = time.monotonic() + LIMIT_S
+    end = time.monotonic() + LIMIT_S.get(step, 280.0)
     said, errors = (out / f"{step}.{name}" for name in ("json", "err"))
     with said.open("w") as stdout, errors.open("w") as stderr:
         ran = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=dict(os.environ) | env)
@@ -87,7 +95,11 @@ def run(out: Path, step: str, words: list[str], env: dict[str, str], *, kill: bo
             time.sleep(0.2)
         if ran.poll() is None:
             ran.terminate()
-        code = ran.wait(60)
+        try:
+            code = ran.wait(60)
+        except subprocess.TimeoutExpired:
+            ran.kill()
+            code = ran.wait()
     write_whole(out / f"{step}.rc", f"{code}\n{killed or ''}\n".encode())
 
 
@@ -105,11 +117,12 @@ def trials(database: Path) -> int:
 
 def kill_actor(command: int) -> int | None:
     """Kill one of the processes in which Ray has put an actor of a command."""
-    for child in psutil.Process(command).children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if " ".join(child.cmdline()).startswith("ray::Worker"):
-                child.kill()
-                return int(child.pid)
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(command).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if " ".join(child.cmdline()).startswith("ray::Worker"):
+                    child.kill()
+                    return int(child.pid)
     return None
 
 
@@ -138,7 +151,8 @@ def summary(out: Path) -> dict[str, Any]:
 
 def places(database: Path) -> dict[str, int]:
     """How many measurements each GPU has made."""
-    with reading(database) as made:
+    rows = []
+    with contextlib.suppress(sqlite3.Error), reading(database) as made:
         rows = [json.loads(row[0]) for row in made.execute("select details from measurements")]
     names = (row.get("place", {}).get("name", row.get("gpu")) for row in rows)
     return dict(Counter(name for name in names if name is not None))

@@ -24,6 +24,12 @@ _ASKS = "2.52"
 """The first Ray that asks for a token; older ones ignore ``RAY_AUTH_MODE`` and let anybody in."""
 
 
+_QUIET = {"RAY_worker_niceness": "0", "RAY_memory_monitor_refresh_ms": "0"}
+"""Of a cluster that is ours. With Ray's own niceness, 15, whatever else runs would be measured as
+ours; and Ray kills a worker where 95 % of the memory are used, which a server on unified memory is
+meant to, and which our guard watches (``machine/guard.py``)."""
+
+
 @contextlib.contextmanager
 def connected(where: str) -> Iterator[None]:
     """Be connected to a cluster within the block.
@@ -39,6 +45,9 @@ def connected(where: str) -> Iterator[None]:
             another version of Ray or Python.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if where == "local":
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
     if where == "local" and "ray" not in sys.modules:  # which reads its mode when it is loaded
         _keep_others_out()
     try:

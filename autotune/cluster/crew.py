@@ -16,8 +16,9 @@ from autotune.measure.pool import TaskResult, TaskStatus, WorkerPool
 
 MOST_LOST = 3
 """So many workers lost in the middle of one task are no accident."""
-AHEAD = 2
-"""Tasks given to a worker at once: it begins the next one without waiting for us."""
+AHEAD = 3
+"""Tasks given to a worker at once: it begins the next one without waiting for us, also while one of
+another purpose takes half a minute to set itself up."""
 NOBODY_S = 120.0
 """For any worker to come back, where none is left: a process that Ray starts anew, say."""
 _POLL_S = 1.0
@@ -87,6 +88,7 @@ class Task:
     seat: str | None = None
     """The only one that may do it; None is any."""
     lost: list[str] = field(default_factory=list)
+    """Why workers were lost in the middle of it."""
     result: TaskResult[Any] | None = None
 
 
@@ -133,6 +135,10 @@ class Queue:
         self.crew = crew
         self._on_lost, self._clock = on_lost, clock
         self._waiting: deque[Task] = deque()
+        self._lines: dict[tuple[str, str], list[Task]] = {}
+        """By seat and purpose what was given, in order: of each only the first is under way."""
+        self._behind: set[int] = set()
+        """Ids of tasks behind one in the middle of which their worker was lost."""
         self._since: float | None = None
 
     def add(self, task: Task) -> None:
@@ -149,10 +155,11 @@ class Queue:
         while task.result is None:
             self._give()
             for ended, what in self.crew.wait(_POLL_S):
+                under_way = self._left_line(ended, lost=isinstance(what, Lost))
                 if isinstance(what, TaskResult):
                     ended.result = what
                 else:
-                    self._take_back(ended, what.why)
+                    self._take_back(ended, what.why, under_way=under_way)
             self._check()
         return task.result
 
@@ -161,14 +168,31 @@ class Queue:
         gone = {id(task) for task in tasks}
         self._waiting = deque(task for task in self._waiting if id(task) not in gone)
 
-    def _take_back(self, task: Task, why: str) -> None:
-        self._on_lost(why)
-        task.lost.append(why)
-        if len(task.lost) < MOST_LOST and (task.seat is None or task.seat in self.crew.seats):
+    def _begin(self, seat: str, task: Task) -> None:
+        self._lines.setdefault((seat, task.setting.name), []).append(task)
+        self.crew.begin(seat, task)
+
+    def _left_line(self, task: Task, *, lost: bool) -> bool:
+        """Take a task from its line, and tell whether it was under way: not behind another one."""
+        line = next(line for line in self._lines.values() if any(task is one for one in line))
+        first = next((one for one in line if id(one) not in self._behind), None)
+        line[:] = [one for one in line if one is not task]
+        self._behind.discard(id(task))
+        if lost and task is first:
+            self._behind.update(map(id, line))
+        return task is first
+
+    def _take_back(self, task: Task, why: str, *, under_way: bool) -> None:
+        """Queue a task again, unless too many workers were lost in the middle of it."""
+        if under_way:
+            self._on_lost(why)
+            task.lost.append(why)
+        if len(task.lost) >= MOST_LOST:
+            why = f"{len(task.lost)} workers were lost in the middle of it, the last: {why}"
+        elif task.seat is None or task.seat in self.crew.seats:
             self._waiting.appendleft(task)
             return
-        said = f"{len(task.lost)} workers were lost in the middle of it, the last: {why}"
-        task.result = TaskResult(TaskStatus.CRASH, message=said)
+        task.result = TaskResult(TaskStatus.CRASH, message=why)
 
     def _give(self) -> None:
         """Give the longest waiting tasks to the seats that have the fewest."""
@@ -179,9 +203,9 @@ class Queue:
                 break
             task = self._waiting.popleft()
             if task.seat is None:
-                self.crew.begin(min(load, key=lambda seat: load[seat]), task)
+                self._begin(min(load, key=lambda seat: load[seat]), task)
             elif task.seat in load:
-                self.crew.begin(task.seat, task)
+                self._begin(task.seat, task)
             else:
                 kept.append(task)
         self._waiting.extendleft(reversed(kept))
@@ -263,7 +287,7 @@ class ClusterPool(WorkerPool):
         return {seat: self._queue.wait_for(task) for seat, task in tasks.items()}
 
     def kill_workers(self) -> None:
-        """Kill nothing: what runs short here is not a seat's memory, which has its own guard."""
+        """Kill nothing: no worker is this process's; the guard of each seat ends its own."""
 
     def close(self) -> None:
         """Kill the processes."""

@@ -192,7 +192,11 @@ class WorkerPool:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def kill_workers(self) -> None:
-        """Kill the workers at once, from whichever thread; each task under way is a crash."""
+        """Kill the workers that this process started, from whichever thread.
+
+        Each task that one of them has under way is a crash. A pool of other machines' workers has
+        none: what is short of memory here is nothing to them.
+        """
         self._context.kill_all()
 
     def map_ordered(

@@ -106,6 +106,54 @@ def test_a_task_that_takes_every_worker_with_it_is_a_crash() -> None:
     assert len(crew.seats) == 2, "the others go on"
 
 
+def test_what_waits_behind_a_task_that_takes_workers_with_it_is_not_blamed() -> None:
+    """Three seats die over the first task, each with two more given to it."""
+    crew = CrewInMemory(MOST_LOST + 1, {f"s{n}": 0 for n in range(MOST_LOST)})
+    lost = list[str]()
+    queue = Queue(crew, lost.append)
+    tasks = [Task(SETTING, abs, item, 1.0) for item in range(1, 4)]
+    for number in range(MOST_LOST):
+        for task in tasks:
+            queue._begin(f"s{number}", task)
+        line = crew.wait(0.0)
+        for task, what in line if number % 2 else reversed(line):  # Ray tells them in any order
+            assert isinstance(what, Lost)
+            under_way = queue._left_line(task, lost=True)
+            assert under_way is (task is tasks[0])
+            queue._take_back(task, what.why, under_way=under_way)
+        queue._waiting.clear()
+    assert [len(task.lost) for task in tasks] == [MOST_LOST, 0, 0]
+    assert lost == [f"s{n} died" for n in range(MOST_LOST)], "each loss is told once"
+    assert tasks[0].result is not None
+    assert tasks[0].result.status is TaskStatus.CRASH
+    for task in tasks[1:]:
+        queue.add(task)
+    assert [queue.wait_for(task).value for task in tasks[1:]] == [("s3", 2), ("s3", 3)]
+
+
+def test_a_seat_that_came_back_is_told_from_what_it_had_before() -> None:
+    """What was behind is still on its way back when the seat has a task again and dies again."""
+    crew = CrewInMemory(1)
+    queue = Queue(crew)
+    first, behind, after = (Task(SETTING, abs, item, 1.0) for item in range(3))
+    for task in (first, behind):
+        queue._begin("s0", task)
+    assert queue._left_line(first, lost=True)
+    queue._begin("s0", after)
+    assert queue._left_line(after, lost=True)
+    assert not queue._left_line(behind, lost=True)
+
+
+def test_two_purposes_of_a_seat_go_on_at_once() -> None:
+    queue = Queue(CrewInMemory(1))
+    search = Task(SETTING, abs, 1, 1.0)
+    compared = Task(replace(SETTING, name="compare"), abs, 2, 1.0)
+    for task in (search, compared):
+        queue._begin("s0", task)
+    assert queue._left_line(search, lost=True)
+    assert queue._left_line(compared, lost=True)
+
+
 def test_without_anybody_the_command_ends_and_says_that_it_can_go_on() -> None:
     clock = iter(range(0, 10 * int(NOBODY_S), 30))
     crew = CrewInMemory(1, {"s0": 0})

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from autotune.store.store import Store
 from benchmarks import ray_gpus
 from benchmarks.ray_gpus import run, summary
+from tests.serving.tiny_models import TinyModels, tiny_models
 from tests.support.stores import Size, begin, trial, url
+
+__all__ = ["tiny_models"]
 
 
 def test_the_summary_says_how_much_faster_two_are_and_what_was_lost(tmp_path: Path) -> None:
@@ -44,3 +48,17 @@ def test_a_step_keeps_what_its_command_said(tmp_path: Path) -> None:
     assert "No such option" in (tmp_path / "one.err").read_text()
     assert ray_gpus.trials(tmp_path / "none.db") == 0
     assert not (tmp_path / "none.db").exists(), "the command makes it"
+
+
+def test_the_command_line_takes_what_the_steps_ask_for(
+    in_process: Callable[..., tuple[int, str, str]], tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    """On a cluster's machine there is no time to find out that it does not."""
+    for words, instead in (
+        (ray_gpus.kernels(tmp_path, "one"), ("--device=h100", "--predict")),
+        (ray_gpus.serving(tmp_path, tiny_models.qwen3), ()),
+    ):
+        here = [word for word in words if word not in {"--ray=local", "--device=auto"}]
+        code, said, errors = in_process(*here, *instead, "--dry-run")
+        assert code == 0, errors
+        assert json.loads(said)["study"] in {"one", "tp2"}

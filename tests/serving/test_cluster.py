@@ -25,7 +25,7 @@ from autotune.machine.memory import MemoryKind, MemoryReading
 from autotune.serving.cluster import plugin
 from autotune.serving.cluster.launcher import GroupLauncher, gpus_of, most_gpus
 from autotune.serving.cluster.look import Looked, NodeFacts, folders, judged, look_here
-from autotune.serving.cluster.node import LogTail, NodeMeasurer, Watch, place_json
+from autotune.serving.cluster.node import LogTail, NodeMeasurer, Watch, leave_threads, place_json
 from autotune.serving.job import local_measurer
 from autotune.serving.make_plan import make_plan
 from autotune.serving.memory.fit import boot_bytes
@@ -266,6 +266,18 @@ def test_a_measurer_on_a_node_knows_its_secrets_and_folder(
     with pytest.raises(MissingEnvironmentError, match="give full paths"):
         elsewhere.hold()
     elsewhere.close()
+
+
+@pytest.mark.parametrize(("started_with", "left"), [(None, None), ("4", "4")])
+def test_a_server_has_the_threads_of_its_node_and_not_those_of_rays_worker(
+    monkeypatch: pytest.MonkeyPatch, started_with: str | None, left: str | None
+) -> None:
+    """Ray sets the number where the node was started without one."""
+    given = {} if started_with is None else {"OMP_NUM_THREADS": started_with}
+    monkeypatch.setattr(psutil.Process, "environ", lambda _: given)
+    monkeypatch.setenv("OMP_NUM_THREADS", started_with or "1")
+    leave_threads()
+    assert os.environ.get("OMP_NUM_THREADS") == left
 
 
 def test_the_watch_kills_vllms_workers_and_nobody_else() -> None:

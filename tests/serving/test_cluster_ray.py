@@ -176,17 +176,18 @@ import os, subprocess, sys
 from autotune.cluster.connect import connected
 with connected("local"):
     import ray
-    here = ray.remote(num_cpus=0)(lambda: os.environ["RAY_AUTH_TOKEN"] != "")
-    print(len(ray.nodes()), ray.get(here.remote()), os.environ["RAY_AUTH_MODE"])
+    here = ray.remote(num_cpus=0)(lambda: (os.environ["RAY_AUTH_TOKEN"] != "", os.nice(0)))
+    token, nice = ray.get(here.remote())
+    print(len(ray.nodes()), token, nice - os.nice(0), os.environ["RAY_AUTH_MODE"])
 """
 
 
-def test_a_cluster_of_this_machine_asks_for_a_token() -> None:
+def test_a_cluster_of_this_machine_asks_for_a_token_and_is_not_nice() -> None:
     """Ray reads the mode when it is loaded, so that this needs a process which has not."""
     ran = subprocess.run(
         [sys.executable, "-c", LOCAL], capture_output=True, text=True, timeout=200, check=False
     )
-    assert ran.stdout == "1 True token\n", ran.stderr
+    assert ran.stdout == "1 True 0 token\n", ran.stderr
 
 
 @pytest.mark.server

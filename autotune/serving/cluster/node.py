@@ -66,6 +66,16 @@ class LogTail:
         return found
 
 
+def leave_threads() -> None:
+    """Leave the number of threads to the server, unless the node was started with one.
+
+    Ray gives each worker as many as it has CPUs, and a server started without Ray has all.
+    """
+    with contextlib.suppress(psutil.Error):
+        if "OMP_NUM_THREADS" not in psutil.Process(os.getppid()).environ():
+            os.environ.pop("OMP_NUM_THREADS", None)
+
+
 class NodeMeasurer:
     """A measurer measures on the node on which it is made, until its process ends."""
 
@@ -99,6 +109,7 @@ class NodeMeasurer:
             launcher = launcher.within(*group, plugin)
             if os.environ.get("CUDA_VISIBLE_DEVICES") == "":  # Ray's, for an actor without a GPU
                 del os.environ["CUDA_VISIBLE_DEVICES"]
+        leave_threads()
         self._measurer, self._tail = measurer.moved(logs, launcher), LogTail(logs)
 
     def hold(self) -> None:

@@ -8,6 +8,7 @@ commands ran at the same time, each on a GPU of its own of one host.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import sqlite3
@@ -52,12 +53,19 @@ def loads(*folders: str) -> list[Load]:
     return sorted(found, key=lambda load: load.at)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, int, datetime, float]]:
-    """Gamma, workload (a round of boots), time and tok/s of every repeat at one stream."""
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """A database that is kept compressed."""
     with tempfile.NamedTemporaryFile(suffix=".db") as file:
         file.write(gzip.decompress(path.read_bytes()))
         file.flush()
-        connection = sqlite3.connect(file.name)
+        with contextlib.closing(sqlite3.connect(file.name)) as connection:
+            yield connection
+
+
+def _rows(path: Path) -> Iterator[tuple[int, int, datetime, float]]:
+    """Gamma, workload (a round of boots), time and tok/s of every repeat at one stream."""
+    with opened(path) as connection:
         candidates = dict(connection.execute("SELECT candidate_key, candidate FROM trials"))
         parts = connection.execute(
             "SELECT candidate_key, workload_id, created_at, value FROM parts "
@@ -66,7 +74,6 @@ def _rows(path: Path) -> Iterator[tuple[int, int, datetime, float]]:
         for key, workload, at, value in parts:
             gamma = int(json.loads(candidates[key])["gamma"])
             yield gamma, workload, datetime.fromisoformat(at), float(json.loads(value)["tok_s"])
-        connection.close()
 
 
 def scatter(*folders: str) -> None:

@@ -6,8 +6,8 @@
 kills an actor in the middle; ``tp2`` serves FOLDER, a mixture of experts, by vLLM's Ray executor.
 Each step leaves OUT/STEP.json (of the command, with ``--json``), STEP.err, STEP.rc and STEP.db, and
 can be run alone: a kernels' step is ended after five minutes, the servers' after nine, and goes on
-where it was if it is run again. ``summary`` reads them and writes OUT/summary.json. No part of it
-has run on a GPU (docs/lab/not-measured.md).
+where it was if it is run again. ``summary`` reads them and writes OUT/summary.json. What came of it
+on two H200: docs/lab/h200.md.
 
 A vLLM without FlashInfer wants VLLM_USE_FLASHINFER_SAMPLER=0 in the environment.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import sqlite3
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +129,16 @@ def kill_actor(command: int) -> int | None:
 
 
 def summary(out: Path) -> dict[str, Any]:
-    """What the steps that have ended say; those that have not are left out."""
+    """What the steps say; of one that was cut off, what its database has."""
     found: dict[str, Any] = {}
     for step in ("one", "two", "killed", "tp2"):
         with contextlib.suppress(OSError, ValueError):
+            said = (out / f"{step}.err").read_text().splitlines()
+            found[step] = {"lost": [line for line in said if "is lost" in line]}
+            found[step] |= {"places": places(out / f"{step}.db")}
+            found[step] |= {"search_by_third_s": pace(out / f"{step}.db")}
             code, killed = (out / f"{step}.rc").read_text().split("\n")[:2]
-            lost = [
-                line for line in (out / f"{step}.err").read_text().splitlines() if "lost" in line
-            ]
-            found[step] = {"exit": int(code), "killed": killed or None, "lost": lost}
+            found[step] |= {"exit": int(code), "killed": killed or None}
             document = json.loads((out / f"{step}.json").read_text())
             found[step] |= {
                 name: document[name]
@@ -143,10 +146,28 @@ def summary(out: Path) -> dict[str, Any]:
                 if name in document
             }
             found[step]["outcomes"] = Counter(t["outcome"] for t in document.get("trials", ()))
-            found[step]["places"] = places(out / f"{step}.db")
-    spent = [found.get(step, {}).get("spent", {}).get("search_s") for step in ("one", "two")]
-    faster = spent[0] / spent[1] if all(spent) else None
+    one, two = (found.get(step, {}).get("search_by_third_s") for step in ("one", "two"))
+    faster = {}
+    if one and two and all(two):
+        faster = {"whole": sum(one) / sum(two)}
+        faster |= {f"third {n}": a / b for n, (a, b) in enumerate(zip(one, two, strict=True), 1)}
     return {"two_gpus_are_faster_by": faster, **found, "environment": environment()}
+
+
+def pace(database: Path) -> list[float]:
+    """Seconds from the search's first trial to its last, by thirds of the trials.
+
+    In the first third kernels are compiled, for one GPU as for two.
+    """
+    told = "select created_at from trials where phase = 'search' order by created_at"
+    rows: list[str] = []
+    with contextlib.suppress(sqlite3.Error), reading(database) as made:
+        rows = [row[0] for row in made.execute(told)]
+    if len(rows) < 4:
+        return []
+    times = [datetime.fromisoformat(row) for row in rows]
+    cuts = [times[n * (len(times) - 1) // 3] for n in range(4)]
+    return [(b - a).total_seconds() for a, b in itertools.pairwise(cuts)]
 
 
 def places(database: Path) -> dict[str, int]:

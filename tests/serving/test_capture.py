@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -71,7 +72,7 @@ def test_servers_of_a_dialled_search_capture_the_same_sizes(
     """So what vLLM compiled for the dialled server serves the others: the sizes are in its key."""
     gpu = MemoryReading(140 << 30, 140 << 30, MemoryKind.GPU, "NVIDIA H200")
     monkeypatch.setattr("autotune.serving.make_plan.read_memory", lambda _: gpu)
-    few = {"server_arg": ["--max-num-seqs 16"], "concurrency": "1,8"}
+    few: dict[str, Any] = {"server_arg": ["--max-num-seqs 16"], "concurrency": "1,8"}
     plan = plan_of(tiny_models.qwen3, gpu, dial=True, gamma="0-3", **few)
     assert plan.recipe.captured == (0, 1, 2, 3)
     assert plan.recipe.as_json()["captured"] == [0, 1, 2, 3]

@@ -14,6 +14,7 @@ from autotune.cli.consoles import err
 from autotune.cli.result import show_files, show_page
 from autotune.core import Outcome, Scalar
 from autotune.report.page import Page
+from autotune.serving.decide.side_by_side import room_beside_the_dial
 from autotune.serving.forecast.forecast import level_rates
 from autotune.serving.job import Result
 from autotune.serving.matrix.matrix import Entry
@@ -54,10 +55,20 @@ def show_plan(plan: Plan) -> None:
             f"       {load}; {scenario.requests} timed requests a boot in {scenario.repeats} "
             f"repeats, up to {scenario.max_tokens} tokens each\n"
             f"       at most {counted(plan.boots, 'boot')}: {_boots(plan)}; about {minutes} min of "
-            f"starting at most, the loads on top\n"
+            f"starting at most, the loads on top\n{_ahead(plan)}"
             f"       study {plan.study}; Ctrl-C keeps what is done"
         ),
         soft_wrap=True,
+    )
+
+
+def _ahead(plan: Plan) -> str:
+    """A line on the server that starts beside the dialled one, where it does."""
+    if room_beside_the_dial(plan) is None:
+        return ""
+    return (
+        "       beside the first the baseline's server starts too, to have it compiled; nothing "
+        "of it is measured\n"
     )
 
 

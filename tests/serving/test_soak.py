@@ -62,6 +62,29 @@ def test_what_lasts_is_said_to_and_is_not_soaked_again(bench: Bench) -> None:
     assert (bench.boots, again.soak.windows) == (boots, windows)
 
 
+def test_a_soak_has_requests_of_the_lengths_that_were_asked_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Load] = []
+    real = FormulaWire.load
+
+    def noted(self: FormulaWire, load: Load) -> Any:
+        sent.append(load)
+        return real(self, load)
+
+    monkeypatch.setattr(FormulaWire, "load", noted)
+    result = soaked(bench, context="512,1k")
+    assert result.soak is not None
+    assert result.soak.failures == ()
+    letters = [len(prompt.text) for prompt in sent[-1].prompts]
+    assert len(letters) == 2 * len(result.plan.prompts)
+    assert min(letters) > 1.5 * max(len(prompt.text) for prompt in result.plan.prompts)
+    assert max(letters) > 1.7 * min(letters)
+    plain = SoakLoad.of(replace(result.plan.scenario, context=()), 60)
+    assert "context" not in plain.as_json(), "what was soaked before is known still"
+    assert result.soak.trial.workload_key != plain.key
+
+
 @pytest.mark.parametrize(
     ("late", "said"),
     [

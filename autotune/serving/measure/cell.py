@@ -197,28 +197,51 @@ def prompts_by_slice(
     Raises:
         UnservedError: it does not answer, or does not count tokens.
     """
-    found = {}
     kinds = {
         kind: tuple(p for p in base.prompts if not scenario.kinds or p.kind == kind)
         for kind in scenario.kinds or ("",)
     }
     if not scenario.context:
         return {one: kinds[one.kind] for one in scenario.slices}
-    room = scenario.context[0] - scenario.max_tokens - _TEMPLATE
-    for kind, prompts in kinds.items():
-        filler = "\n\n".join(prompt.text for prompt in prompts)
-        sample = filler.encode()[: max(room, 64)].decode(errors="ignore")
-        short, long = _tokens(wire, base, (prompts[0], prompts[0].after(sample)))
-        each = (long - short) / len(sample)
-        if each <= 0:
-            raise UnservedError(
-                Outcome.CONSTRAINT, "--context: the server does not count the tokens of a prompt"
-            )
-        template = short - each * len(prompts[0].text)
-        for context in scenario.context:
-            letters = int((context - scenario.max_tokens - max(template, 0)) / each)
-            found[Slice(kind, context)] = lengthened(prompts, letters)
+    found = {
+        Slice(kind, context): longer
+        for kind, prompts in kinds.items()
+        for context, longer in of_lengths(
+            wire, base, prompts, scenario.context, scenario.max_tokens
+        ).items()
+    }
     return {one: found[one] for one in scenario.slices}
+
+
+def of_lengths(
+    wire: Wire, base: Load, prompts: tuple[Prompt, ...], lengths: tuple[int, ...], max_tokens: int
+) -> dict[int, tuple[Prompt, ...]]:
+    """Give prompts texts to read, so that requests have so many tokens with their answers.
+
+    Args:
+        wire: to the server, which alone knows how many tokens a text has.
+        base: model and limits of requests.
+        prompts: of one kind.
+        lengths: ascending.
+        max_tokens: of an answer.
+
+    Raises:
+        UnservedError: it does not answer, or does not count tokens.
+    """
+    room = lengths[0] - max_tokens - _TEMPLATE
+    filler = "\n\n".join(prompt.text for prompt in prompts)
+    sample = filler.encode()[: max(room, 64)].decode(errors="ignore")
+    short, long = _tokens(wire, base, (prompts[0], prompts[0].after(sample)))
+    each = (long - short) / len(sample)
+    if each <= 0:
+        raise UnservedError(
+            Outcome.CONSTRAINT, "--context: the server does not count the tokens of a prompt"
+        )
+    template = max(short - each * len(prompts[0].text), 0)
+    return {
+        length: lengthened(prompts, int((length - max_tokens - template) / each))
+        for length in lengths
+    }
 
 
 def _tokens(wire: Wire, base: Load, prompts: tuple[Prompt, Prompt]) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from autotune.core import Job, Outcome, Part, digest
+from autotune.serving.measure.cell import of_lengths
 from autotune.serving.measure.client import Load
 from autotune.serving.measure.counters import DraftCounters
 from autotune.serving.measure.load import (
@@ -26,6 +27,7 @@ from autotune.serving.measure.load import (
     turned,
     warm_up,
 )
+from autotune.serving.measure.prompts import Prompt
 from autotune.serving.measure.timing import LoadResult
 from autotune.serving.measure.wire import Wire
 from autotune.serving.scenario import SpecScenario
@@ -56,6 +58,7 @@ class SoakLoad:
     ignore_eos: bool
     chat: bool
     seconds: int
+    context: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, scenario: SpecScenario, seconds: int) -> SoakLoad:
@@ -69,6 +72,7 @@ class SoakLoad:
             scenario.ignore_eos,
             scenario.chat,
             seconds,
+            scenario.context,
         )
 
     @cached_property
@@ -83,7 +87,9 @@ class SoakLoad:
 
     def as_json(self) -> dict[str, Any]:
         """Everything that defines the load, as JSON values."""
-        return asdict(self)
+        found = asdict(self)
+        context = found.pop("context")
+        return found | ({"context": list(context)} if context else {})
 
 
 def measure_soak(wire: Wire, job: Job, options: LoadOptions) -> Generator[Part, None, Served]:
@@ -109,6 +115,7 @@ def measure_soak(wire: Wire, job: Job, options: LoadOptions) -> Generator[Part, 
     windows: list[dict[str, Any]] = []
     sent, age, rate = 0, 0.0, 0.0
     try:
+        load = replace(load, prompts=_prompts(wire, load, soak))
         warm_up(wire, load)
         while age < soak.seconds:
             requests = max(soak.concurrency, math.ceil(rate * _window_s(soak)))
@@ -156,6 +163,14 @@ def _load(wire: Wire, soak: SoakLoad, options: LoadOptions) -> Load:
         headers=wire.server.headers,
         cache_salt=secrets.token_hex(8),
     )
+
+
+def _prompts(wire: Wire, load: Load, soak: SoakLoad) -> tuple[Prompt, ...]:
+    """The prompts; where requests have lengths, all prompts in each, in turn."""
+    if not soak.context:
+        return tuple(load.prompts)
+    longer = of_lengths(wire, load, tuple(load.prompts), soak.context, soak.max_tokens)
+    return tuple(prompt for turn in zip(*longer.values(), strict=True) for prompt in turn)
 
 
 def _window_s(soak: SoakLoad) -> float:

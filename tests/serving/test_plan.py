@@ -116,7 +116,7 @@ def test_the_plan_says_that_a_server_starts_beside_the_dialled_one(
     tiny_models: TinyModels, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = "beside the first the baseline's server starts too"
-    plan = plan_of(tiny_models.qwen3, gamma="0,2", dial=True)
+    plan = plan_of(tiny_models.qwen3, gamma="0,2", dial=True, confirm="auto")
     show_plan(plan)
     assert said not in capsys.readouterr().err, "vLLM keeps 5 GiB a server, and 9 are free"
     show_plan(dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, free=90 << 30)))

@@ -18,14 +18,15 @@ from autotune.core import (
     Phase,
     Trial,
 )
-from autotune.kernels.moe.from_model import load_config, shape_from_config
-from autotune.kernels.moe.shape import MoeWorkload
+from autotune.kernels.moe.from_model import explicit_shape, load_config, shape_from_config
+from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.predict.choose import MODEL_ERROR, select_predicted
 from autotune.kernels.predict.cost_model import (
     Prediction,
     Resources,
     Tile,
     ctas_per_sm,
+    in_waves,
     predict,
     warps_per_tile,
 )
@@ -197,19 +198,31 @@ def test_without_stages_nothing_overlaps() -> None:
     assert one.terms["latency"] > 1.5 * two.terms["latency"]
 
 
-def test_a_wave_begun_counts_whole_where_there_are_few() -> None:
-    slots = 132 * 3  # blocks that an H200 runs at once
-    wide = Resources(64, 0, 70_000, "qgmma_fp8")
-    gemms = [
-        predict(MoeWorkload(GEMMA, m), Tile(16, 64, 128, 1, 4, 4), (wide, wide), H200).gemms[0]
-        for m in (2, 3)
-    ]
-    assert [g.ctas > slots for g in gemms] == [False, True]
-    assert gemms[1].terms["latency"] == pytest.approx(2 * gemms[0].terms["latency"])
+def test_a_last_wave_of_few_blocks_lasts_as_long_as_a_block() -> None:
+    def us(bytes_us: float, block_us: float, waves: float) -> float:
+        return in_waves({"bytes": bytes_us, "latency": block_us}, waves)
+
+    assert us(10, 5, 0.5) == us(10, 5, 1.0)  # one wave: its own time, however full
+    assert us(11, 5, 1.1) - us(10, 5, 1.0) > 3  # 1 us more to move: half a block's time and more
+    assert us(20, 5, 2.0) - us(11, 5, 1.1) < 8  # 9 us: they fill the second wave
+    assert us(1010, 5, 101.0) == pytest.approx(us(1000, 5, 100.0) * 1.01, rel=0.002)
+
+
+def test_small_tiles_pay_for_width_where_they_stream_weights() -> None:
+    def moved(shape: MoeShape, mma: str, block_n: int) -> float:
+        res = Resources(64, 0, 20_000, mma)
+        tile = Tile(16, block_n, 128, 1, 4, 3)
+        return predict(MoeWorkload(shape, 64), tile, (res, res), H200).gemms[0].terms["bytes"]
+
+    scaled = explicit_shape(experts=256, intermediate=512, hidden=2048, topk=8, scheme="block")
+    for shape, mma, cost in ((GEMMA, "hmma_bf16", 1.06), (scaled, "qgmma_fp8", 1.06),
+                             (scaled, "hmma_bf16", 1.0)):  # fmt: skip
+        ratio = moved(shape, mma, 128) / moved(shape, mma, 64)
+        assert ratio == pytest.approx(cost, abs=0.01)
 
 
 def test_winners_published_for_the_gb10_are_near_the_top() -> None:
-    found = [case for case in gb10.cases(GB10) if not case.file.startswith("vLLM")]
+    found = [case for case in gb10.cases(GB10) if case.file in gb10.FITTED]
     result = gb10.judged(gb10.by_file(found, GB10))["all"]
     assert result["rows"] == 40
     assert result["in_top"] >= 0.7
@@ -231,8 +244,9 @@ def test_a_predicted_file_costs_little_where_it_was_measured(one_in: int) -> Non
     found = predicted_choice.judged(made)
     assert found["batch_sizes"] * one_in > 100
     assert found["median_regret"] <= 0.015
-    assert found["behind_default"] <= 5
-    assert found["most_behind_default"] <= 0.03
+    assert found["worst_regret"] <= 0.08
+    assert found["behind_default"] <= 2
+    assert found["most_behind_default"] <= 0.02
 
 
 def test_a_prediction_within_the_error_leaves_the_default() -> None:

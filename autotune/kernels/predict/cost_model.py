@@ -17,7 +17,7 @@ from autotune.kernels.moe.shape import MoeWorkload, is_naive
 from autotune.kernels.predict.work import Gemm, Routing, gemms_of, routing
 from autotune.machine.devices import Device
 
-MODEL_VERSION = "5"
+MODEL_VERSION = "6"
 """Raised whenever a prediction can change: old predictions are then not mixed with new ones."""
 
 MEMORY_LATENCY_CYCLES = 1000
@@ -60,10 +60,9 @@ SCATTER = 0.005
 """Weight traffic costs so much more per doubling of a group of row tiles beyond those of one
 expert: neighbouring blocks then read other experts' memory. Read off the H200 landscape, on which,
 as among the published GB10 winners, nothing of it is seen on the naive path."""
-TAIL = 0.5
-"""Assumed: on average the first SM runs out of blocks half a block's time before the last."""
 LOCKSTEP_WAVES = 2
-"""Up to so many waves, blocks that start together end together: a wave begun counts whole."""
+"""Waves after which blocks that started together still end together in one case of e. Chosen by
+the landscapes of an H100 and an H200, on which 1 to 4 rank alike."""
 SCALED_STEP_CYCLES = 200
 """Block scales under wgmma: each K step waits for its products and moves its scales to their
 layout. Read off the H200's landscapes with block scales, as is the next."""
@@ -173,7 +172,7 @@ def warps_per_tile(tile: Tile) -> tuple[int, int]:
     return rows, columns
 
 
-def _dram_bytes(gemm: Gemm, route: Routing, tile: Tile, device: Device) -> float:
+def _dram_bytes(gemm: Gemm, route: Routing, tile: Tile, res: Resources, device: Device) -> float:
     """Weights of the active experts once, activations read, bf16 output written.
 
     An expert whose weights overflow half of L2 is read again for every group of row tiles. Weights
@@ -188,7 +187,8 @@ def _dram_bytes(gemm: Gemm, route: Routing, tile: Tile, device: Device) -> float
     if not route.naive:
         order += SCATTER * math.log2(max(1.0, tile.group_m / blocks_per_expert))
     order *= _row_factor(gemm, tile, device)
-    if not gemm.scaled_by_block and (route.naive or tile.block_m <= SMALL_ROWS):
+    streams = not gemm.scaled_by_block or _is_asynchronous(res.mma)
+    if streams and (route.naive or tile.block_m <= SMALL_ROWS):
         order *= 1 + device.memory_width_cost * math.log2(max(1.0, tile.block_n / NARROW_TILE))
     activations = gemm.rows_read * gemm.contraction * gemm.element
     read = route.active_experts * weights * rereads * order + activations
@@ -294,6 +294,29 @@ def _cta_cycles(
     }
 
 
+def in_waves(terms: dict[str, float], waves: float) -> float:
+    """µs of a GEMM whose blocks run in so many waves; ``latency`` is the time of one block.
+
+    A wave takes what its share of the work needs of memory and units, and a block's own time:
+    partly overlapped. A last wave of few blocks leaves the memory idle but lasts as long as a
+    block. Blocks fall out of step from wave to wave: then only half a wave is left at the end.
+    """
+    shared = math.fsum(us**OVERLAP for name, us in terms.items() if name != "latency")
+    block = terms["latency"] ** OVERLAP
+
+    def wave(share: float) -> float:
+        return float((shared * (share / waves) ** OVERLAP + block) ** (1 / OVERLAP))
+
+    begun = math.floor(waves)
+    rest = waves - begun
+    in_step = begun * wave(1) + (wave(rest) if rest > 0 else 0)
+    if waves <= 1:
+        return in_step
+    drifted = waves * wave(1) + wave(0.5) - wave(1) / 2
+    together = math.exp(-waves / LOCKSTEP_WAVES)
+    return together * in_step + (1 - together) * drifted
+
+
 def predict_gemm(
     gemm: Gemm, route: Routing, tile: Tile, res: Resources, device: Device
 ) -> GemmPrediction:
@@ -304,13 +327,13 @@ def predict_gemm(
     waves = ctas / (slots * device.sm_count)
     cycles = _cta_cycles(gemm, rows, tile, res, device)
     per_sm = max(1.0, ctas / device.sm_count)
-    rounds = math.ceil(waves) if waves <= LOCKSTEP_WAVES else waves + TAIL
-    terms = {"bytes": _dram_bytes(gemm, route, tile, device) / (device.read_gbs * 1e3)}
+    terms = {"bytes": _dram_bytes(gemm, route, tile, res, device) / (device.read_gbs * 1e3)}
     for name, value in cycles.items():
-        times = rounds if name == "latency" else per_sm
-        terms[name] = times * value / device.boost_clock_mhz
+        terms[name] = value / device.boost_clock_mhz * (1 if name == "latency" else per_sm)
+    us = in_waves(terms, waves)
+    terms["latency"] *= max(1.0, waves)
     return GemmPrediction(
-        us=math.fsum(value**OVERLAP for value in terms.values()) ** (1 / OVERLAP),
+        us=us,
         limit=max(terms, key=lambda name: terms[name]),
         terms=terms,
         ctas=ctas,

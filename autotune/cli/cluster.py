@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -10,6 +11,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from autotune.cli.consoles import err
 from autotune.cluster.connect import connected
+from autotune.core import MissingEnvironmentError
 
 
 @contextmanager
@@ -18,8 +20,15 @@ def on_cluster(where: str) -> Iterator[None]:
     local = "starting Ray on this machine, which takes seconds"
     with ExitStack() as stack:
         with waiting(f"--ray {where}: {local if where == 'local' else 'joining the cluster'}"):
-            stack.enter_context(connected(where))
+            stack.enter_context(connected(where, _end))
         yield
+
+
+def _end(why: str) -> None:
+    """End the process at once, as ``kill -9`` would, but with a line and its exit code."""
+    err.show_cursor()
+    err.print(f"autotune: {escape(why)}", soft_wrap=True)
+    os._exit(MissingEnvironmentError.exit_code)
 
 
 @contextmanager

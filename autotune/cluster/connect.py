@@ -9,7 +9,9 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from packaging.version import Version
@@ -20,6 +22,8 @@ from autotune.util import secret
 
 NAMESPACE = "autotune"
 _ANSWER_S = 5.0
+_GONE_S = 30.0
+"""A head whose state lies in Redis comes back under its address, and Ray waits a minute."""
 _ASKS = "2.52"
 """The first Ray that asks for a token; older ones ignore ``RAY_AUTH_MODE`` and let anybody in."""
 
@@ -31,7 +35,7 @@ meant to, and which our guard watches (``machine/guard.py``)."""
 
 
 @contextlib.contextmanager
-def connected(where: str) -> Iterator[None]:
+def connected(where: str, on_gone: Callable[[str], object] | None = None) -> Iterator[None]:
     """Be connected to a cluster within the block.
 
     A cluster that was joined goes on afterwards; one of this machine ends.
@@ -39,6 +43,8 @@ def connected(where: str) -> Iterator[None]:
     Args:
         where: ``local`` starts one of this machine, to which nobody else is let; ``auto`` joins
             that of ``RAY_ADDRESS``, or the one that runs on this machine; else HOST:PORT.
+        on_gone: told, in another thread, that the head of the cluster is gone for good; to end the
+            process, for whatever waits for the cluster hangs until Ray ends it.
 
     Raises:
         MissingEnvironmentError: Ray is not installed, nobody answers there, or the cluster has
@@ -82,21 +88,50 @@ def connected(where: str) -> Iterator[None]:
         for number, handler in before.items():  # Ray puts its own in place
             signal.signal(number, handler)
     try:
-        with _messages_to_stderr():
+        with _messages_to_stderr(), _watched(on_gone):
             yield
     finally:
         ray.shutdown()
 
 
 @contextlib.contextmanager
+def _watched(on_gone: Callable[[str], object] | None) -> Iterator[None]:
+    """Have the head of the cluster watched within the block, if somebody wants to know."""
+    if on_gone is None:
+        yield
+        return
+    import ray  # noqa: PLC0415 - an extra
+
+    head, ended = Head(ray.get_runtime_context().gcs_address), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            try:
+                head.check()
+            except MissingEnvironmentError as error:
+                on_gone(str(error))
+                return
+
+    threading.Thread(target=watch, name="head of the cluster", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+@contextlib.contextmanager
 def _messages_to_stderr() -> Iterator[None]:
-    """Have what Ray says of its nodes printed on stderr: stdout is for results, and for --json."""
+    """Have what Ray says of its nodes printed on stderr: stdout is for results, and for --json.
+
+    Of each message the first line: of a raylet that died the rest is its state and its log.
+    """
     from ray._private import worker  # noqa: PLC0415 - an extra
 
     printed: Any = worker.print_to_stdstream
 
     def print_as_error(data: dict[str, Any], ignore_prefix: bool) -> None:
-        printed({**data, "is_err": True}, ignore_prefix)
+        lines = [str(line).partition("\n")[0] for line in data["lines"]]
+        printed({**data, "lines": lines, "is_err": True}, ignore_prefix)
 
     worker.print_to_stdstream = print_as_error
     try:
@@ -111,6 +146,41 @@ def _keep_others_out() -> None:
         token = secrets.token_hex(32)
         secret.remember([token])
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+
+
+class Head:
+    """The head of the cluster that we are connected to, which may go away.
+
+    Ray waits a minute for it, and then ends the process with its own words and exit code 1.
+    """
+
+    def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """Take its address, HOST:PORT, and a clock in seconds."""
+        host, _, port = address.rpartition(":")
+        self._place = host.strip("[]"), int(port)
+        self._clock = clock
+        self._heard = self._asked = clock()
+
+    def check(self) -> None:
+        """See, every few seconds, that it is there.
+
+        Raises:
+            MissingEnvironmentError: it has not been for half a minute.
+        """
+        now = self._clock()
+        if now - self._asked < _ANSWER_S:
+            return
+        self._asked = now
+        try:
+            socket.create_connection(self._place, 1.0).close()
+            self._heard = now
+        except OSError as error:
+            if now - self._heard > _GONE_S:
+                raise MissingEnvironmentError(
+                    f"--ray: the head of the cluster ({':'.join(map(str, self._place))}) is gone "
+                    f"({error.strerror or error}); what was learnt is kept, and the same command "
+                    "goes on once it is back"
+                ) from None
 
 
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"

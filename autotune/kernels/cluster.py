@@ -91,7 +91,7 @@ def compilers(found: dict[str, NodeFacts | str], free: dict[str, int], here: Nod
     Raises:
         MissingEnvironmentError: there is none; with what each lacks.
     """
-    said, seats = [], []
+    said, seats = list[tuple[str, str]](), []
     for node, facts in found.items():
         why = facts if isinstance(facts, str) else _differs(facts, here)
         if why is None and free.get(node, 0) < 1:
@@ -99,10 +99,10 @@ def compilers(found: dict[str, NodeFacts | str], free: dict[str, int], here: Nod
         if why is None:
             seats.append((node, free[node]))
         else:
-            said.append(_line(node, facts, why))
+            said.append((_named(node, facts), why))
     if not seats:
-        raise MissingEnvironmentError("\n".join(said) or "--ray: the cluster has no node")
-    return Team(tuple(seats), (), tuple(said))
+        raise MissingEnvironmentError(f"--ray: no node can compile: {_together(said)}")
+    return Team(tuple(seats), (), tuple(f"--ray: node {who}: {why}" for who, why in said))
 
 
 def timers(
@@ -127,7 +127,7 @@ def timers(
         if not isinstance(facts, str):
             kinds.update((gpu.name, gpu.driver) for gpu in facts.gpus if _is_of(gpu, names))
     kind = max(kinds, key=lambda one: kinds[one], default=None)
-    said, seats, gpus = [], [], list[GpuInfo]()
+    said, seats, gpus = list[tuple[str, str]](), [], list[GpuInfo]()
     for node, facts in found.items():
         mine: tuple[GpuInfo, ...] = ()
         why = facts if isinstance(facts, str) else _differs(facts, here)
@@ -143,13 +143,13 @@ def timers(
             seats.append((node, min(len(mine), free[node])))
             gpus += mine[: seats[-1][1]]
         else:
-            said.append(_line(node, facts, why))
+            said.append((_named(node, facts), why))
     if not seats:
-        lacking = "\n".join(said)
         raise MissingEnvironmentError(
-            f"--ray: no GPU of the cluster can measure; --predict needs none\n{lacking}".rstrip()
+            f"--ray: no GPU of the cluster can measure, --predict needs none: {_together(said)}"
         )
-    return Team(tuple(seats), tuple(gpus), tuple(said))
+    left_out = tuple(f"--ray: node {who}: {why}" for who, why in said)
+    return Team(tuple(seats), tuple(gpus), left_out)
 
 
 def _is_of(gpu: GpuInfo, names: Sequence[str]) -> bool:
@@ -157,9 +157,18 @@ def _is_of(gpu: GpuInfo, names: Sequence[str]) -> bool:
     return not names or gpu.name.casefold().replace("_", " ") in wanted
 
 
-def _line(node: str, facts: NodeFacts | str, why: str) -> str:
-    host = "" if isinstance(facts, str) else f" {facts.host}"
-    return f"--ray: node{host} ({node[:8]}): {why}"
+def _named(node: str, facts: NodeFacts | str) -> str:
+    return f"({node[:8]})" if isinstance(facts, str) else f"{facts.host} ({node[:8]})"
+
+
+def _together(said: Sequence[tuple[str, str]]) -> str:
+    """What nodes lack, in one line, however many there are."""
+    nodes: dict[str, list[str]] = {}
+    for who, why in said:
+        nodes.setdefault(why, []).append(who)
+    more = {why: f" and {len(names) - 1} more" if names[1:] else "" for why, names in nodes.items()}
+    lines = [f"node {names[0]}{more[why]}: {why}" for why, names in nodes.items()]
+    return "; ".join(lines) or "it has no node"
 
 
 def _differs(facts: NodeFacts, here: NodeFacts) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections import deque
 from dataclasses import replace
@@ -14,11 +15,12 @@ from autotune.cli import cluster
 from autotune.cli.consoles import SafeConsole
 from autotune.cluster.crew import MOST_LOST, NOBODY_S, ClusterPool, Lost, Queue, Setting, Task
 from autotune.core import MissingEnvironmentError
+from autotune.kernels import cluster as kernels_cluster
 from autotune.kernels.cluster import NodeFacts, Team, _new_files, compilers, timers
 from autotune.kernels.compile.kernel_source import KernelInfo
 from autotune.machine.devices import GpuInfo
 from autotune.measure.pool import TaskResult, TaskStatus
-from tests.support.commands import BAD, MISSING, refused
+from tests.support.commands import BAD, MISSING, Command, refused
 
 SETTING = Setting("compile", print)
 
@@ -264,6 +266,68 @@ def test_a_team_of_cpus_has_no_gpu() -> None:
 
 # ------------------------------------------------------------------------------------------
 # bad input
+
+
+def newer(**changes: Any) -> dict[str, NodeFacts | str]:
+    """Two nodes that both differ from this machine."""
+    node = replace(HERE, host="other", **changes)
+    return {"a" * 56: node, "b" * 56: node}
+
+
+@pytest.mark.parametrize(
+    ("flag", "found", "said"),
+    [
+        (
+            "--device=auto",
+            newer(gpus=()),
+            "--predict needs none: node other (aaaaaaaa) and 1 more: has no GPU",
+        ),
+        ("--device=gb10", newer(), "has NVIDIA H100 80GB HBM3 (driver 580.1)"),
+        ("--device=auto", newer(unmeasured="torch without CUDA"), "and 1 more: torch without CUDA"),
+        (
+            "--device=auto",
+            newer(kernel=replace(KERNEL, triton_version="3.7.1")),
+            "has Triton 3.7.1",
+        ),
+        ("--device=auto", newer(kernel=replace(KERNEL, sha256="b" * 64)), "0.33.0 (bbbbbbbb)"),
+        ("--device=auto", newer(autotune="0.0"), "has autotune 0.0, and this is 0.1"),
+        ("--predict", newer(machine="aarch64"), "no node can compile: node other"),
+        ("--predict", {"a" * 56: "no module 'autotune'"}, "node (aaaaaaaa): no module 'autotune'"),
+        ("--predict", {}, "it has no node"),
+    ],
+)
+def test_a_cluster_where_nobody_can_work_is_one_line_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
+    found: dict[str, NodeFacts | str],
+    said: str,
+) -> None:
+    actors = pytest.importorskip("autotune.cluster.actors")
+    monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(actors, "ask_nodes", lambda _: found)
+    monkeypatch.setattr(actors, "free_of", lambda _: dict.fromkeys(found, 2))
+    monkeypatch.setattr(kernels_cluster, "look_here", lambda: HERE)
+    device = [] if flag.startswith("--device") else ["--device=gb10"]
+    shown = refused(monkeypatch, capsys, ["moe", flag, *device, "--ray=auto"], MISSING, said)
+    assert shown.count("\n") == 1, shown
+
+
+def test_nodes_that_differ_are_named_and_left_out_and_the_others_work(
+    monkeypatch: pytest.MonkeyPatch, in_process: Command, tmp_path: Path
+) -> None:
+    """As far as the plan, which is shown after everybody is known."""
+    actors = pytest.importorskip("autotune.cluster.actors")
+    here = kernels_cluster.look_here()
+    found = {"a" * 56: here, "b" * 56: replace(here, host="other", autotune="0.0")}
+    monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(actors, "ask_nodes", lambda _: found)
+    monkeypatch.setattr(actors, "free_of", lambda _: dict.fromkeys(found, 2))
+    words = ["moe", "--device=gb10", "--predict", "--ray=auto", "--dry-run"]
+    code, _, said = in_process(*words, f"--db=sqlite:///{tmp_path}/a.db")
+    assert code == 0
+    assert said.startswith("left out: --ray: node other (bbbbbbbb): has autotune 0.0")
+    assert "2 compile processes" in said, "those of the other node alone"
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import pickle
+import queue
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -387,10 +390,57 @@ def test_signals_are_ours_when_a_cluster_is_joined_and_stdout_is_too(
     before = signal.getsignal(signal.SIGTERM)
     with connect.connected("local"):
         assert signal.getsignal(signal.SIGTERM) is before
-        said = {"lines": ["The node is dead"], "pid": "raylet", "is_err": False}
+        said = {
+            "lines": ["The node is dead\n[state-dump] of a page"],
+            "pid": "raylet",
+            "is_err": False,
+        }
         worker.print_to_stdstream(said, ignore_prefix=False)
     shown = capsys.readouterr()
     assert shown.out == "", "a JSON document may stand there"
     assert "The node is dead" in shown.err
+    assert "state-dump" not in shown.err
     assert given["ended"]
     assert (given["namespace"], given["include_dashboard"]) == ("autotune", False)
+
+
+def test_a_head_that_is_gone_for_half_a_minute_ends_the_command_and_a_hiccup_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, there, asked = [0.0], [True], list[float]()
+
+    def connects(place: tuple[str, int], timeout: float) -> io.BytesIO:
+        assert (place, timeout) == (("192.0.2.1", 6379), 1.0)
+        asked.append(now[0])
+        if not there[0]:
+            raise ConnectionRefusedError(111, "Connection refused")
+        return io.BytesIO()
+
+    monkeypatch.setattr(socket, "create_connection", connects)
+    head = connect.Head("192.0.2.1:6379", lambda: now[0])
+    steps = [(4, True), (10, True), (20, False), (39, False), (45, True), (50, False), (74, False)]
+    for now[0], there[0] in [*steps, (76, False)]:
+        head.check()
+    assert asked == [10, 20, 39, 45, 50, 74], "every few seconds"
+    now[0] = 80
+    said = r"192\.0\.2\.1:6379\) is gone \(Connection refused\).* the same command goes on"
+    with pytest.raises(MissingEnvironmentError, match=said):
+        head.check()
+
+
+def test_whoever_asked_is_told_when_the_head_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    context = types.SimpleNamespace(gcs_address="192.0.2.1:6379")
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(connect, "_ANSWER_S", 0.0)
+    monkeypatch.setattr(connect, "_GONE_S", 0.0)
+
+    def refuses(*_: Any) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr(socket, "create_connection", refuses)
+    told = queue.Queue[str]()
+    with connect.connected("local", told.put):
+        assert "the head of the cluster (192.0.2.1:6379) is gone" in told.get(timeout=60.0)

@@ -132,7 +132,7 @@ def local_measurer(plan: Plan, logs: Path) -> ServingMeasurer:
     return ServingMeasurer(
         plan.launcher,
         plan.recipe.settings,
-        LoadOptions(plan.prompts, plan.request_timeout_s, plan.check_tokens),
+        LoadOptions(plan.prompts, plan.request_timeout_s, plan.check_tokens, clocks=True),
         logs,
         basis=plan.basis,
         start_timeout_s=plan.start_timeout_s,

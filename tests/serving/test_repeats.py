@@ -18,13 +18,18 @@ CANDIDATE = Candidate.of({"gamma": 2})
 
 def repeat() -> Repeat:
     record = RequestRecord(0, 0.1, 0.25, (0.5, 0.125), 0.875, 7, 9, "text", "length")
-    return Repeat(LoadResult((record,), 2, 1.5, 0.25), 3, DraftCounters(4, 8, 5, (3, 2)))
+    drafts = DraftCounters(4, 8, 5, (3, 2))
+    return Repeat(LoadResult((record,), 2, 1.5, 0.25), 3, drafts, ({"sm_mhz": 2400.0},))
 
 
 def test_a_repeat_survives_json_but_for_its_texts() -> None:
     again = Repeat.of_json(json.loads(json.dumps(repeat().as_json())))
     assert again.result.summary() == repeat().result.summary()
     assert (again.preemptions, again.drafts) == (3, repeat().drafts)
+    assert again.clocks == repeat().clocks
+    assert len(Repeat.together([again, again]).clocks) == 2
+    older = {name: value for name, value in repeat().as_json().items() if name != "clocks"}
+    assert Repeat.of_json(older).clocks == ()
     plain = Repeat(repeat().result)
     assert Repeat.of_json(json.loads(json.dumps(plain.as_json()))).drafts is None
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ import yaml
 
 from autotune.core import Candidate, Measurer, NoFeasibleCandidateError, Outcome, Phase
 from autotune.machine.memory import MemoryKind, MemoryReading
-from autotune.report.page import Page
+from autotune.report.page import Page, Table
 from autotune.report.render import to_markdown
 from autotune.report.verdict import keep_verdict
+from autotune.serving.decide.conclusion import warnings
 from autotune.serving.export import write as export
 from autotune.serving.job import Result, local_measurer, run
 from autotune.serving.make_plan import make_plan
+from autotune.serving.measure import cell
 from autotune.serving.plan import Plan
 from autotune.serving.preflight import preflight
 from autotune.serving.recipe import GAMMA
@@ -110,6 +114,33 @@ class Bench:
 @pytest.fixture
 def bench(tiny_models: TinyModels, tmp_path: Path) -> Bench:
     return Bench(tiny_models.qwen3, tmp_path)
+
+
+def test_clocks_under_load_are_a_table_and_a_low_one_is_a_warning(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = itertools.count()
+
+    @contextmanager
+    def read() -> Iterator[list[dict[str, float]]]:
+        low = 1700.0 if next(loads) == 4 else 2300.0  # in the second server's second load
+        yield [{"sm_mhz": 2400.0, "power_mw": 45_400.0}, {"sm_mhz": low, "temperature_c": 92.0}]
+
+    monkeypatch.setattr(cell, "reading_clocks", read)
+    result = bench.tune(gamma="0,2", repeats=3, schedule=False)
+    hot = next(t for t in result.trials if t.candidate["gamma"] == 2)
+    assert hot.measurement.details["clocks"][0]["sm_mhz"] == 1700.0
+    (said,) = (one for one in warnings(result) if "SM clock" in one)
+    assert said.startswith("the SM clock fell to 1700 of 2400 MHz under the load of gamma=2")
+    assert "at 92 °C: the device was throttled" in said
+    page = bench.page(result)
+    assert said in page.warnings
+    (section,) = (one for one in page.sections if one.title == "Clocks")
+    (table,) = (block for block in section.blocks if isinstance(block, Table))
+    searched, *fresh = table.rows
+    assert searched == ["in the search, 2 servers", "1700 to 2400", "92", "45"]
+    assert [row[1] for row in fresh] == ["2300 to 2400"] * len(fresh)
+    assert fresh
 
 
 def gammas(result: Result) -> list[int]:

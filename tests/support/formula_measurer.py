@@ -221,7 +221,7 @@ def in_memory(plan: Plan, logs: Path) -> FormulaMeasurer:
     return FormulaMeasurer(
         plan.launcher,
         plan.recipe.settings,
-        LoadOptions(plan.prompts, plan.request_timeout_s, plan.check_tokens),
+        LoadOptions(plan.prompts, plan.request_timeout_s, plan.check_tokens, clocks=True),
         logs,
         basis=plan.basis,
         tasks=plan.tasks,

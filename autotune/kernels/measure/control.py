@@ -22,13 +22,13 @@ from autotune.core import (
     Measurer,
     Workload,
 )
+from autotune.machine.clocks import LEAST_CLOCK, Reading, fallen, ranges_of
 from autotune.tune import BATCH
 
 TOLERATED = 0.05
 """A control that differs by more from the one before it leaves open when the device changed: what
 was timed between them is measured again, once."""
 LEAST_COPY = 0.85
-LEAST_CLOCK = 0.8
 MATTERS = 1.15
 """Only candidates that may be within this factor of the best are worth that."""
 
@@ -62,9 +62,9 @@ class Drift:
     least: float = 1.0
     most: float = 1.0
     again: int = 0
-    clocks: list[Mapping[str, float]] = field(default_factory=list)
+    clocks: list[Reading] = field(default_factory=list)
 
-    def take(self, ratio: float, clocks: Mapping[str, float]) -> None:
+    def take(self, ratio: float, clocks: Reading) -> None:
         """Take in a control."""
         self.controls += 1
         self.least, self.most = min(self.least, ratio), max(self.most, ratio)
@@ -73,18 +73,12 @@ class Drift:
 
     def as_json(self) -> dict[str, Any]:
         """For provenance: counts, ratios, and the range of each clock."""
-        names = sorted({name for one in self.clocks for name in one})
-        ranges = {
-            name: [min(values), max(values)]
-            for name in names
-            if (values := [one[name] for one in self.clocks if name in one])
-        }
         return {
             "controls": self.controls,
             "least": round(self.least, 4),
             "most": round(self.most, 4),
             "measured_again": self.again,
-            "clocks": ranges,
+            "clocks": {n: list(ends) for n, ends in sorted(ranges_of(self.clocks).items())},
         }
 
 
@@ -109,15 +103,7 @@ def slow_device(facts: Mapping[str, Any], expected_gbs: float) -> list[str]:
             f"long in the search as before it; values are corrected by that, and "
             f"{drift['measured_again']} candidates were measured again"
         )
-    low, high = drift.get("clocks", {}).get("sm_mhz", (1.0, 1.0))
-    if low < LEAST_CLOCK * high:
-        warmest = drift["clocks"].get("temperature_c", [0, 0])[1]
-        said.append(
-            f"the SM clock fell to {low:.0f} of {high:.0f} MHz during the search"
-            + (f" at {warmest:.0f} °C" if warmest else "")
-            + ": the device was throttled"
-        )
-    return said
+    return said + fallen(drift.get("clocks", {}), "during the search")
 
 
 def throttled(after: Mapping[int, Mapping[str, float]], drift: Mapping[str, Any]) -> list[str]:

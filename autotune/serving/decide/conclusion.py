@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from autotune.core import Candidate, Outcome, Trial
@@ -13,6 +14,7 @@ from autotune.serving.decide.slices import mix_words
 from autotune.serving.forecast.forecast import others
 from autotune.serving.job import Result
 from autotune.serving.recipe import GAMMA, MOE_CONFIG
+from autotune.serving.report.clocks import clock_warnings
 from autotune.serving.report.places import place_warnings
 from autotune.serving.report.tables import by_concurrency, said_against, setting
 from autotune.serving.retry import TRANSIENT
@@ -122,7 +124,13 @@ def warnings(result: Result) -> list[str]:
     if result.out_of_time:
         said.append("the budget ended the search; run the same command again to go on")
     said += [*_boot_warnings(result), *_dial_warnings(result), *_start_warnings(result)]
-    return [*said, *place_warnings(result)]
+    return [*said, *place_warnings(result), *clock_warnings(_measured(result))]
+
+
+def _measured(result: Result) -> Iterator[Trial]:
+    yield from result.trials
+    if result.confirmed is not None:
+        yield from chain(*result.confirmed.trials.values())
 
 
 def _dial_warnings(result: Result) -> Iterator[str]:

@@ -7,10 +7,12 @@ after the other, and what it says of all of them together is the mix.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from autotune.core import Job, Outcome, Part
+from autotune.machine.clocks import Reading, reading_clocks
 from autotune.serving.dial.trust import check_counted
 from autotune.serving.measure.client import Load
 from autotune.serving.measure.counters import DraftCounters
@@ -133,8 +135,9 @@ class Cell:
         load = replace(self.load(concurrency), prompts=self.prompts[one])
         earlier = self.wire.metrics()
         salt = _named(f"{self.gamma}-{concurrency}-{number}", one.name)
-        result = timed(self.wire, load, number, salt)
-        repeat = Repeat.of(result, since(earlier, self.wire.metrics()))
+        with reading_clocks() if self.options.clocks else nullcontext(list[Reading]()) as clocks:
+            result = timed(self.wire, load, number, salt)
+        repeat = Repeat.of(result, since(earlier, self.wire.metrics()), clocks)
         if self.scenario.dial and repeat.drafts is not None:
             return replace(repeat, drafts=_own(repeat.drafts, self.gamma))
         return repeat

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autotune.core import Outcome, digest
+from autotune.machine.clocks import extremes
 from autotune.serving.gate.texts import texts_details
 from autotune.serving.measure.client import Load
 from autotune.serving.measure.counters import DraftCounters
@@ -43,11 +44,13 @@ class LoadOptions:
         prompts: of all loads.
         request_timeout_s: wall time that a request may take.
         check_tokens: of each text that the gate on outputs judges (``gate/``); 0 for none.
+        clocks: whether the GPU of this machine serves, so that its clocks are read in the loads.
     """
 
     prompts: tuple[Prompt, ...]
     request_timeout_s: float = 600.0
     check_tokens: int = 0
+    clocks: bool = False
 
 
 class UnservedError(Exception):
@@ -172,7 +175,14 @@ def partial(levels: Mapping[int, Level], outputs: Mapping[str, Any]) -> dict[str
     """Details of a measurement that was stopped."""
     begun = {c: level for c, level in levels.items() if level.repeats}
     found = {str(c): level.as_json() for c, level in begun.items()}
-    return {"partial": found, **_by_slice(begun), **outputs}
+    return {"partial": found, **_by_slice(begun), **outputs, **_clocks(begun)}
+
+
+def _clocks(levels: Mapping[int, Level]) -> dict[str, Any]:
+    """The least and the most that was read of the GPU, as details; empty where nothing was."""
+    repeats = [repeat for level in levels.values() for repeat in level.repeats]
+    found = extremes(reading for repeat in repeats for reading in repeat.clocks)
+    return {"clocks": found} if found else {}
 
 
 def _by_slice(levels: Mapping[int, Level]) -> dict[str, Any]:
@@ -200,6 +210,7 @@ def served(
         "levels": {str(c): level.as_json() for c, level in levels.items()},
         **_by_slice(levels),
         **outputs,
+        **_clocks(levels),
         "memory_bytes": wire.server.memory_bytes(),
         "kv_cache_tokens": reading.kv_cache_tokens if reading else None,
         "slo_missed": [level.missed for level in levels.values() if level.missed],

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autotune.core import Job, Part
+from autotune.machine.clocks import Reading
 from autotune.serving.measure.counters import DraftCounters
 from autotune.serving.measure.metrics import ServerMetrics
 from autotune.serving.measure.timing import LoadResult, RequestRecord
@@ -28,18 +29,22 @@ class Repeat:
         result: its requests.
         preemptions: requests that had to give up their KV cache; None where nothing was counted.
         drafts: None without speculation, or where nothing was counted.
+        clocks: what was read of the GPU meanwhile.
     """
 
     result: LoadResult
     preemptions: int | None = None
     drafts: DraftCounters | None = None
+    clocks: tuple[Reading, ...] = ()
 
     @classmethod
-    def of(cls, result: LoadResult, counted: ServerMetrics | None) -> Repeat:
-        """From a load and the difference of two readings around it."""
+    def of(
+        cls, result: LoadResult, counted: ServerMetrics | None, clocks: Sequence[Reading] = ()
+    ) -> Repeat:
+        """From a load, the difference of two readings around it, and the GPU's clocks in it."""
         if counted is None:
-            return cls(result)
-        return cls(result, counted.preemptions, counted.drafts)
+            return cls(result, clocks=tuple(clocks))
+        return cls(result, counted.preemptions, counted.drafts, tuple(clocks))
 
     @classmethod
     def together(cls, parts: Sequence[Repeat]) -> Repeat:
@@ -58,6 +63,7 @@ class Repeat:
             result,
             None if None in preempted else sum(n for n in preempted if n is not None),
             drafts_of(parts),
+            tuple(reading for part in parts for reading in part.clocks),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -70,6 +76,7 @@ class Repeat:
             "tok_s": self.result.summary().tok_s,
             "requests": [_request_json(record) for record in self.result.records],
             "preemptions": self.preemptions,
+            "clocks": [dict(one) for one in self.clocks],
             "drafts": drafts
             and {
                 "drafts": drafts.drafts,
@@ -102,6 +109,7 @@ class Repeat:
                 drafts["accepted_tokens"],
                 tuple(drafts["accepted_by_position"]),
             ),
+            tuple(value.get("clocks", ())),
         )
 
 

@@ -12,6 +12,7 @@ from autotune.report.page import Block, Page, Section, Table, Text
 from autotune.serving.decide.stopped import is_stopped, stopped_rows
 from autotune.serving.report import job_words as said
 from autotune.serving.report import plots
+from autotune.serving.report.clocks import clocks
 from autotune.serving.report.figures import described, interval, number, percent, rate
 from autotune.serving.report.outputs import outputs
 from autotune.serving.report.places import places
@@ -84,6 +85,7 @@ class _Sheet:
             said.not_tried(self.verdict),
             *self.failures(),
             places(self.served),
+            clocks(dated.trial for dated in self.served.dated),
             said.published(self.verdict.published),
             parts.environment(parts.used(self.runs, self.detail.environments), served.search.setup),
             parts.commands(self.runs),

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from autotune.machine.environment import outside
 from autotune.util.escape import for_terminal
@@ -32,9 +33,21 @@ class SafeConsole(Console):
             else:
                 yield Segment(for_terminal(mask(segment.text)), segment.style)
 
-    def say(self, text: str) -> None:
-        """Print a paragraph in rich's markup: between words on a terminal, else in one line."""
-        self.print(text, soft_wrap=not self.is_terminal)
+    def say(self, text: str, hang: int = 0) -> None:
+        """Print lines in rich's markup: a terminal breaks them between words.
+
+        Args:
+            text: each of its lines stays whole where this is no terminal.
+            hang: columns by which what follows a break is indented.
+        """
+        if not self.is_terminal:
+            self.print(text, soft_wrap=True)
+            return
+        for line in Text.from_markup(text, emoji=False).split("\n"):
+            head, body = line[:hang], line[hang:]
+            for part in body.wrap(self, max(20, self.width - hang)):
+                self.print(head + part, soft_wrap=True)
+                head = Text(" " * hang)
 
 
 _outside = outside()

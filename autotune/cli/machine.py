@@ -76,7 +76,8 @@ def doctor(request: Doctor) -> None:
         for finding in findings:
             said = f"{finding.check:<9} {escape(finding.text)}"
             copied = finding.level == "next"  # a command, which no line break may cut
-            (out.print if copied else out.say)(f"{marks[finding.level]} {said}")
+            line = f"{marks[finding.level]} {said}"
+            out.print(line, soft_wrap=True) if copied else out.say(line, hang=15)
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(ExitCode.MISSING_ENVIRONMENT)
 

@@ -84,7 +84,8 @@ def show_plan(plan: Plan) -> None:
         f"study {plan.study}\n"
         f"       about {estimate.compilations(plan)} compilations, "
         f"{max(1, round(estimate.seconds(plan) / 60))} min on an empty cache; "
-        "Ctrl-C keeps what is done"
+        "Ctrl-C keeps what is done",
+        hang=7,
     )
 
 

@@ -33,7 +33,7 @@ def show_findings(findings: Sequence[Finding]) -> None:
     for finding in findings:
         style = _STYLES[finding.severity]
         text = escape(f"{finding.severity.value}: {finding.message} [{finding.code}]")
-        err.print(f"[{style}]{text}[/{style}]", soft_wrap=True)
+        err.say(f"[{style}]{text}[/{style}]")
 
 
 def _listed(values: Sequence[Scalar]) -> str:
@@ -48,7 +48,7 @@ def show_plan(plan: Plan) -> None:
     minutes = max(1, round(plan.estimated_seconds / 60))
     parameters = ", ".join(f"{name} {_listed(values)}" for name, values in plan.space.parameters)
     load = f"concurrency {', '.join(map(str, scenario.concurrency))}; {scenario.prompts} prompts"
-    err.print(
+    err.say(
         escape(
             f"Plan   {scenario.target} with {plan.drafting}\n"
             f"       {parameters}: {counted(len(plan.rivals), 'setting')}, and the baseline\n"
@@ -58,7 +58,7 @@ def show_plan(plan: Plan) -> None:
             f"starting at most, the loads on top\n{_ahead(plan)}"
             f"       study {plan.study}; Ctrl-C keeps what is done"
         ),
-        soft_wrap=True,
+        hang=7,
     )
 
 

@@ -46,7 +46,7 @@ from autotune.serving.server.launchers import LocalLauncher
 from autotune.serving.server.server import start
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.serving.real_server import CACHE_ARGS, START_S, cpu_settings
+from tests.serving.real_server import CACHE_ARGS, CPU_ENV, START_S, cpu_settings
 from tests.serving.sse_server import DONE, chat, serving, usage
 from tests.serving.tiny_models import make_tokenizer
 
@@ -301,7 +301,8 @@ def all_rows(folder: Path, rounds: int, there: list[str]) -> Iterator[dict[str, 
     model = Path(there[1]) if there else make_model(folder / "qwen3")
     prompts: list[Prompt] = [p for category in CATEGORIES for p in load_prompts(category)]
     prompts = [p for p in prompts if len(p.text) < 400]
-    settings = cpu_settings(model, *CACHE_ARGS, "--no-enable-prefix-caching")
+    args = (*CACHE_ARGS, "--no-enable-prefix-caching", "--dtype", "auto")
+    settings = cpu_settings(model, *args, env=CPU_ENV)
     theirs = TheirClient(folder / "bench.log")
     tokens = 128 if there else TOKENS
 

@@ -113,8 +113,9 @@ import sys, time
 from pathlib import Path
 from autotune.serving.server.launchers import LocalLauncher
 from autotune.serving.server.server import start
-from tests.serving.real_server import cpu_settings
-server = start(LocalLauncher(), cpu_settings(sys.argv[1]), Path(sys.argv[2]), 240)
+from tests.serving.real_server import CPU_ENV, cpu_settings
+settings = cpu_settings(sys.argv[1], env=CPU_ENV)
+server = start(LocalLauncher(), settings, Path(sys.argv[2]), 400)
 print("up", flush=True)
 time.sleep(600)
 """

@@ -18,7 +18,7 @@ from autotune.serving.make_plan import make_plan
 from autotune.serving.measure.prompts import load_prompts
 from autotune.store.store import Store
 from tests.contracts import whole
-from tests.serving.real_server import CACHE_ARGS, CPU_ARGS, CPU_ENV
+from tests.serving.real_server import CACHE_ARGS, CPU_ARGS, CPU_ENV, FLOAT32, QUICK_ENV
 from tests.serving.test_spec_job import make_request
 from tests.serving.tiny_models import make_deep_pair
 from tests.support.real_model import NotHadError, smollm2
@@ -26,7 +26,7 @@ from tests.support.real_model import NotHadError, smollm2
 pytestmark = [pytest.mark.server, pytest.mark.alone, pytest.mark.timeout(1500)]
 
 BINARY = Path(sys.executable).with_name("autotune")
-ARGS = (*CPU_ARGS, *CACHE_ARGS, "--dtype", "float32")
+ARGS = (*CPU_ARGS, *CACHE_ARGS, *FLOAT32)
 ATTEMPTS = 2
 """A machine that is busy with something else can make a tie of any gain; not twice, we hope."""
 
@@ -96,7 +96,7 @@ def test_one_server_tells_that_ngram_pays_where_a_text_is_rewritten(
 
     By the server's counters, which a busy machine does not change; rates are for the night.
     """
-    few, env = mixed(2, tmp_path), [f"{name}={value}" for name, value in CPU_ENV.items()]
+    few, env = mixed(2, tmp_path), [f"{name}={value}" for name, value in QUICK_ENV.items()]
     flags = given(real_model, few, gamma="0,4", repeats=2, max_tokens=40, check_tokens=12, **LOOKUP)
     plan = make_plan(make_request(**flags, server_arg=ARGS, env=env, vllm=None, dial=True))
     jobs = [Job(candidate, replace(plan.scenario, dial=True)) for candidate in plan.column]

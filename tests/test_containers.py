@@ -42,8 +42,8 @@ tiny_models = models.tiny_models  # a fixture
 
 
 @pytest.fixture(scope="module")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
-    with started_podman(tmp_path_factory.mktemp("podman")) as engine:
+def podman() -> Iterator[Podman]:
+    with started_podman() as engine:
         yield engine
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,11 +98,20 @@ def root_files() -> bytes:
 
 
 @contextmanager
-def started_podman(root: Path) -> Iterator[Podman]:
-    """An engine with an image; without podman the test is skipped, or fails where it must be."""
+def started_podman() -> Iterator[Podman]:
+    """An engine with an image; without podman the test is skipped, or fails where it must be.
+
+    Conmon cuts a run root of more than 50 characters, as pytest's folders are: whoever waits for a
+    container then learns of its end by a timeout of 20 seconds.
+    """
     why = _lacking()
     if why:
         (pytest.fail if REQUIRED else pytest.skip)(why)
+    with tempfile.TemporaryDirectory(prefix="podman-") as folder:
+        yield from _started(Path(folder))
+
+
+def _started(root: Path) -> Iterator[Podman]:
     (root / "containers.conf").write_text(CONTAINERS_CONF)
     (root / "storage.conf").write_text(STORAGE_CONF.format(root=root))
     env = {

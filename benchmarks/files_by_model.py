@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,15 @@ def situations() -> dict[str, tuple[str, int, int]]:
     }
 
 
-def vllm_says(device: str, tp: int, ep: int) -> dict[str, list[Layer] | str]:
+def vllm_says(
+    device: str, tp: int, ep: int, python: Sequence[str] = (sys.executable,)
+) -> dict[str, list[Layer] | str]:
     """The layers of each model as vLLM builds them; on one GPU of all variants too."""
     models = MODELS if tp > 1 else MODELS | VARIANTS
     questions = [
         {"files": {"config.json": config}, "tp": tp, "ep": ep > 1} for config in models.values()
     ]
-    answers = ask(questions, capability=GPUS[device], deep_gemm=False, tp=tp)
+    answers = ask(questions, python, capability=GPUS[device], deep_gemm=False, tp=tp)
     return dict(zip(models, map(_layers, answers), strict=True))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -311,10 +311,10 @@ MORE: dict[str, dict[str, Any]] = {
 """Values that a class leaves empty and its checkpoints give."""
 
 
-def architectures() -> dict[str, str]:
+def architectures(only: Collection[str] = ()) -> dict[str, str]:
     """Architectures with routed experts by transformers' default configuration, and their type."""
 
-    known = set(ModelRegistry.get_supported_archs())
+    known = set(only or ModelRegistry.get_supported_archs())
     found: dict[str, str] = {}
     for word, table in vars(modeling_auto).items():
         if not (word.startswith("MODEL_") and word.endswith("_NAMES")):
@@ -366,11 +366,13 @@ def _counts_experts(value: Any) -> bool:
     )
 
 
-def configurations() -> dict[str, dict[str, Any]]:
-    """One configuration for each architecture, of a few layers where it can be."""
+def configurations(only: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """One configuration for each architecture, or each of these, of a few layers where it can be."""
     found: dict[str, dict[str, Any]] = {}
     written = {name: kind for name, (kind, _) in WRITTEN.items()}
-    for name, kind in sorted((architectures() | KINDS | written).items()):
+    for name, kind in sorted((architectures(only) | KINDS | written).items()):
+        if only and name not in only:
+            continue
         config = (_default(kind) or {}) | {"model_type": kind, "architectures": [name]}
         config = _merged(config, WRITTEN.get(name, (kind, {}))[1])
         found[name] = _merged(config, MORE.get(name, {}))
@@ -444,7 +446,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--trace", action="store_true")
     chosen = parser.parse_args()
-    wanted = {n: c for n, c in configurations().items() if not chosen.only or n in chosen.only}
+    wanted = configurations(chosen.only)
     asked = [{"files": {"config.json": c}, "trace": chosen.trace} for c in wanted.values()]
     rows, counts = [], {"same": 0, "differs": 0, "vLLM fails": 0}
     for (name, config), answer in zip(wanted.items(), ask(asked, deep_gemm=True), strict=True):

@@ -19,6 +19,7 @@ from autotune.machine.environment import environment
 from autotune.serving.server.launchers import _version_of
 from autotune.store import database
 from autotune.util import secret
+from tests.support.installed_vllm import InstalledVllm
 
 with contextlib.suppress(ImportError):
     from _pytest.nodeid import coerce_node_id
@@ -92,6 +93,14 @@ def _new_databases_are_copies() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(database, "_upgrade", upgrade)
         yield
+
+
+@pytest.fixture(scope="session")
+def installed_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InstalledVllm]:
+    """The installed vLLM, for tests with the marker ``server``."""
+    found = InstalledVllm(tmp_path_factory.mktemp("vllm"))
+    yield found
+    found.close()
 
 
 @pytest.fixture(autouse=True)

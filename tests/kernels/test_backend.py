@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from autotune.core import BadInputError
 from autotune.engine.quantization import WHOLE, Weights
 from autotune.kernels.moe.backend import Where, activation_of, backend_of
+from tests.support.installed_vllm import InstalledVllm
 
 SCHEMES: dict[str, tuple[Weights, tuple[int, int] | None]] = {
     "bf16": (WHOLE, None),
@@ -35,10 +35,15 @@ GPUS = {"H100, H200": (9, 0), "B200": (10, 0), "RTX PRO 6000": (12, 0), "GB10": 
 
 
 def asked_of_vllm(
-    capability: tuple[int, int], *, flashinfer: bool, deep_gemm: bool, questions: Any
+    vllm: InstalledVllm,
+    capability: tuple[int, int],
+    *,
+    flashinfer: bool,
+    deep_gemm: bool,
+    questions: Any,
 ) -> list[str]:
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("vllm_selection.py"))],
+        [*vllm.bare, str(Path(__file__).with_name("vllm_selection.py"))],
         input=json.dumps(
             {
                 "capability": capability,
@@ -67,7 +72,9 @@ USUAL = [("GB10", True, False), ("H100, H200", True, True)]
     ("gpu", "flashinfer", "deep_gemm"),
     [pytest.param(*w, marks=() if w in USUAL else pytest.mark.nightly) for w in WITH],
 )
-def test_the_rules_say_what_vllm_says(gpu: str, flashinfer: bool, deep_gemm: bool) -> None:
+def test_the_rules_say_what_vllm_says(
+    gpu: str, flashinfer: bool, deep_gemm: bool, installed_vllm: InstalledVllm
+) -> None:
     questions: list[tuple[str, int, str, int]] = [
         (scheme, ep, activation, 768)
         for scheme in SCHEMES
@@ -76,7 +83,11 @@ def test_the_rules_say_what_vllm_says(gpu: str, flashinfer: bool, deep_gemm: boo
     ]
     major, minor = GPUS[gpu]
     answers = asked_of_vllm(
-        (major, minor), flashinfer=flashinfer, deep_gemm=deep_gemm, questions=questions
+        installed_vllm,
+        (major, minor),
+        flashinfer=flashinfer,
+        deep_gemm=deep_gemm,
+        questions=questions,
     )
     wrong = []
     for (scheme, ep, activation, _), theirs in zip(questions, answers, strict=True):

@@ -14,6 +14,7 @@ from benchmarks import files_by_model
 from benchmarks.files_by_model import ANSWERS, TABLE, situations, vllm_says, we_say
 from tests.kernels.quantised_models import VARIANTS
 from tests.kernels.served_models import MODELS
+from tests.support.installed_vllm import InstalledVllm
 
 STORED: dict[str, dict[str, Any]] = json.loads(ANSWERS.read_text())["answers"]
 WITHOUT_FILES = {
@@ -83,6 +84,7 @@ def test_the_table_is_what_the_rules_say() -> None:
         for name in situations()
     ],
 )
-def test_vllm_still_selects_so(situation: str) -> None:
-    asked = json.loads(json.dumps(vllm_says(*situations()[situation])))
+def test_vllm_still_selects_so(situation: str, installed_vllm: InstalledVllm) -> None:
+    said = vllm_says(*situations()[situation], installed_vllm.bare)
+    asked = json.loads(json.dumps(said))
     assert asked == STORED[situation]

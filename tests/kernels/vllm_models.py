@@ -18,6 +18,7 @@ import sys
 import tempfile
 import traceback
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock, patch
@@ -299,11 +300,13 @@ def layers_of(question: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-def ask(questions: list[dict[str, Any]], **machine: Any) -> list[dict[str, Any]]:
+def ask(
+    questions: list[dict[str, Any]], python: Sequence[str] = (sys.executable,), **machine: Any
+) -> list[dict[str, Any]]:
     """Start this file as a program and give its answers; ``machine`` as in :func:`main`."""
     usual = {"capability": (12, 1), "flashinfer": True, "deep_gemm": False, "tp": 1}
     done = subprocess.run(
-        [sys.executable, __file__],
+        [*python, __file__],
         input=json.dumps(usual | machine | {"questions": questions}),
         capture_output=True,
         text=True,

@@ -29,6 +29,7 @@ from tests.serving.sse_server import (
     three_tokens,
     usage,
 )
+from tests.support.installed_vllm import InstalledVllm
 
 TWO = (Prompt.of("one"), Prompt.of("two"))
 
@@ -237,7 +238,12 @@ def test_the_summary_by_hand() -> None:
 
 
 @pytest.mark.server
-def test_the_summary_is_that_of_vllm_bench_serve() -> None:
+def test_the_summary_is_that_of_vllm_bench_serve(installed_vllm: InstalledVllm) -> None:
+    installed_vllm.run(f"import {__name__} as test; test.compare_with_bench_serve()")
+
+
+def compare_with_bench_serve() -> None:
+    """Compare the figures of a load, in a process that has imported vLLM."""
     from vllm.benchmarks.lib.endpoint_request_func import RequestFuncOutput
     from vllm.benchmarks.serve import calculate_metrics
 

@@ -5,6 +5,8 @@ Boots are slow (20 to 40 s on 2 cores), so each is used for all that it can show
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import socket
@@ -23,9 +25,10 @@ from autotune.serving.server import launchers
 from autotune.serving.server.failures import FailureKind, ServerFailure
 from autotune.serving.server.launchers import LocalLauncher
 from autotune.serving.server.server import Server, ServerFailedError, start
-from tests.serving.real_server import START_S, cpu_settings
+from tests.serving.real_server import CPU_ENV, QUICK_ENV, START_S, cpu_settings
 from tests.serving.tiny_models import TinyModels
-from tests.support.processes import gone
+from tests.support.installed_vllm import InstalledVllm
+from tests.support.processes import gone, wait_for
 
 pytestmark = pytest.mark.server
 
@@ -40,7 +43,7 @@ BAD_STARTS = {
     ),
     "model": ((), FailureKind.MODEL_MISSING, 1, "LocalEntryNotFoundError"),
     "cache": (
-        ("--kv-cache-memory-bytes", "100000"),
+        ("--kv-cache-memory-bytes", "200000"),
         FailureKind.KV_CACHE_TOO_SMALL,
         1,
         "ValueError: To serve at least one request",
@@ -62,6 +65,7 @@ OFTEN = ("flag", "model", "cache")
 def failures(
     request: pytest.FixtureRequest,
     tiny_models: TinyModels,
+    installed_vllm: InstalledVllm,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, ServerFailure]:
     """What became of each bad start that a test of this run asks for."""
@@ -69,12 +73,13 @@ def failures(
     names = {item.callspec.params.get("name") for item in here if hasattr(item, "callspec")}
     asked = [name for name in BAD_STARTS if name in names]
     folder = tmp_path_factory.mktemp("bad-starts")
+    launcher = LocalLauncher(program=(*installed_vllm.python, "-m", "vllm.entrypoints.cli.main"))
 
     def fail(name: str) -> ServerFailure:
         model = "nobody/no-such-model" if name == "model" else tiny_models.qwen3
         settings = cpu_settings(model, *BAD_STARTS[name][0])
         with pytest.raises(ServerFailedError) as caught:
-            start(LocalLauncher(), settings, folder / f"{name}.log", START_S)
+            start(launcher, settings, folder / f"{name}.log", START_S)
         return caught.value.failure
 
     assert tiny_models.qwen3.is_dir()  # made before the threads ask for it
@@ -109,12 +114,12 @@ def test_a_taken_port_is_classified(
 
 
 TUNER = """
-import sys, time
+import json, sys, time
 from pathlib import Path
 from autotune.serving.server.launchers import LocalLauncher
 from autotune.serving.server.server import start
-from tests.serving.real_server import CPU_ENV, cpu_settings
-settings = cpu_settings(sys.argv[1], env=CPU_ENV)
+from tests.serving.real_server import cpu_settings
+settings = cpu_settings(sys.argv[1], env=json.loads(sys.argv[3]))
 server = start(LocalLauncher(), settings, Path(sys.argv[2]), 400)
 print("up", flush=True)
 time.sleep(600)
@@ -125,25 +130,33 @@ def tree(pid: int) -> dict[str, int]:
     """Process ids below ``pid`` by what they are; vLLM names its processes itself."""
     found: dict[str, int] = {}
     for process in psutil.Process(pid).children(recursive=True):
-        found[process.cmdline()[0].removeprefix("VLLM::") + str(len(found))] = process.pid
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):  # it ended as it was asked
+            found[process.cmdline()[0].removeprefix("VLLM::") + str(len(found))] = process.pid
     return found
 
 
+@pytest.mark.parametrize(
+    "up", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["starting", "up"]
+)
 def test_kill_9_of_the_tuner_leaves_no_process_of_vllm(
-    tiny_models: TinyModels, tmp_path: Path
+    up: bool, tiny_models: TinyModels, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", TUNER, str(tiny_models.qwen3), str(tmp_path / "log")]
+    """By day as the engine loads its model; at night a server that is up, booted as users' are."""
+    env = json.dumps(CPU_ENV if up else QUICK_ENV)
+    command = [sys.executable, "-c", TUNER, str(tiny_models.qwen3), str(tmp_path / "log"), env]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as tuner:
         try:
             assert tuner.stdout is not None
-            assert tuner.stdout.readline() == b"up\n"
+            assert not up or tuner.stdout.readline() == b"up\n"
+            wait_for(lambda: {"EngineCore", "Worker"} <= {*kinds(tree(tuner.pid))}, START_S)
             pids = tree(tuner.pid)
         finally:
             tuner.kill()
-    names = " ".join(pids)
-    assert "EngineCore" in names
-    assert "Worker" in names
     assert gone(list(pids.values()), 60.0)
+
+
+def kinds(pids: dict[str, int]) -> list[str]:
+    return [name.rstrip("0123456789").partition("_")[0] for name in pids]
 
 
 def test_a_stopped_engine_is_a_hang_and_dies_with_its_server(doomed_server: Server) -> None:

@@ -23,7 +23,7 @@ from tests.serving.test_spec_job import make_request
 from tests.serving.tiny_models import make_deep_pair
 from tests.support.real_model import NotHadError, smollm2
 
-pytestmark = [pytest.mark.server, pytest.mark.alone, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1500)]
 
 BINARY = Path(sys.executable).with_name("autotune")
 ARGS = (*CPU_ARGS, *CACHE_ARGS, *FLOAT32)
@@ -94,7 +94,7 @@ def test_one_server_tells_that_ngram_pays_where_a_text_is_rewritten(
 ) -> None:
     """Real text on one dialled server: copying is accepted, talk is hardly drafted.
 
-    By the server's counters, which a busy machine does not change; rates are for the night.
+    By the server's counters, which a busy machine does not change; rates are for the night, alone.
     """
     few, env = mixed(2, tmp_path), [f"{name}={value}" for name, value in QUICK_ENV.items()]
     flags = given(real_model, few, gamma="0,4", repeats=2, max_tokens=40, check_tokens=12, **LOOKUP)
@@ -115,6 +115,7 @@ def test_one_server_tells_that_ngram_pays_where_a_text_is_rewritten(
     assert (judged.texts, judged.equal, judged.passes) == (4, 4, True)
 
 
+@pytest.mark.alone
 @pytest.mark.nightly
 def test_each_kind_and_length_of_a_real_text_has_its_verdict(
     real_model: Path, tmp_path: Path
@@ -142,6 +143,7 @@ def test_each_kind_and_length_of_a_real_text_has_its_verdict(
     assert again.fresh_boots == 0
 
 
+@pytest.mark.alone
 @pytest.mark.nightly
 def test_a_drafter_that_is_cheap_and_nearly_right_is_found_to_pay(tmp_path: Path) -> None:
     """Random weights, whose acceptance is made: a drafter eight times smaller, of three gammas."""

@@ -1,55 +1,36 @@
-"""The installed vLLM, loaded once, for scripts that ask what it does."""
+"""The installed vLLM, loaded once, for scripts that ask what it does and servers that end early."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
-# Each script runs in a fork: what it changes in vLLM, the next one does not see.
-_SERVE = """
-import json, os, sys, traceback
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-import vllm.model_executor.layers.fused_moe.fused_moe
-for line in sys.stdin:
-    asked = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        out = os.open(asked["out"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
-        os.environ.update(asked["env"])
-        sys.argv, code = ["-c", *asked["args"]], 1
-        try:
-            exec(asked["script"], {"__name__": "__main__"})
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
-"""
+from autotune.serving.server.launchers import _metadata_folder
+from tests.support.preloaded import Preloaded
+
+NEEDS = (
+    *("torch._inductor.lowering", "torch._inductor.standalone_compile", "sklearn.metrics"),
+    *("transformers.models.auto.image_processing_auto", "transformers.modeling_gguf_pytorch_utils"),
+    *("openai.types.responses", "fastapi", "compressed_tensors"),
+)
+"""What vLLM imports of others, which is most of it; no GPU or platform is chosen yet."""
+VLLM = ("vllm.entrypoints.cli.serve", "vllm.model_executor.layers.fused_moe.fused_moe")
 
 
 class InstalledVllm:
-    """A process that has imported vLLM's fused MoE layer, without a GPU."""
+    """Processes that have imported vLLM, or all that it needs, without a GPU."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._asked = folder, 0
-        log = (folder / "log").open("w")
-        with log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE],
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "VLLM_NO_USAGE_STATS": "1"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
+        metadata = _metadata_folder(folder)
+        env = {"CUDA_VISIBLE_DEVICES": "", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+        places = (str(metadata or ""), os.environ.get("PYTHONPATH", ""))
+        env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, places))}
+        self._pythons = Preloaded(folder, env, bare=NEEDS, whole=VLLM)
+        self.python = self._pythons.program("whole")
+        """A Python that has imported vLLM for CPUs."""
+        self.bare = self._pythons.program("bare")
+        """One that has not, so that a script may choose what vLLM believes to run on."""
 
     def run(self, script: str, *args: str, **env: str) -> str:
         """Run a script that may import vLLM, with these arguments and this environment.
@@ -57,18 +38,18 @@ class InstalledVllm:
         Returns:
             What it printed, on stdout and stderr.
         """
-        self._asked += 1
-        out = self._folder / f"out-{self._asked}"
-        asked = {"script": script, "args": args, "env": env, "out": str(out)}
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        code = self._process.stdout.readline()
-        assert code == "0\n", out.read_text() if code else (self._folder / "log").read_text()
-        return out.read_text()
+        ran = subprocess.run(
+            [*self.python, "-c", script, *args],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stdout or self._pythons.log.read_text()
+        return ran.stdout
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
+        """End the processes."""
+        self._pythons.close()

@@ -52,7 +52,6 @@ unit: setup ## Every test but those of a real vLLM server
 
 test: setup lint types ## What CI runs: lint, types and every test that needs no GPU
 	$(PYTEST) -m "not (gpu or nightly or alone)" $(ARGS)
-	$(ALONE) -m "alone and not nightly" $(ARGS) $(NONE_IS_FINE)
 
 nightly: setup lint types ## The same, and at full size what `make test` does smaller
 	$(PYTEST) -m "not (gpu or alone)" $(ARGS)

@@ -63,6 +63,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Tell ``--dist loadgroup`` which tests stay together."""
     items.sort(key=turn)
     for item in items:
+        if item.get_closest_marker("alone") and not item.get_closest_marker("nightly"):
+            raise pytest.UsageError(f"{item.nodeid}: what runs alone is for the night: mark it so")
         group = group_of(item)
         if group is not None:
             item.add_marker(pytest.mark.xdist_group(group))

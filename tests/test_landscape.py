@@ -12,7 +12,7 @@ from autotune.measure.replay import Landscape
 from benchmarks import drift
 from benchmarks.strategies import LANDSCAPE, ranked, recorded, regrets
 
-FEW, ALL = 3, 20
+FEW, ALL = 2, 20
 """Seeds of `make test` and of `make nightly`."""
 STANDARD, QUICK = EFFORTS["standard"], EFFORTS["quick"]
 MS = (1, 4, 8, 16, 64, 256, 1024, 4096)

@@ -187,14 +187,19 @@ def test_no_representative_for_an_impossible_specialisation() -> None:
     ("kind", "arch", "family"),
     [
         ("channel", 121, "QMMA"),
-        ("tensor", 121, "QMMA"),
         ("block", 121, "QMMA"),
         ("bf16", 121, "HMMA"),
         ("int8", 121, "IMMA"),
         ("channel", 90, "QGMMA"),
-        ("block", 90, "QGMMA"),
-        ("bf16", 90, "HGMMA"),
-        ("int8", 90, "IGMMA"),
+        *(
+            pytest.param(*it, marks=pytest.mark.nightly)
+            for it in (
+                ("tensor", 121, "QMMA"),
+                ("block", 90, "QGMMA"),
+                ("bf16", 90, "HGMMA"),
+                ("int8", 90, "IGMMA"),
+            )
+        ),
     ],
 )
 def test_the_tensor_cores_that_are_used(

@@ -20,7 +20,14 @@ CACHE_ARGS = ("--kv-cache-memory-bytes", "268435456")
 FLOAT32 = ("--dtype", "float32")
 """Processors without AMX multiply bfloat16 many times slower."""
 QUICK_ENV = with_plugin(
-    {**CPU_ENV, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+    {
+        **CPU_ENV,
+        "OMP_NUM_THREADS": "1",
+        # Drafting by n-grams is numba's, which gives all of the process its own number of threads:
+        # two that spin for each other in each operation, seconds a token on a busy machine.
+        "NUMBA_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    },
     Path(__file__).parent / "vllm_forks",
     "vllm_forks",
 )

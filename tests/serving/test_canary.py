@@ -104,10 +104,15 @@ WAYS: dict[str, dict[str, list[str]]] = {
     "among others": {"HF_TOKEN": ["--server-arg", f"--max-num-seqs 4 --hf-token {PLAIN} --seed 1"]},
 }
 """Variables that the server must find, and the flags that give them."""
+OFTEN = ("env", "hf_token=")
+"""One of each way; how a flag may be written otherwise is for the night."""
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param(way, marks=() if way in OFTEN else pytest.mark.nightly) for way in WAYS],
+)
 def test_a_server_gets_its_secret_and_nothing_else_does(
     way: str, run_spec: Run, tmp_path: Path, spied: Path, tiny_models: TinyModels
 ) -> None:

@@ -202,7 +202,7 @@ def parts_in(database: Path) -> int:
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("how", ["--dial", "--no-dial"])
+@pytest.mark.parametrize("how", ["--dial", pytest.param("--no-dial", marks=pytest.mark.nightly)])
 def test_kill_9_loses_no_finished_repeat(
     how: str, run_in: Run, tiny_models: TinyModels, tmp_path: Path
 ) -> None:

@@ -104,7 +104,33 @@ def test_without_lm_eval_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     assert raised.value.exit_code == 3
 
 
+SAID = """\
+Validating tasks: ['speaks', 'sings']
+Tasks not found: sings
+"""
+"""What lm-eval 0.4.13 says of a task that it does not know."""
+
+
+def test_what_lm_eval_says_of_a_task_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By day with recorded words; the night asks lm-eval itself."""
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 1, SAID, "")
+
+    monkeypatch.setattr(tasks.subprocess, "run", run)
+    with pytest.raises(BadInputError, match="^--quality speaks,sings: Tasks not found: sings$"):
+        check_tasks(given(tmp_path, names=("speaks", "sings")))
+    assert asked[0][2:] == (
+        ["-m", "lm_eval", "validate", "--tasks", "speaks,sings", "--include_path", str(tmp_path)]
+    )
+
+
 @pytest.mark.server
+@pytest.mark.nightly
 def test_a_task_that_lm_eval_does_not_know_is_refused(tmp_path: Path) -> None:
     """Of two it names the one: it knows the other."""
     folder = make_task(tmp_path / "tasks")

@@ -367,7 +367,7 @@ def _counts_experts(value: Any) -> bool:
 
 
 def configurations(only: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """One configuration for each architecture, or each of these, of a few layers where it can be."""
+    """One configuration for each architecture, or for these, of a few layers where it can be."""
     found: dict[str, dict[str, Any]] = {}
     written = {name: kind for name, (kind, _) in WRITTEN.items()}
     for name, kind in sorted((architectures(only) | KINDS | written).items()):

@@ -121,8 +121,8 @@ def test_what_lm_eval_says_of_a_task_is_told(
         asked.append(command)
         return subprocess.CompletedProcess(command, 1, SAID, "")
 
-    monkeypatch.setattr(tasks.subprocess, "run", run)
-    with pytest.raises(BadInputError, match="^--quality speaks,sings: Tasks not found: sings$"):
+    monkeypatch.setattr("autotune.serving.measure.tasks.subprocess.run", run)
+    with pytest.raises(BadInputError, match=r"^--quality speaks,sings: Tasks not found: sings$"):
         check_tasks(given(tmp_path, names=("speaks", "sings")))
     assert asked[0][2:] == (
         ["-m", "lm_eval", "validate", "--tasks", "speaks,sings", "--include_path", str(tmp_path)]

@@ -7,17 +7,18 @@ calls is a small process that ends as the program ends, and takes it along when 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import signal
 import socket
 import sys
+from pathlib import Path
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # the one that calls is there at once: it imports nothing else
+if TYPE_CHECKING:  # the one that calls is there at once: it imports little
     from collections.abc import Mapping
-    from pathlib import Path
     from typing import Any
 
 
@@ -30,7 +31,6 @@ class Preloaded:
     def __init__(self, folder: Path, env: Mapping[str, str], **levels: tuple[str, ...]) -> None:
         import subprocess
         import tempfile
-        from pathlib import Path
 
         # The path of a socket has 108 characters at most.
         self._sockets = tempfile.TemporaryDirectory(prefix="preloaded-")
@@ -67,13 +67,14 @@ def serve(levels: list[str]) -> None:
     for name in names.split(","):
         importlib.import_module(name)
     if levels[1:] and os.fork() == 0:
-        return serve(levels[1:])
+        serve(levels[1:])
+        return
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{path}.new")
         listener.listen(16)
-        os.rename(f"{path}.new", path)
-        while listener in select.select([listener, 0], [], [])[0]:
+        Path(f"{path}.new").rename(path)
+        while select.select([listener.fileno(), 0], [], [])[0] == [listener.fileno()]:
             caller, _ = listener.accept()
             with caller:
                 if os.fork() == 0:
@@ -96,7 +97,7 @@ def look_after(caller: socket.socket) -> int:
     for file in files:
         os.close(file)
     ended = os.pidfd_open(child)
-    select.select([ended, caller], [], [])
+    select.select([ended, caller.fileno()], [], [])
     if not select.select([ended], [], [], 0)[0]:
         _end(child)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -106,10 +107,8 @@ def look_after(caller: socket.socket) -> int:
 
 
 def _end(group: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def run(asked: dict[str, Any]) -> None:
@@ -137,8 +136,8 @@ def run(asked: dict[str, Any]) -> None:
     except SystemExit as end:
         code = end.code or 0
         if isinstance(code, str):
-            print(code, file=sys.stderr)
-    except BaseException:
+            sys.stderr.write(f"{code}\n")
+    except BaseException:  # noqa: BLE001 - as the interpreter does
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -150,10 +149,10 @@ def call(path: str, args: list[str]) -> int:
     """Have a program run; its exit status."""
     import time
 
-    asked = {"args": args, "env": dict(os.environ), "cwd": os.getcwd()}
+    asked = {"args": args, "env": dict(os.environ), "cwd": str(Path.cwd())}
     text = json.dumps(asked).encode()
     end = time.monotonic() + 300
-    while not os.path.exists(path) and time.monotonic() < end:
+    while not Path(path).exists() and time.monotonic() < end:
         time.sleep(0.05)  # it still imports
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(path)

@@ -334,7 +334,7 @@ def test_flags_of_any_text(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "every", [150, pytest.param(1, marks=pytest.mark.nightly)], ids=["some", "all"]
+    "every", [80, pytest.param(1, marks=pytest.mark.nightly)], ids=["some", "all"]
 )
 def test_hostile_inputs_through_the_commands(every: int) -> None:
     """Every source, through the real command line: one line, a documented exit code, in time."""

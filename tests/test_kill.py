@@ -1,7 +1,9 @@
 """Kill -9 at random moments of a run, then run again: same file, no trial lost or doubled.
 
-By day the real command works in the smallest space that has something left to do after each stop;
-by night it is killed twenty times in a larger one.
+By day the loop and the store are killed in a process of their own, with times that are made up, and
+the real command in a container (tests/test_containers.py). By night the command itself works in the
+smallest space that has something left to do after each stop, and is killed twenty times in a larger
+one.
 """
 
 from __future__ import annotations
@@ -241,6 +243,7 @@ def statuses(folder: Path) -> list[str]:
         return [status for (status,) in connection.execute("SELECT status FROM runs ORDER BY id")]
 
 
+@pytest.mark.nightly  # by day in a container, and the files of a run that is made up
 @pytest.mark.timeout(900)
 def test_a_command_killed_and_interrupted_gives_the_file_of_an_undisturbed_run(
     tmp_path: Path,

@@ -108,6 +108,10 @@ class TestPredictingMeasurer(MeasurerContract):
     def expected(self) -> dict[Candidate, Measurement]:
         return {one: alone(one) for one in (SMALL, TOO_BIG, MIDDLE)}
 
+    @pytest.mark.nightly  # it compiles all again; by day tests/test_pickles.py sends it
+    def test_it_can_be_sent_elsewhere_before_it_is_entered(self) -> None:
+        super().test_it_can_be_sent_elsewhere_before_it_is_entered()
+
     def unmeasurable(self) -> Candidate | None:
         return None
 

@@ -130,7 +130,7 @@ def test_the_container_gets_what_flags_name_and_runs_as_the_user(
         (BAD, BAD, None),
         (4, 4, None),
         (130, 130, None),
-        (125, MISSING, "cannot be started; docker says why above"),
+        (125, MISSING, "cannot be started; docker says why above (of «could not select"),
         (127, MISSING, "has no such program"),
         (137, MISSING, "ended with status 137: something killed it"),
     ],

@@ -58,6 +58,11 @@ _PASSED = (
     "AUTOTUNE_MEMINFO",
 )
 """Variables that the command inside gets from ours, where they are set."""
+_NO_GPU = {
+    "docker": " (of «could not select device driver»: install nvidia-container-toolkit)",
+    "podman": " (of «unresolvable CDI devices»: run `nvidia-ctk cdi generate` once)",
+}
+"""What an engine says that cannot give a GPU, and what helps; ``--gpus none`` predicts."""
 _ENGINE_FAILED = {125: "cannot be started", 126: "cannot be run", 127: "has no such program"}
 """Exit statuses of docker and podman themselves."""
 
@@ -332,6 +337,7 @@ def _exit_code(code: int, start: Start) -> ExitCode:
     if code in _ENGINE_FAILED:
         raise MissingEnvironmentError(
             f"--image {start.image.name}: {_ENGINE_FAILED[code]}; {program} says why above"
+            + ("" if code == 127 else _NO_GPU.get(program, ""))
         )
     with contextlib.suppress(ValueError):
         return ExitCode(code)

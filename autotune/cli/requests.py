@@ -136,7 +136,9 @@ class Moe(MoeRequest, Watched):
         """Refuse flags of containers without one, and a container without an image."""
         if self.launcher != "local":
             if self.image is None:
-                raise BadInputError(f"--launcher {self.launcher}: needs --image")
+                from autotune.machine.image_facts import TAKE  # noqa: PLC0415
+
+                raise BadInputError(f"--launcher {self.launcher}: needs --image, such as {TAKE}")
             return self
         for name in sorted(self.given() & (CONTAINER_FIELDS - {"launcher"})):
             raise BadInputError(f"{self.flag_name(name)} goes with --launcher docker or podman")

@@ -60,6 +60,8 @@ def _table(table: Table, width: int) -> Iterator[RenderableType]:
     while fits > table.words + 1 and _width_of(shown, width) > width:
         fits -= 1
         shown = _columns(table, fits)
+    if _width_of(shown, width) > width:
+        shown = _columns(table, fits, whole=False)
     yield shown
     if hidden := ", ".join(table.heads[fits:]):
         yield _Line(f"not shown for want of width, but in report.md: {hidden}")
@@ -71,17 +73,18 @@ def _width_of(table: RichTable, width: int) -> int:
     return max(map(Segment.get_line_length, Segment.split_lines(console.render(table))))
 
 
-def _columns(table: Table, fits: int) -> RichTable:
-    """Return the first ``fits`` columns."""
+def _columns(table: Table, fits: int, *, whole: bool = True) -> RichTable:
+    """Return the first ``fits`` columns; ``whole`` breaks no word of a head."""
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, head in enumerate(table.heads[:fits]):
         words = number < table.words
         longest = max((len(row[number]) for row in table.rows), default=0)
+        least = max(map(len, head.split()), default=0) if whole else 0
         shown.add_column(
             RichText(head),
             justify="left" if words else "right",
             overflow="fold",
-            min_width=min(longest, LEAST_WIDTH),
+            min_width=max(min(longest, LEAST_WIDTH), least),
         )
     for row in table.rows:
         shown.add_row(*(RichText(cell) for cell in row[:fits]))

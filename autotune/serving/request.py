@@ -503,7 +503,8 @@ class SpecRequest(Request):
                 )
         needed = {"docker": "image", "podman": "image", "url": "url"}.get(self.launcher)
         if needed is not None and getattr(self, needed) is None:
-            raise BadInputError(f"--launcher {self.launcher}: needs --{needed}")
+            such = ", such as vllm/vllm-openai:v0.33.0" if needed == "image" else ""
+            raise BadInputError(f"--launcher {self.launcher}: needs --{needed}{such}")
         if self.mount and self.image is None:
             raise BadInputError("--mount: is for a container; needs --image")
         if self.launcher == "url" and len(self.target) > 1:

@@ -227,7 +227,7 @@ def test_a_terminal_shows_what_is_brief_and_the_result_last() -> None:
 
 
 def test_a_terminal_gets_no_more_columns_than_fit() -> None:
-    heads = ("M", "config", "predicted µs", "default µs (predicted)", "limit")
+    heads = ("M", "BM/BN/BK/G/warps/stages", "predicted µs", "default µs (predicted)", "limit")
     table = Table(heads, [("1", "16/64/128/1/4/3", "2.0", "3.0", "memory")], 2, narrow=5)
     page = Page("n", "b", None, "r", [], (), [Section("Rows", [table], brief=True)])
     for width in (40, 60, 80):
@@ -237,6 +237,7 @@ def test_a_terminal_gets_no_more_columns_than_fit() -> None:
         shown = console.file.getvalue().partition("not shown")[0].splitlines()
         assert max(map(len, shown)) <= width
         assert any("16/64/128/1/4/3" in line for line in shown)
+        assert width == 40 or any(heads[1] in line for line in shown), "heads break between words"
 
 
 def test_a_terminal_breaks_lines_between_words_but_not_what_is_copied() -> None:

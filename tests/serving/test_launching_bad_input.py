@@ -24,7 +24,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "no target": ("--drafter ngram", 2, "--target: is missing"),
     "no drafter": ("--target {m}", 2, "--drafter: is missing"),
     # docker
-    "docker without image": (DOCKER, 2, "needs --image"),
+    "docker without image": (DOCKER, 2, "needs --image, such as vllm/vllm-openai:v"),
     "docker and a program": (f"{DOCKER} --image i --vllm vllm", 2, "--vllm goes with"),
     "docker and a URL": (f"{DOCKER} --image i --url http://h", 2, "--url goes with"),
     "image is empty": (f"{DOCKER} --image ''", 2, "--image"),

@@ -82,6 +82,7 @@ def connected(where: str, on_gone: Callable[[str], object] | None = None) -> Ite
             include_dashboard=False if where == "local" else None,
         )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        ray.shutdown()  # what has begun by then, processes of a local cluster too
         said = " ".join(str(error).split()) or type(error).__name__
         raise MissingEnvironmentError(f"--ray {where}: {said}") from None
     finally:

@@ -30,6 +30,15 @@ class Nodes:
             process.kill()
         psutil.wait_procs(ended, 10.0)
 
+    def kill_raylet(self, index: int) -> None:
+        """Kill a node's raylet alone: its workers see it and end by themselves."""
+        psutil.Process(self.workers[index].all_processes["raylet"][0].process.pid).kill()
+
+    def kill_head(self) -> None:
+        """End the head and all that runs on it; the other nodes are left without one."""
+        psutil.Process(self.workers[0].all_processes["gcs_server"][0].process.pid).kill()
+        self.kill(0)
+
     def id_of(self, index: int) -> str:
         """Ray's id of a node."""
         found: str = self.workers[index].node_id

@@ -208,7 +208,7 @@ def _answers(place: Path) -> bool:
         return probe.connect_ex(str(place)) == 0
 
 
-@pytest.mark.nightly  # podman may lose its answer to docker's client that a container ended
+@pytest.mark.nightly  # it takes half a minute; under xdist it hung while the run root was too long
 def test_files_of_a_daemon_that_is_root_are_the_users(
     podman: Podman, service: str, tmp_path: Path
 ) -> None:

@@ -77,7 +77,7 @@ def _show(done: list[Verified], notes: bool) -> None:
             where = f" M={','.join(map(str, finding.keys))}:" if finding.keys else ""
             text = escape(f"{where} {finding.text} ({finding.code})")
             colour = _COLOURS[finding.level]
-            out.print(f"  [{colour}]{finding.level}[/{colour}]{text}", soft_wrap=True)
+            out.say(f"  [{colour}]{finding.level}[/{colour}]{text}", hang=10)
     worst = Counter(verified.worst() or "nothing" for verified in done)
     counts = ", ".join(
         f"{n} with {level}s at worst" for level, n in worst.items() if level != "nothing"

@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--waves", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--prompts", default="chat")
+    parser.add_argument("--chat", action="store_true", help="with the model's chat template")
     parser.add_argument("--seconds", type=float, default=500.0)
     args = parser.parse_args()
     began = time.monotonic()
@@ -90,11 +91,11 @@ def main() -> None:
     prompts = load_prompts(args.prompts)
     load = Load(
         "", "", prompts, requests=1, concurrency=1, max_tokens=args.max_tokens, ignore_eos=True,
-        chat=False, timeout_s=120.0,
+        chat=args.chat, timeout_s=120.0,
     )  # fmt: skip
     found: dict[str, Any] = {"environment": environment(), "spec": spec, "arguments": {
         "concurrency": args.concurrency, "waves": args.waves, "max_tokens": args.max_tokens,
-        "prompts": args.prompts}, "servers": {}, "tok_s": {}}  # fmt: skip
+        "prompts": args.prompts, "chat": args.chat}, "servers": {}, "tok_s": {}}  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         servers = _start(spec, args.out.parent, args.seconds - 120, stack)

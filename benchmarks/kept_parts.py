@@ -14,7 +14,7 @@ import statistics
 from collections import defaultdict
 
 from benchmarks.boot_scatter import opened
-from benchmarks.lab import RESULTS, table
+from benchmarks.lab import RESULTS, best_bold, table
 
 PART = re.compile(r"concurrency (\d+) repeat \d+(?: of (.+))?")
 
@@ -39,8 +39,5 @@ def slices(folder: str) -> None:
     lines = []
     for (what, streams), cell in sorted(found.items(), key=lambda one: (int(one[0][1]), one[0][0])):
         rates = [statistics.median(cell[gamma]) if cell[gamma] else 0.0 for gamma in columns]
-        shown = [f"{rate:.0f}" for rate in rates]
-        best = rates.index(max(rates))
-        shown[best] = f"**{shown[best]}**"
-        lines.append([what, streams, *shown])
+        lines.append([what, streams, *best_bold(rates)])
     table(("slice", "streams", *(f"γ={gamma}" for gamma in columns)), lines, 0)

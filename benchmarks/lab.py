@@ -426,6 +426,12 @@ def dial(matrix: str, static: str) -> None:
     table(("γ", *heads), rows)
 
 
+def best_bold(rates: Sequence[float]) -> list[str]:
+    """The rates as cells, the highest in bold."""
+    best = max(rates)
+    return [f"{rate:.0f}" if rate != best else f"**{rate:.0f}**" for rate in rates]
+
+
 def real_model(file: str, level: str = "1") -> None:
     """Print tokens per second by gamma, and what of a draft was accepted, by kind of prompt."""
     found = read(file)["kinds"]
@@ -438,8 +444,7 @@ def real_model(file: str, level: str = "1") -> None:
     rows = []
     for kind, cells_ in found.items():
         rates = [row["tok_s"].get(level) for row in cells_]
-        best = max(rate for rate in rates if rate)
-        shown = [f"{rate:.0f}" if rate != best else f"**{rate:.0f}**" for rate in rates]
+        shown = best_bold(rates)
         accepted = cells_[-1]["accepted"].get(level) or ()
         rows.append((kind, *shown, " ".join(f"{share:.2f}"[1:] for share in accepted)))
     table(head, rows)

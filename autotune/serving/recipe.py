@@ -122,7 +122,7 @@ class Recipe:
             extra_args=(*more, *self.server_args),
             env=env if tuned == DEFAULT else {**env, FOLDER: str(tuned)},
             capture=None if capture == DEFAULT else int(capture),
-            captured=self.captured,
+            captured=self.captured if gamma else (),
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -503,7 +503,9 @@ class SpecRequest(Request):
                 )
         needed = {"docker": "image", "podman": "image", "url": "url"}.get(self.launcher)
         if needed is not None and getattr(self, needed) is None:
-            such = ", such as vllm/vllm-openai:v0.33.0" if needed == "image" else ""
+            from autotune.machine.image_facts import TAKE  # noqa: PLC0415 - slow to import
+
+            such = f", such as {TAKE}" if needed == "image" else ""
             raise BadInputError(f"--launcher {self.launcher}: needs --{needed}{such}")
         if self.mount and self.image is None:
             raise BadInputError("--mount: is for a container; needs --image")

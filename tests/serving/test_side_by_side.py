@@ -133,6 +133,18 @@ def test_the_baselines_server_starts_beside_the_dialled_one_and_ends_when_that_s
     assert (again.fresh_boots, again.selection) == (0, result.selection)
 
 
+def test_of_several_servers_that_a_dial_turns_the_first_has_another_beside_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the baseline is sure to be booted again, and the caches are sized for its settings."""
+    monkeypatch.setattr("autotune.serving.make_plan.read_memory", lambda _: reading(140))
+    result = bench.tune(DRAFTING, **BESIDE, kv_cache_dtype="auto,fp8")
+    dialled = [t for t in result.trials if "dial" in t.measurement.details]
+    ahead = {t.candidate["kv_cache_dtype"]: t.measurement.details["ahead"] for t in dialled}
+    assert ahead == {"auto": True, "fp8": False}
+    assert len(list((bench.root / "logs").glob("*.ahead.log"))) == 1
+
+
 @pytest.mark.parametrize(
     ("free", "changes"),
     [

@@ -115,14 +115,14 @@ def way_of(
     return Way(Beside("", rounds, kv_bytes), left_out=left_out, crowded=crowded)
 
 
-def room_beside_the_dial(plan: Plan) -> int | None:
+def room_beside_the_dial(plan: Plan) -> tuple[Candidate, int] | None:
     """Size the KV caches with which the baseline's server can start while the dialled one does.
 
     What vLLM compiles for it is cached then when its turn comes, in the confirmation.
 
     Returns:
-        Bytes of each cache; None where it is not done: no dial, no confirmation side by side, no
-        room for two, or a share of the memory that is compared.
+        The baseline, and bytes of each cache; None where it is not done: no dial, no confirmation
+        side by side, no room for two, or a share of the memory that is compared.
     """
     if not plan.dial or plan.confirm == IN_TURN or plan.memory.kind is not MemoryKind.GPU:
         return None
@@ -133,7 +133,7 @@ def room_beside_the_dial(plan: Plan) -> int | None:
         kv_bytes, fitting = _room(plan, [most, plan.baseline])
     except BadInputError:
         return None
-    return kv_bytes if fitting == 2 else None
+    return (plan.baseline, kv_bytes) if fitting == 2 else None
 
 
 def _close(finalists: Sequence[Candidate], dialled: Mapping[Candidate, Trial]) -> list[Candidate]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -67,7 +67,7 @@ class ServingMeasurer(HoldsNothing):
         tasks: Tasks | None = None,
         unified: bool = False,
         need_of: Callable[[ServeSettings], int] | None = None,
-        ahead: int | None = None,
+        ahead: tuple[Candidate, int] | None = None,
     ) -> None:
         """Make a measurer.
 
@@ -82,9 +82,9 @@ class ServingMeasurer(HoldsNothing):
             unified: whether the GPU allocates from the host's memory, which is then guarded.
             need_of: bytes of that memory which a server will take; None starts it however little
                 there is.
-            ahead: bytes of KV cache with which the server without speculation starts beside the
-                dialled one, and ends when that serves: what vLLM compiles for it is cached then.
-                None starts the dialled one alone.
+            ahead: a candidate whose server starts beside the dialled one that measures it too, and
+                ends when that serves: what vLLM compiles for it is cached then; and the bytes of
+                KV cache that both are given. None starts the dialled one alone.
         """
         self._ahead = ahead
         self._unified, self._need_of = unified, need_of
@@ -177,18 +177,19 @@ class ServingMeasurer(HoldsNothing):
         self, jobs: list[Job], guard: MemoryGuard
     ) -> Generator[Part, None, list[Measurement]]:
         began, most = time.monotonic(), largest(jobs)
-        plain = self._plain(jobs)
+        candidates = {job.candidate for job in jobs}
+        ahead = self._ahead if self._ahead and self._ahead[0] in candidates else None
         gammas = [job.candidate.int(GAMMA) for job in jobs]
         scenario = cast("SpecScenario", most.workload)
         log = self._logs / f"{most.candidate.key}-{scenario.key}.log"
-        details: dict[str, Any] = {"log": str(log), "dial": gammas, "ahead": plain is not None}
+        details: dict[str, Any] = {"log": str(log), "dial": gammas, "ahead": ahead is not None}
         found: list[Served | UnservedError]
         try:
             with Dial.made() as dial:
                 static = self._settings_of(most.candidate)
                 inherited = variables_of(self._launcher)
                 settings = dial.settings(static, gammas, scenario.concurrency[-1], inherited)
-                with self._dialled(settings, plain, log, guard) as wire:
+                with self._dialled(settings, ahead, log, guard) as wire:
                     details["start_s"] = wire.server.start_seconds
                     check_log(wire.server.log)
                     found = yield from measure_column(wire, jobs, dial, self._options)
@@ -209,24 +210,23 @@ class ServingMeasurer(HoldsNothing):
             for booted, one in zip(boots, found, strict=True)
         ]
 
-    def _plain(self, jobs: Sequence[Job]) -> ServeSettings | None:
-        """Choose the server that starts beside the dialled one: without speculation, if any."""
-        plain = (job.candidate for job in jobs if not job.candidate.int(GAMMA))
-        candidate = None if self._ahead is None else next(plain, None)
-        return None if candidate is None else self._settings_of(candidate)
-
     @contextmanager
     def _dialled(
-        self, settings: ServeSettings, plain: ServeSettings | None, log: Path, guard: MemoryGuard
+        self,
+        settings: ServeSettings,
+        ahead: tuple[Candidate, int] | None,
+        log: Path,
+        guard: MemoryGuard,
     ) -> Iterator[Wire]:
         """Start the dialled server, and another beside it until it serves; nothing is timed yet."""
-        if plain is None or self._ahead is None:
+        if ahead is None:
             with self._booted(settings, log, guard) as wire:
                 yield wire
             return
-        room, other = self._ahead, log.with_suffix(".ahead.log")
+        candidate, room = ahead
+        other = alongside(self._settings_of(candidate), room)
         with self._launched(alongside(settings, room), log, guard) as ready:
-            with self._launched(alongside(plain, room), other, guard):
+            with self._launched(other, log.with_suffix(".ahead.log"), guard):
                 wire = ready()
             yield wire
 

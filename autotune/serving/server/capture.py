@@ -47,12 +47,10 @@ def capture_args(
         most: the largest of the grid.
         speculative: the value of ``--speculative-config``.
         args: of the server, among them the most sequences that it takes.
-        further: gammas whose decoding batches get their sizes too; for a server that speculates.
+        further: gammas whose decoding batches get their sizes too.
     """
     config = speculative or {}
     rows = config.get("num_speculative_tokens_per_batch_size") or ()
-    gammas = {config.get("num_speculative_tokens", 0), *(row[2] for row in rows)}
-    if config:
-        gammas |= {*further}
+    gammas = {config.get("num_speculative_tokens", 0), *(row[2] for row in rows), *further}
     requests = min(whole_value(args, "--max-num-seqs") or REQUESTS, REQUESTS)
     return [FLAG, *map(str, capture_sizes(most, sorted(gammas), requests))]

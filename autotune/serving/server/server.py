@@ -46,7 +46,7 @@ class ServeSettings:
         env: environment variables of the server, added to ours; such as
             ``VLLM_TUNED_CONFIG_FOLDER``.
         capture: tokens up to which CUDA graphs are captured (``capture.py``).
-        captured: gammas whose decoding batches have graphs besides, where it speculates.
+        captured: gammas whose decoding batches have graphs besides.
     """
 
     model: str

@@ -61,11 +61,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: Run) -> Run
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fake kernel in the real measuring processes."""
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The fake kernel in the real measuring processes, on a GPU of this test's own: the machine's
+    locks would have tests of two workers refuse each other."""
 
     def measurer(shape: Any, options: GpuOptions, _: Any) -> GpuMeasurer:
-        return GpuMeasurer(shape, replace(options, kernel="tests.fake_kernel"), NoCompiler())
+        ours = replace(options, kernel="tests.fake_kernel", locks=(tmp_path / "locks",))
+        return GpuMeasurer(shape, ours, NoCompiler())
 
     monkeypatch.setattr(sources, "GpuMeasurer", measurer)
     monkeypatch.setattr(measurable, "cannot_measure", lambda: None)

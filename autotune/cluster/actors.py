@@ -293,8 +293,25 @@ class RayCrew:
             self._absent.pop(seat)
             self._load.pop(seat)
             return
-        if not isinstance(taken, str):
-            self._absent.pop(seat)
+        if isinstance(taken, str):
+            return
+        if taken.gpu is not None and taken.name != seat:
+            self._rename(seat, taken)
+            seat = taken.name
+        self._absent.pop(seat, None)
+
+    def _rename(self, seat: str, taken: Seat) -> None:
+        """Call an actor by the GPU that it has now: Ray gives one that starts anew any free one."""
+        new = taken.name
+        self._actors.setdefault(new, None)
+        self._actors[seat], self._actors[new] = self._actors[new], self._actors[seat]
+        other = {seat: new, new: seat}
+        self._pings = {ping: other.get(name, name) for ping, name in self._pings.items()}
+        if self._actors[seat] is None:  # nobody had this GPU: the seat is another one now
+            for known in (self._actors, self._seats, self._has, self._load, self._absent):
+                known.pop(seat, None)
+            self._load[new] = 0
+        self._seats[new] = taken
 
     def clear(self, setting: Setting) -> None:
         """End the processes of a setting on all seats; those under way end at once."""

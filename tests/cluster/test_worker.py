@@ -127,6 +127,28 @@ def test_whatever_ray_calls_it_a_seat_that_is_gone_gives_its_task_back(
     assert crew._load == {"seat": 0}
 
 
+@pytest.mark.parametrize("had", [True, False])
+def test_a_seat_goes_by_the_gpu_that_its_actor_has_now(
+    monkeypatch: pytest.MonkeyPatch, had: bool
+) -> None:
+    """Two actors were lost at once; Ray gave the first the GPU of the second, or one of nobody."""
+    first, second, third = (Seat("host", "n" * 56, n, f"GPU-{n}") for n in range(3))
+    crew = RayCrew.__new__(RayCrew)
+    crew._actors = {first.name: "a", second.name: "b"}
+    crew._seats = {first.name: first, second.name: second}
+    crew._load, crew._given, crew._has = dict.fromkeys(crew._actors, 0), {}, {}
+    crew._absent = {first.name: 0.0, second.name: 0.0}
+    crew._pings = {"of a": first.name, "of b": second.name}
+    now = {"of a": second if had else third, "of b": first if had else second}
+    monkeypatch.setattr("ray.get", now.get)
+    crew._heard("of a")
+    assert list(crew.seats) == [now["of a"].name]
+    crew._heard("of b")
+    assert crew._actors == {now["of a"].name: "a", now["of b"].name: "b"}
+    assert crew.seats == dict.fromkeys(crew._actors, 0)
+    assert {name: seat.name for name, seat in crew._seats.items()} == {n: n for n in crew._actors}
+
+
 def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
     file = tmp_path / "k"
     file.write_bytes(b"whole")

@@ -6,7 +6,7 @@ A row's place: the share of feasible candidates that are predicted faster. ``sea
 that its tuner tried, where that is known: under block scales the stock tuner tries only multiples
 of the block as BLOCK_SIZE_N and BLOCK_SIZE_K (vLLM's ``benchmark_moe.py``). ``exact``: the share of
 rows that would be in the top if the predictions were exact and a tuner took the fastest of times
-that carry noise (a Gumbel's, ``NOISE``).
+that carry noise (a Gumbel's, ``NOISE`` and half of it).
 
 Two of the device's figures, ``memory_row_bytes`` and ``memory_flight_bytes``, are fitted to which
 rows won: by the likelihood of the winner being the fastest under that noise. ``left_out``: each of
@@ -138,14 +138,14 @@ def surprise(times: list[float], winner: int) -> float:
     return scaled[winner] - least + math.log(sum(math.exp(least - one) for one in scaled))
 
 
-def exact(times: list[float]) -> float:
+def exact(times: list[float], noise: float) -> float:
     """Chance that the fastest of noisy times is in the top, if the times without noise are these.
 
     With a Gumbel's noise on the logarithm of each, one wins with the chance of its share in the
-    sum of time to the power of -1/NOISE.
+    sum of time to the power of -1/noise.
     """
     least = min(times)
-    shares = [math.pow(least / one, 1 / NOISE) for one in times]
+    shares = [math.pow(least / one, 1 / noise) for one in times]
     last = sorted(times)[math.floor(TOP * len(times))]
     first = sum(share for one, share in zip(times, shares, strict=True) if one <= last)
     return first / sum(shares)
@@ -195,6 +195,15 @@ def left_out(found: list[Case], device: Device) -> dict[str, Any]:
     }
 
 
+def _exact(found: list[Case], device: Device) -> dict[str, float]:
+    """What an exact model would reach with the noise of the fit, and with half of it."""
+    times = [case.times(device) for case in found]
+    return {
+        str(noise): round(mean(exact(one, noise) for one in times), 3)
+        for noise in (NOISE, NOISE / 2)
+    }
+
+
 def searched(found: list[Case], device: Device) -> dict[str, Any]:
     """Judge rows among what their tuners tried, and what an exact model would reach there."""
     groups = {
@@ -208,8 +217,8 @@ def searched(found: list[Case], device: Device) -> dict[str, Any]:
         result[name] = {
             "candidates": median(len(case.feasible) for case in tried),
             **judged(by_file(tried, device))["all"],
-            "exact": round(mean(exact(case.times(device)) for case in tried), 3),
-            "exact_of_all": round(mean(exact(case.times(device)) for case in own), 3),
+            "exact": _exact(tried, device),
+            "exact_of_all": _exact(own, device),
         }
     return result
 

@@ -272,7 +272,8 @@ def gb10_searched() -> None:
     """Print where rows lie among what their tuners tried, and what an exact model would reach."""
     rows = [
         [name, str(one["rows"]), f"{one['candidates']:.0f}", f"{one['in_top']:.0%}",
-         f"{one['exact']:.0%}", f"{one['exact_of_all']:.0%}"]
+         *(" / ".join(f"{share:.0%}" for share in one[which].values())
+           for which in ("exact", "exact_of_all"))]
         for name, one in read("gb10-published.json")["searched"].items()
     ]  # fmt: skip
     heads = ("files", "rows", "candidates tried (median)", "in their top 5 %",

@@ -2,13 +2,17 @@
 
     python -m benchmarks.gb10 benchmarks/results/gb10-published.json
 
-A row's place: the share of feasible candidates that are predicted faster. Two of the device's
-figures, ``memory_row_bytes`` and ``memory_flight_bytes``, are fitted to which rows won: by the
-likelihood of the winner being the fastest where every time carries noise (a Gumbel's, ``NOISE``).
-``left_out``: each of the ``FITTED`` files judged by figures fitted to the others alone. The rest
-was never fitted: the files for block scales of vllm-tune, found afterwards (``unseen``), and vLLM's
-own two, which hold one table twice. The published times were not fitted; ``us`` holds measured
-over predicted.
+A row's place: the share of feasible candidates that are predicted faster. ``searched``: of those
+that its tuner tried, where that is known: under block scales the stock tuner tries only multiples
+of the block as BLOCK_SIZE_N and BLOCK_SIZE_K (vLLM's ``benchmark_moe.py``). ``exact``: the share of
+rows that would be in the top if the predictions were exact and a tuner took the fastest of times
+that carry noise (a Gumbel's, ``NOISE`` and half of it).
+
+Two of the device's figures, ``memory_row_bytes`` and ``memory_flight_bytes``, are fitted to which
+rows won: by the likelihood of the winner being the fastest under that noise. ``left_out``: each of
+the ``FITTED`` files judged by figures fitted to the others alone. The rest was never fitted: the
+files for block scales of vllm-tune, found afterwards (``unseen``), and vLLM's own two, which hold
+one table twice. The published times were not fitted; ``us`` holds measured over predicted.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 from unittest.mock import patch
 
@@ -61,6 +65,21 @@ class Case:
     workload: MoeWorkload
     feasible: list[Candidate]
     winner: int
+
+    @property
+    def searched(self) -> Case:
+        """The same among the candidates that the file's tuner tried."""
+        shape = self.workload.shape
+        if shape.block_shape is None or self.file in FITTED:  # GLM's was tuned in another grid
+            return self
+        columns, depth = shape.block_shape
+        tried = [
+            one
+            for one in self.feasible
+            if one.int("BLOCK_SIZE_N") % columns == 0 and one.int("BLOCK_SIZE_K") % depth == 0
+        ]
+        won = tried.index(self.feasible[self.winner])
+        return Case(self.file, self.workload, tried, won)
 
     def times(self, device: Device) -> list[float]:
         """Predicted times of the feasible candidates, in µs."""
@@ -119,6 +138,19 @@ def surprise(times: list[float], winner: int) -> float:
     return scaled[winner] - least + math.log(sum(math.exp(least - one) for one in scaled))
 
 
+def exact(times: list[float], noise: float) -> float:
+    """Chance that the fastest of noisy times is in the top, if the times without noise are these.
+
+    With a Gumbel's noise on the logarithm of each, one wins with the chance of its share in the
+    sum of time to the power of -1/noise.
+    """
+    least = min(times)
+    shares = [math.pow(least / one, 1 / noise) for one in times]
+    last = sorted(times)[math.floor(TOP * len(times))]
+    first = sum(share for one, share in zip(times, shares, strict=True) if one <= last)
+    return first / sum(shares)
+
+
 def judged(places: Mapping[str, list[float]]) -> dict[str, Any]:
     """By file and over all: how many rows, the median place, the share in the top."""
 
@@ -161,6 +193,34 @@ def left_out(found: list[Case], device: Device) -> dict[str, Any]:
         "fitted": {name: list(figures) for name, figures in chosen.items()} | {"all": list(best)},
         "judged": judged({name: places[figures][name] for name, figures in chosen.items()}),
     }
+
+
+def _exact(found: list[Case], device: Device) -> dict[str, float]:
+    """What an exact model would reach with the noise of the fit, and with half of it."""
+    times = [case.times(device) for case in found]
+    return {
+        str(noise): round(mean(exact(one, noise) for one in times), 3)
+        for noise in (NOISE, NOISE / 2)
+    }
+
+
+def searched(found: list[Case], device: Device) -> dict[str, Any]:
+    """Judge rows among what their tuners tried, and what an exact model would reach there."""
+    groups = {
+        "fitted": [case for case in found if case.file in FITTED],
+        "unseen": [case for case in found if _unseen(case)],
+        "vLLM's own": [case for case in found if case.file.startswith("vLLM")],
+    }
+    result = {}
+    for name, own in groups.items():
+        tried = [case.searched for case in own]
+        result[name] = {
+            "candidates": median(len(case.feasible) for case in tried),
+            **judged(by_file(tried, device))["all"],
+            "exact": _exact(tried, device),
+            "exact_of_all": _exact(own, device),
+        }
+    return result
 
 
 def _unseen(case: Case) -> bool:
@@ -219,6 +279,7 @@ def main() -> None:
             "as shipped": judged(by_file(found, device)),
         },
         "unseen": judged(by_file([c for c in found if _unseen(c)], device))["all"],
+        "searched": searched(found, device),
         "left_out": left_out(found, device),
         "variants": variants([c for c in found if c.file in FITTED], device),
         "us": absolute(device),
@@ -227,7 +288,10 @@ def main() -> None:
     }
     print(
         json.dumps(
-            {key: result[key] for key in ("places", "unseen", "left_out", "variants", "us")},
+            {
+                key: result[key]
+                for key in ("places", "unseen", "searched", "left_out", "variants", "us")
+            },
             indent=1,
         )
     )

@@ -61,7 +61,7 @@ class Device(BaseModel):
     ``memory_bandwidth_gbs`` is what a copy reaches, ``…_peak_gbs`` what the vendor states. Where
     they are known, ``memory_row_bytes`` is what opening a row of the DRAM costs, as bytes that the
     bus could have moved; ``memory_flight_bytes`` what all that a block has in flight costs beside;
-    ``memory_width_cost`` what each doubling of a small tile's columns beyond 64 does (a fraction).
+    ``memory_width_cost`` what each doubling of a tile's columns beyond 32 does (a fraction).
     ``tensor_flops_per_sm_per_clock`` is dense, by instruction family (``qmma_fp8``: mma.sync on
     fp8, ``hgmma_bf16``: wgmma on bf16, …). ``unified_memory``: the GPU allocates from the host's
     memory. ``sources`` says of every figure where it comes from.

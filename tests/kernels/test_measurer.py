@@ -13,8 +13,14 @@ from autotune.kernels.compile.job import kernel_info
 from autotune.kernels.compile.processes import CompileProcesses
 from autotune.kernels.moe.from_model import load_config, shape_from_config
 from autotune.kernels.moe.shape import MoeWorkload
-from autotune.kernels.predict.measurer import PredictingMeasurer, estimated_resources
+from autotune.kernels.predict.measurer import (
+    PredictingMeasurer,
+    compile_jobs,
+    estimated_resources,
+)
 from autotune.machine.devices import get_device
+from benchmarks import predicted_choice
+from benchmarks.compiled import Kept
 from tests.contracts import MeasurerContract
 
 pytestmark = pytest.mark.compile
@@ -148,3 +154,15 @@ def test_the_estimate_before_compiling_has_the_exact_shared_memory() -> None:
         estimate = estimated_resources(one, SHAPE, GB10)
         assert estimate.shared_bytes == compiled[0]["shared_bytes"]
         assert estimate.mma == "qmma_fp8"
+
+
+def test_kept_results_are_what_this_compiler_makes(processes: Shared) -> None:
+    kept, kernel = Kept(predicted_choice.COMPILED, swaps=True), kernel_info()
+    if f"vLLM {kernel.vllm_version}, Triton {kernel.triton_version}" not in kept.versions():
+        pytest.skip("kept results are of other versions")
+    bf16 = shape_from_config(load_config("gemma-4-26b-a4b"), dtype="bf16")
+    # The estimate takes 20 registers more, so that one block fits an SM and not two.
+    jobs = compile_jobs(candidate(128, 128, 64, 3, warps=8), MoeWorkload(bf16, 2048), 90)
+    for job, compiled in zip(jobs, processes.compile(jobs, None), strict=True):
+        assert kept[job].summary() == compiled.summary()
+        assert compiled.registers <= 128

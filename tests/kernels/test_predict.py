@@ -208,17 +208,25 @@ def test_a_last_wave_of_few_blocks_lasts_as_long_as_a_block() -> None:
     assert us(1010, 5, 101.0) == pytest.approx(us(1000, 5, 100.0) * 1.01, rel=0.002)
 
 
-def test_small_tiles_pay_for_width_where_they_stream_weights() -> None:
-    def moved(shape: MoeShape, mma: str, block_n: int) -> float:
+def test_wide_tiles_leave_the_memory_idle_as_they_end() -> None:
+    def moved(shape: MoeShape, mma: str, block_m: int, block_n: int) -> float:
         res = Resources(64, 0, 20_000, mma)
-        tile = Tile(16, block_n, 128, 1, 4, 3)
+        tile = Tile(block_m, block_n, 128, 1, 4, 3)
         return predict(MoeWorkload(shape, 64), tile, (res, res), H200).gemms[0].terms["bytes"]
 
+    def doubled(shape: MoeShape, mma: str, block_m: int, block_n: int) -> float:
+        return moved(shape, mma, block_m, 2 * block_n) / moved(shape, mma, block_m, block_n)
+
     scaled = explicit_shape(experts=256, intermediate=512, hidden=2048, topk=8, scheme="block")
-    for shape, mma, cost in ((GEMMA, "hmma_bf16", 1.06), (scaled, "qgmma_fp8", 1.06),
-                             (scaled, "hmma_bf16", 1.0)):  # fmt: skip
-        ratio = moved(shape, mma, 128) / moved(shape, mma, 64)
-        assert ratio == pytest.approx(cost, abs=0.01)
+    for block_m in (16, 128):
+        assert doubled(GEMMA, "hmma_bf16", block_m, 32) == pytest.approx(1.06, abs=0.01)
+        assert doubled(GEMMA, "hmma_bf16", block_m, 64) == pytest.approx(1.12 / 1.06, abs=0.01)
+    # Under block scales only small tiles with wgmma keep up with the memory.
+    assert doubled(scaled, "qgmma_fp8", 16, 64) == pytest.approx(1.06, abs=0.01)
+    for mma, block_m, block_n in (
+        ("qgmma_fp8", 16, 32), ("qgmma_fp8", 128, 64), ("hmma_bf16", 16, 64),
+    ):  # fmt: skip
+        assert doubled(scaled, mma, block_m, block_n) == pytest.approx(1.0, abs=0.01)
 
 
 def test_winners_published_for_the_gb10_are_near_the_top() -> None:
@@ -237,16 +245,17 @@ def test_times_published_for_the_gb10_are_predicted() -> None:
 
 @pytest.mark.parametrize("one_in", [3, pytest.param(1, marks=pytest.mark.nightly)])
 def test_a_predicted_file_costs_little_where_it_was_measured(one_in: int) -> None:
-    made = []
+    made, kept = [], predicted_choice.kept_results()
     for case in predicted_choice.stored()[::one_in]:
-        values = case.predictions(get_device(case.device))
-        made.append((case, case.choice(values, MODEL_ERROR)))
+        device = get_device(case.device)
+        trials = case.trials(case.first(case.estimates(device)), device, kept[case.swaps])
+        made.append((case, case.choice(trials, MODEL_ERROR)))
     found = predicted_choice.judged(made)
-    assert found["batch_sizes"] * one_in > 100
+    assert found["batch_sizes"] * one_in > 180
     assert found["median_regret"] <= 0.015
-    assert found["worst_regret"] <= 0.08
-    assert found["behind_default"] <= 2
-    assert found["most_behind_default"] <= 0.02
+    assert found["worst_regret"] <= 0.055
+    assert found["over_5_percent"] <= 5
+    assert found["most_behind_default"] <= 0.01
 
 
 def test_a_prediction_within_the_error_leaves_the_default() -> None:

@@ -9,7 +9,7 @@ from autotune.decide.selection import select
 
 MODEL_ERROR = 0.025
 """A predicted gain up to this says nothing: with it the choice lies behind vLLM's default at 2 of
-138 batch sizes measured on an H100 and an H200, by 1.7 % at most; with 0.01 at 11, by 3.3 %
+234 batch sizes measured on an H100 and an H200, by 0.7 % at most; with 0.01 at 13, by 3.3 %
 (``benchmarks/predicted_choice.py``)."""
 
 

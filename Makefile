@@ -9,8 +9,9 @@ ARGS ?=
 # Flags of pip for torch alone, such as `--index-url URL` or `--find-links FOLDER` of a CPU build, which
 # is 5 GB smaller than the one of PyPI.
 TORCH_FLAGS ?=
-# Workers of pytest. Tests of one group (tests/conftest.py) never run at the same time.
-WORKERS ?= 2
+# Workers of pytest. Tests of one group (tests/conftest.py) never run at the same time. Of two cores
+# two workers leave a third idle: tests wait for processes, clocks and disks.
+WORKERS ?= 3
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 # One after the other, when nothing else runs: a second worker would spoil what they time. Status 5
 # is pytest's for no such test among those that ARGS names.
@@ -50,7 +51,12 @@ quick: lint ## ruff, and the tests that start nothing heavy
 unit: setup ## Every test but those of a real vLLM server
 	$(PYTEST) -m "not (server or gpu or nightly)" $(ARGS)
 
-test: setup lint types ## What CI runs: lint, types and every test that needs no GPU
+test: setup lint ## What CI runs: lint, types and every test that needs no GPU
+	$(MAKE) --no-print-directory -j 2 types tests
+
+# Types take one core for a minute: beside the tests.
+.PHONY: tests
+tests:
 	$(PYTEST) -m "not (gpu or nightly or alone)" $(ARGS)
 
 nightly: setup lint types ## The same, and at full size what `make test` does smaller

@@ -343,7 +343,8 @@ def test_servers_of_an_image_with_another_entry_point(
     document = json.loads(ran.stdout)
     shown = podman.run("image", "inspect", "--format", "{{.Id}}", "localhost/ngc:1")
     assert document["setup"]["image_id"] == shown.stdout.strip()
-    assert document["best"]["candidate"]["gamma"] == 2
+    outcomes = {trial["candidate"]["gamma"]: trial["outcome"] for trial in document["trials"]}
+    assert outcomes == {0: "ok", 2: "ok"}  # which is faster is no matter of containers
     assert len({row["log"] for row in document["trials"]}) == 1, "the mounted dial turns one server"
     script = (tmp_path / "outputs/d/spec/serve.sh").read_text().splitlines()[-1]
     assert "--entrypoint vllm localhost/ngc:1 serve" in script

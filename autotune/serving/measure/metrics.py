@@ -21,6 +21,7 @@ _LINE_CHARS = 8192
 """The parser takes time with the square of a line; vLLM's longest, its configuration, has 2,000."""
 _SPEC = "vllm:spec_decode_num_"
 _PREEMPTIONS = "vllm:num_preemptions_total"
+_TIMEOUT_S = 10.0
 _KV_TOKENS = "kv_cache_size_tokens"
 
 
@@ -139,15 +140,13 @@ def _joined(cache: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, st
     return {**labels, **({_KV_TOKENS: both[0]} if both[0] else {})}
 
 
-def server_metrics(
-    url: str, timeout_s: float = 10.0, headers: Mapping[str, str] | None = None
-) -> ServerMetrics | None:
+def server_metrics(url: str, headers: Mapping[str, str] | None = None) -> ServerMetrics | None:
     """Read the counters of the server at ``url``; None if it does not answer or has none.
 
     Read while no request runs: vLLM updates its counters one after the other. A server with
     ``--disable-log-stats`` answers without them, which must not read as if all were 0.
     """
-    reply = fetch(f"{url}/metrics", timeout_s, headers)
+    reply = fetch(f"{url}/metrics", _TIMEOUT_S, headers)
     if reply is None or reply.status != 200 or _PREEMPTIONS not in reply.text:
         return None
     try:

@@ -62,7 +62,7 @@ def search_utilization(
         candidate = hungriest(at_utilization(plan, percent))
         (progress,) = measure_all([Job(candidate, load)], Phase.SEARCH, measurer, log)
         on_progress(progress)
-        return Evidence(percent, progress.trial)
+        return Evidence(progress.trial)
 
     free = within_free(low, high, plan.memory)
     settings = {hungriest(at_utilization(plan, p)): p for p in range(low, high + 1)}

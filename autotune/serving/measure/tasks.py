@@ -22,6 +22,7 @@ from autotune.serving.server.process import child_environment
 from autotune.serving.server.server import Server
 from autotune.serving.server.supervisor import SUPERVISOR
 from autotune.util import edge
+from autotune.util.programs import run_quietly
 
 _CHECK_S = 300.0
 _LINE_CHARS = 300
@@ -67,16 +68,7 @@ def check_tasks(tasks: Tasks) -> None:
         )
     command = [sys.executable, "-P", "-m", "lm_eval", "validate", "--tasks", ",".join(tasks.names)]
     try:
-        ran = subprocess.run(  # noqa: S603
-            [*command, *_folder(tasks)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            stdin=subprocess.DEVNULL,
-            timeout=_CHECK_S,
-            env=child_environment({}),
-        )
+        ran = run_quietly([*command, *_folder(tasks)], _CHECK_S, child_environment({}))
     except subprocess.TimeoutExpired as error:
         raise MissingEnvironmentError(f"--quality: lm-eval took over {_CHECK_S:g} s") from error
     if ran.returncode:

@@ -17,7 +17,8 @@ from autotune.kernels.predict.choose import select_predicted
 from autotune.kernels.propose import origin_of, trials_by_workload
 from autotune.kind import MOE
 from autotune.machine.devices import Device, get_device
-from autotune.store.records import EnvironmentRecord, RunRecord, SearchRecord, StudyDetail
+from autotune.report.parts import used
+from autotune.store.records import SearchRecord, StudyDetail
 from autotune.store.store import Store
 
 
@@ -202,7 +203,7 @@ def _tuned(
         unconfirmed=found.unconfirmed,
         gaps=found.gaps,
         setup=record.setup,
-        environments=_environments(own, detail.environments),
+        environments=tuple(used(own, detail.environments)),
         commands=tuple(dict.fromkeys(run.command for run in own)),
         trials=len(trials),
         gpus=_gpus(trials),
@@ -213,13 +214,6 @@ def _gpus(trials: Iterable[Trial]) -> tuple[str, ...]:
     """The UUIDs that trials name; an older one has none, or an index alone."""
     found = (trial.measurement.details.get("gpu") for trial in trials)
     return tuple(dict.fromkeys(uuid for uuid in found if uuid and not uuid.isdecimal()))
-
-
-def _environments(
-    runs: Sequence[RunRecord], known: Sequence[EnvironmentRecord]
-) -> tuple[dict[str, Any], ...]:
-    details = {record.id: record.details for record in known}
-    return tuple(details[n] for n in dict.fromkeys(run.environment_id for run in runs))
 
 
 @dataclass(frozen=True)

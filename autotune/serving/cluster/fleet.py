@@ -154,15 +154,9 @@ class _Task:
 
 
 def _measurement(value: Mapping[str, Any]) -> Measurement:
-    return Measurement(
-        outcome=Outcome(value["outcome"]),
-        basis=Basis(value["basis"]),
-        value=value["value"],
-        samples=tuple(value["samples"]),
-        message=value["message"],
-        details=value["details"],
-        seconds=value["seconds"],
-    )
+    outcome, basis = Outcome(value["outcome"]), Basis(value["basis"])
+    samples = tuple(value["samples"])
+    return Measurement(**{**value, "outcome": outcome, "basis": basis, "samples": samples})
 
 
 class Fleet:

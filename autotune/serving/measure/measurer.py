@@ -26,6 +26,8 @@ from autotune.machine.resident import wait_for_room
 from autotune.serving.dial.columns import columns, is_dialled, largest
 from autotune.serving.dial.dial import Dial
 from autotune.serving.dial.trust import DialUnfitError, check_log
+from autotune.serving.logs.facts import moe_files
+from autotune.serving.logs.read import lines_in
 from autotune.serving.measure.beside import NOTHING_BESIDE, measure_beside
 from autotune.serving.measure.cell import Cell, measure_server
 from autotune.serving.measure.column import measure_column
@@ -39,7 +41,6 @@ from autotune.serving.memory.together import alongside
 from autotune.serving.recipe import GAMMA
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.launchers import variables_of
-from autotune.serving.server.moe_log import moe_files
 from autotune.serving.server.server import Launched, Launcher, ServerFailedError, ServeSettings
 
 START_TIMEOUT_S = 1800.0
@@ -195,7 +196,7 @@ class ServingMeasurer(HoldsNothing):
                     found = yield from measure_column(wire, jobs, dial, self._options)
                     if wire.server.fall is not None:
                         raise UnservedError(Outcome.HOST_MEMORY, str(wire.server.fall))
-                    details |= moe_files(wire.server.log)
+                    details |= moe_files(lines_in(wire.server.log))
         except ServerFailedError as error:
             found = [_unserved(error)] * len(jobs)
         except UnservedError as error:
@@ -268,7 +269,8 @@ class ServingMeasurer(HoldsNothing):
                 for cell, result in zip(cells, results, strict=True):
                     candidate, server = cell.job.candidate, cell.wire.server
                     found[candidate] = self._evaluated(cell, result)
-                    details[candidate] |= {"start_s": server.start_seconds, **moe_files(server.log)}
+                    details[candidate] |= moe_files(lines_in(server.log))
+                    details[candidate]["start_s"] = server.start_seconds
         unmeasured = UnservedError(Outcome.RUNTIME_ERROR, NOTHING_BESIDE)
         seconds = (time.monotonic() - began) / len(settings)
         return {
@@ -349,7 +351,7 @@ class ServingMeasurer(HoldsNothing):
                 found = yield from self._served(wire, job)
                 if wire.server.fall is not None:
                     raise UnservedError(Outcome.HOST_MEMORY, str(wire.server.fall))
-                details |= moe_files(wire.server.log)
+                details |= moe_files(lines_in(wire.server.log))
         except ServerFailedError as error:
             found = _unserved(error)
         except UnservedError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from autotune.core import Job, Part
@@ -78,12 +78,7 @@ class Repeat:
             "preemptions": self.preemptions,
             "clocks": [dict(one) for one in self.clocks],
             "drafts": drafts
-            and {
-                "drafts": drafts.drafts,
-                "draft_tokens": drafts.draft_tokens,
-                "accepted_tokens": drafts.accepted_tokens,
-                "accepted_by_position": list(drafts.accepted_by_position),
-            },
+            and asdict(drafts) | {"accepted_by_position": list(drafts.accepted_by_position)},
         }
 
     @classmethod

@@ -12,7 +12,7 @@ import importlib.util
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,8 @@ def evaluate(server: Server, tasks: Tasks, *, chat: bool, out: Path) -> dict[str
         out: a folder for lm-eval's output, made if it is not there.
     """
     out.mkdir(parents=True, exist_ok=True)
-    kind, path = (
-        ("local-chat-completions", "chat/completions")
-        if chat
-        else (
-            "local-completions",
-            "completions",
-        )
-    )
+    path = "chat/completions" if chat else "completions"
+    kind = f"local-{path.replace('/', '-')}"
     given = {"model": server.model, "base_url": f"{server.url}/v1/{path}"}
     given |= {"num_concurrent": str(_CONCURRENT), "max_retries": "2"}
     command = [sys.executable, "-P", "-m", "lm_eval", "run", "--model", kind]
@@ -204,12 +198,3 @@ def fallen(before: Trial, after: Trial, tolerance: float) -> list[str]:
                 f"than {tolerance:g}"
             )
     return said
-
-
-def score_rows(trials: Sequence[tuple[str, Trial]]) -> list[dict[str, Any]]:
-    """One row for each setting (given by its name) and score."""
-    return [
-        {"setting": name, "score": score, "value": one["value"], "stderr": one["stderr"]}
-        for name, trial in trials
-        for score, one in scores_of(trial).items()
-    ]

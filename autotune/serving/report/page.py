@@ -173,7 +173,9 @@ class _Sheet:
         """What did not work; what was stopped because it could not win is no failure."""
         failed = [d.trial for d in self.served.dated if not is_stopped(d.trial)]
         some = any(t.measurement.outcome is not Outcome.OK for t in failed)
-        found = [Section("Failures", parts.failures(failed, _where), brief=some)]
+        found = [
+            Section("Failures", parts.failures(failed, lambda t: setting(t.candidate)), brief=some)
+        ]
         rows = [
             [
                 row["setting"],
@@ -338,7 +340,3 @@ class _Sheet:
         text = "Share of drafts of which all tokens up to the position were accepted."
         blocks: list[Block] = [*plots.acceptance(self.served), Text(text), Table(heads, rows)]
         return Section("Acceptance", blocks)
-
-
-def _where(trial: Trial) -> str:
-    return setting(trial.candidate)

@@ -10,10 +10,9 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from autotune.cli.machine import device_asked_for
+from autotune.cli.machine import device_asked_for, known_devices
 from autotune.core import BadInputError
 from autotune.kind import get as get_kind
-from autotune.machine.devices import detect_gpus, load_devices
 from autotune.machine.environment import visible_gpus
 from autotune.report.beside import beside
 from autotune.report.page import Page
@@ -295,15 +294,6 @@ def _machine_routes(routes: APIRouter, service: Service) -> None:
     @routes.get("/doctor", summary="How this machine stands, and what to run next")
     async def doctor(device: str | None = None) -> JSONResponse:
         return JSONResponse({"findings": await service.plans.run(diagnosed, device)})
-
-
-def known_devices() -> dict[str, Any]:
-    """Tell as ``autotune devices --json`` does."""
-    known, here = load_devices(), detect_gpus()
-    return {
-        "known": [device.model_dump(mode="json") for device in known.values()],
-        "here": [gpu.as_json() for gpu in here],
-    }
 
 
 def diagnosed(name: str | None) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Query, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from autotune import __version__
+from autotune.cli.machine import known_devices
 from autotune.report.page import Page
 from autotune.store.records import JobState
 from autotune.util import secret
@@ -92,7 +93,7 @@ class Views:
 
     def devices(self) -> Response:
         """Show the devices."""
-        return self.render("devices.html", **api.known_devices())
+        return self.render("devices.html", **known_devices())
 
     def report(self, name: str) -> Response:
         """Show the report of a study, as ``autotune report`` writes it."""

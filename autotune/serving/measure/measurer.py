@@ -90,24 +90,14 @@ class ServingMeasurer(HoldsNothing):
         self._ahead = ahead
         self._unified, self._need_of = unified, need_of
         self._tasks = tasks
-        self._launcher, self._settings_of, self._options = launcher, settings_of, options
-        self._logs, self._basis, self._start_timeout_s = logs, basis, start_timeout_s
+        self.launcher, self._settings_of, self._options = launcher, settings_of, options
+        self._logs, self.basis, self._start_timeout_s = logs, basis, start_timeout_s
 
     def moved(self, logs: Path, launcher: Launcher | None = None) -> Self:
         """Return the same for another machine: with a folder, and a launcher, of that one."""
         other = copy.copy(self)
-        other._logs, other._launcher = logs, launcher or self._launcher
+        other._logs, other.launcher = logs, launcher or self.launcher
         return other
-
-    @property
-    def launcher(self) -> Launcher:
-        """How servers are started."""
-        return self._launcher
-
-    @property
-    def basis(self) -> Basis:
-        """What the values are."""
-        return self._basis
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement | Part]:
         """One server after the other; see :class:`autotune.core.Measurer`.
@@ -130,7 +120,7 @@ class ServingMeasurer(HoldsNothing):
         Raises:
             ServerFailedError: of the wait, where it does not serve.
         """
-        with Launched(self._launcher, settings, log, self._start_timeout_s, guard) as launched:
+        with Launched(self.launcher, settings, log, self._start_timeout_s, guard) as launched:
             yield lambda: Wire(launched.wait())
 
     @contextmanager
@@ -188,7 +178,7 @@ class ServingMeasurer(HoldsNothing):
         try:
             with Dial.made() as dial:
                 static = self._settings_of(most.candidate)
-                inherited = variables_of(self._launcher)
+                inherited = variables_of(self.launcher)
                 settings = dial.settings(static, gammas, scenario.concurrency[-1], inherited)
                 with self._dialled(settings, ahead, log, guard) as wire:
                     details["start_s"] = wire.server.start_seconds
@@ -317,14 +307,14 @@ class ServingMeasurer(HoldsNothing):
         if isinstance(found, UnservedError):
             return Measurement(
                 outcome=found.outcome,
-                basis=self._basis,
+                basis=self.basis,
                 message=str(found),
                 details=details | found.details,
                 seconds=seconds,
             )
         return Measurement(
             outcome=Outcome.OK,
-            basis=self._basis,
+            basis=self.basis,
             value=found.value,
             samples=found.samples,
             details=details | found.details,
@@ -342,7 +332,7 @@ class ServingMeasurer(HoldsNothing):
     def _measured_under(self, job: Job, guard: MemoryGuard) -> Generator[Part, None, Measurement]:
         began = time.monotonic()
         log = self._logs / f"{job.candidate.key}-{job.workload.key}.log"
-        booted = int(self._launcher.starts)
+        booted = int(self.launcher.starts)
         details: dict[str, Any] = {"boots": booted, "log": str(log) if booted else None}
         found: Served | UnservedError
         try:

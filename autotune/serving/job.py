@@ -44,10 +44,10 @@ from autotune.serving.memory.search import search_utilization
 from autotune.serving.memory.utilization import Borders
 from autotune.serving.plan import Plan
 from autotune.serving.recipe import GAMMA, without_schedule
-from autotune.serving.retry import TRANSIENT, ResumableLog
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.stored import Apart, load_served
 from autotune.store.records import LostBoot
+from autotune.store.retry import TRANSIENT, ResumableLog
 from autotune.store.store import Store
 from autotune.tune import Limits, OnProgress, Progress, Search, TrialLog, measure_all, search_all
 

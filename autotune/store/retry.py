@@ -66,12 +66,14 @@ class ResumableLog:
         self._log.append(workload, replace(trial, sequence=number))
         self._next[place] = number + 1
 
-    def failed(self, trial: Trial) -> bool:
-        """Whether another try may change it."""
-        return trial.measurement.outcome in TRANSIENT
-
     def _hidden(self, trial: Trial) -> bool:
         ours = (trial.workload_key, trial.phase, trial.sequence) in self._own
         safe = trial.measurement.outcome is not Outcome.HOST_MEMORY
         wanted = self._retry or (trial.phase in self._always and safe)
-        return wanted and not ours and self.failed(trial)
+        return wanted and not ours and is_transient(trial)
+
+
+def is_transient(trial: Trial) -> bool:
+    """Whether another try may change it; that its tasks could not be evaluated, too."""
+    tasks = trial.measurement.details.get("tasks", {})
+    return trial.measurement.outcome in TRANSIENT or bool(tasks.get("error"))

@@ -18,11 +18,11 @@ from autotune.serving.report.outputs import outputs
 from autotune.serving.report.places import places
 from autotune.serving.report.tables import setting
 from autotune.serving.report.verdict import Verdict, last_verdict
-from autotune.serving.retry import TRANSIENT
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.stored import Served, folder_of, level_repeats, load_served
 from autotune.space.published import cell
 from autotune.store.records import RunStatus, StudyDetail
+from autotune.store.retry import TRANSIENT
 from autotune.store.store import Store
 from autotune.util.words import counted
 

@@ -330,7 +330,6 @@ class Selection:
     ``interval`` holds the 95 % ends of ``speedup`` where both were measured side by side.
     """
 
-    workload_key: str
     winner: Trial
     incumbent: Trial | None
     speedup: float | None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 from typing import Any, Protocol, Self, TypeVar
@@ -88,7 +89,9 @@ class Limits:
     clock: Callable[[], float] = time.monotonic
 
 
-def measured(jobs: Iterable[Job], measurer: Measurer, log: TrialLog) -> Iterator[Measurement]:
+def measured(
+    jobs: Iterable[Job], measurer: Measurer, log: TrialLog
+) -> Generator[Measurement, None, None]:
     """Yield the measurements of ``jobs``; every part is stored before the next one is begun.
 
     Each job takes along what is stored of its parts.
@@ -113,7 +116,7 @@ def compared(
     return _parts_stored(measurer.compare(map(with_parts, groups), check=check), log)
 
 
-def _parts_stored(events: Iterator[Part | Event], log: TrialLog) -> Iterator[Event]:
+def _parts_stored(events: Iterator[Part | Event], log: TrialLog) -> Generator[Event, None, None]:
     """Yield what is no part; every part is stored before the next is begun."""
     try:
         for event in events:
@@ -131,32 +134,35 @@ def measure_all(
     phase: Phase | Callable[[Job], Phase],
     measurer: Measurer,
     log: TrialLog,
-) -> Iterator[Progress]:
+    on_progress: OnProgress,
+) -> list[Trial]:
     """Measure given candidates in order (baselines), reusing what is stored.
 
-    ``phase`` is why all of them are measured, or tells it of each.
+    ``phase`` is why all of them are measured, or tells it of each; ``on_progress`` is told of each
+    trial before the next begins.
     """
     phase_of = phase if callable(phase) else lambda _: phase
     phases = {job: phase_of(job) for job in jobs}
-    wanted = list(phases)
     stored = {(job.workload.key, why): log.load(job.workload, why) for job, why in phases.items()}
     known = {(t.candidate, *key): t for key, trials in stored.items() for t in trials}
     counts = {key: len(trials) for key, trials in stored.items()}
     missing = [
         job for job, why in phases.items() if (job.candidate, job.workload.key, why) not in known
     ]
-    fresh = measured(missing, measurer, log)
-    for job in wanted:
-        candidate, workload, why = job.candidate, job.workload, phases[job]
-        trial = known.get((candidate, workload.key, why))
-        if trial is not None:
-            yield Progress(workload, trial, reused=True)
-            continue
-        number = counts[workload.key, why]
-        trial = Trial(candidate, workload.key, why, number, next(fresh))
-        counts[workload.key, why] += 1
-        log.append(workload, trial)
-        yield Progress(workload, trial, reused=False)
+    trials = []
+    with closing(measured(missing, measurer, log)) as fresh:  # what is measured may be a server
+        for job, why in phases.items():
+            candidate, workload = job.candidate, job.workload
+            trial = known.get((candidate, workload.key, why))
+            reused = trial is not None
+            if trial is None:
+                number = counts[workload.key, why]
+                trial = Trial(candidate, workload.key, why, number, next(fresh))
+                counts[workload.key, why] += 1
+                log.append(workload, trial)
+            trials.append(trial)
+            on_progress(Progress(workload, trial, reused=reused))
+    return trials
 
 
 class Search:

@@ -50,15 +50,16 @@ GUIDE = {90: (233472, 232448, 2048, 32), 100: (233472, 232448, 2048, 32)} | dict
 
 @pytest.fixture
 def smi(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let nvidia-smi print a text or fail."""
+    """Let nvidia-smi print a text, fail with a status, or not start."""
 
-    def install(answer: str | Exception) -> None:
+    def install(answer: str | int | Exception) -> None:
         def run(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
             assert command[0] == "nvidia-smi"
             assert kwargs["timeout"]
             if isinstance(answer, Exception):
                 raise answer
-            return subprocess.CompletedProcess(command, 0, answer, "")
+            status, said = (answer, "GPU 0") if isinstance(answer, int) else (0, answer)
+            return subprocess.CompletedProcess(command, status, said, "")
 
         monkeypatch.setattr(subprocess, "run", run)
 
@@ -311,10 +312,10 @@ def test_an_amd_gpu_is_refused_by_name(
         "No devices were found\n",
         FileNotFoundError("nvidia-smi"),
         subprocess.TimeoutExpired("nvidia-smi", 20),
-        subprocess.CalledProcessError(9, "nvidia-smi"),
+        9,
     ],
 )
-def test_auto_without_a_gpu(smi: Any, answer: str | Exception) -> None:
+def test_auto_without_a_gpu(smi: Any, answer: str | int | Exception) -> None:
     smi(answer)
     assert detect_gpus() == []
     with pytest.raises(MissingEnvironmentError, match="--device gb10"):

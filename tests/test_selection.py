@@ -59,7 +59,6 @@ def test_the_incumbent_stays_unless_beaten_by_the_least_gain(
     beaten = any(v <= incumbent * (1 - min_gain) and v < incumbent for v in working)
     assert found.kept_incumbent == (not beaten)
     assert found.incumbent == default
-    assert found.workload_key == WORKLOAD.key
     if beaten:
         assert value(found.winner) == min(working)
         assert found.speedup == pytest.approx(incumbent / min(working))

@@ -239,12 +239,10 @@ def test_cache(store: Store, path: Path) -> None:
     assert cache.get("k") is None
     cache.put("k", {"n": (1, 2)})
     cache.put("k", {"n": (1, 3)})
-    cache.put_many({f"k{i}": {"i": i} for i in range(1200)})
     assert cache.get("k") == {"n": [1, 3]}
     with Store.open(url(path)) as other:
-        found = other.cache().get_many(["k", "none", *(f"k{i}" for i in range(1200))])
-    assert len(found) == 1201
-    assert found["k"] == {"n": [1, 3]}
+        assert other.cache().get("k") == {"n": [1, 3]}
+        assert other.cache().get("none") is None
 
 
 # --- several processes, and kill -9 ---------------------------------------------------------------

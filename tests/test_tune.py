@@ -118,15 +118,19 @@ def proposer(sampler: str = "tpe", seed: int = 0) -> OptunaProposer:
     return OptunaProposer(space(), feasible(), sampler=sampler, seed=seed, first=first)
 
 
+def untold(_: Progress) -> None:
+    """Nobody is told of a trial."""
+
+
 def command(
     store: Store, measurer: Mortal, name: str, trials: int = TRIALS, deadline: float = float("inf")
 ) -> tuple[list[Progress], Selection]:
     """What a job does for one workload: the default, the search, the choice."""
     log = Log(store, name)
-    (baseline,) = measure_all([Job(DEFAULT, WORKLOAD)], Phase.BASELINE, measurer, log)
+    (baseline,) = measure_all([Job(DEFAULT, WORKLOAD)], Phase.BASELINE, measurer, log, untold)
     limits = Limits(trials, deadline, measurer.clock)
     told = list(search(WORKLOAD, proposer(), measurer, log, limits))
-    return told, select(WORKLOAD, baseline.trial, [p.trial for p in told], 0.01)
+    return told, select(WORKLOAD, baseline, [p.trial for p in told], 0.01)
 
 
 def stored(store: Store, name: str) -> list[Trial]:
@@ -263,8 +267,8 @@ def test_baselines_are_measured_once_each(store: Store, landscape: Landscape) ->
         measurer = Mortal(landscape)
         log = Log(store, "a")
         jobs = [Job(c, WORKLOAD) for c in given]
-        told = list(measure_all(jobs, Phase.BASELINE, measurer, log))
-        assert [p.trial.candidate for p in told] == list(dict.fromkeys(given))
+        found = measure_all(jobs, Phase.BASELINE, measurer, log, untold)
+        assert [trial.candidate for trial in found] == list(dict.fromkeys(given))
         assert measurer.measured == measured
     assert [t.sequence for t in stored(store, "a")] == list(range(5))
 
@@ -273,7 +277,7 @@ def test_phases_are_apart(store: Store, landscape: Landscape) -> None:
     """A baseline that the search proposes as well is a trial of each phase."""
     first = feasible()[100]
     log = Log(store, "a")
-    list(measure_all([Job(first, WORKLOAD)], Phase.BASELINE, Mortal(landscape), log))
+    measure_all([Job(first, WORKLOAD)], Phase.BASELINE, Mortal(landscape), log, untold)
     list(search(WORKLOAD, proposer(), Mortal(landscape), log, Limits(BATCH)))
     phases = [t.phase for t in stored(store, "a") if t.candidate == first]
     assert phases == [Phase.BASELINE, Phase.SEARCH]
@@ -336,14 +340,14 @@ def test_a_part_is_stored_before_the_next_begins_and_is_not_measured_again(room:
     log = PartLog(cut_off.done, room)
     # While the error is held, so are the frames that it came through.
     with pytest.raises(BadInputError, match="full") as held:
-        list(measure_all([job], Phase.BASELINE, cut_off, log))
+        measure_all([job], Phase.BASELINE, cut_off, log, untold)
     assert held.value is not None
     stored = [step for name in "abc"[:room] for step in (f"measured {name}", f"stored {name}")]
     assert cut_off.done == [*stored, f"measured {'abc'[room]}", "stopped"]
     again = InParts()
     log.room, log.notes = 3, again.done
-    (progress,) = measure_all([job], Phase.BASELINE, again, log)
-    assert progress.trial.measurement.value == 1.0
+    (trial,) = measure_all([job], Phase.BASELINE, again, log, untold)
+    assert trial.measurement.value == 1.0
     assert [step for step in again.done if "measured" in step] == [
         f"measured {name}" for name in "abc"[room:]
     ]

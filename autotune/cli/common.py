@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
-from rich.markup import escape
 
 from autotune.cli.consoles import err
 from autotune.cli.requests import Stored
@@ -104,8 +103,4 @@ def check_study(
 def warn_setup_changed(study: str, otherwise: str | None) -> None:
     """Say that what was measured under another setup cannot be gone on from."""
     if otherwise:
-        err.print(
-            f"[yellow]Study {escape(study)}: {escape(otherwise)}; they stay, and this command "
-            "begins anew[/yellow]",
-            soft_wrap=True,
-        )
+        err.warn(f"Study {study}: {otherwise}; they stay, and this command begins anew")

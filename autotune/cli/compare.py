@@ -67,7 +67,7 @@ def compare(request: Compare) -> None:
 
 def _show_all(comparison: Mapping[str, Any], rows: list[Row]) -> None:
     for text in comparison["warnings"]:
-        err.print(f"[yellow]Warning: {escape(text)}[/yellow]", soft_wrap=True)
+        err.warn(f"Warning: {text}")
     _show(rows, comparison["basis"])
     mean, basis, compared = (comparison[k] for k in ("geometric_mean", "basis", "compared"))
     if mean is None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
 from rich.segment import Segment
 from rich.text import Text
 
@@ -32,6 +33,10 @@ class SafeConsole(Console):
                 yield segment
             else:
                 yield Segment(for_terminal(mask(segment.text)), segment.style)
+
+    def warn(self, text: str) -> None:
+        """Print what must not be overlooked, in one line; ``text`` is no markup."""
+        self.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=True)
 
     def say(self, text: str, hang: int = 0) -> None:
         """Print lines in rich's markup: a terminal breaks them between words.

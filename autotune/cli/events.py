@@ -10,8 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from autotune.cli.consoles import err
 from autotune.core import BadInputError
 from autotune.util.secret import masked
@@ -111,7 +109,7 @@ def told(
         except OSError as error:
             taken = False
             said = f"{path}: {error.strerror}: no more events are written; the work goes on"
-            err.print(f"[yellow]Warning: {escape(said)}[/yellow]", soft_wrap=True)
+            err.warn(f"Warning: {said}")
 
     def tell(step: Progress) -> None:
         write(step_event(step))

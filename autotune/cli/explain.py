@@ -69,7 +69,7 @@ def _rows(found: Explanation) -> list[tuple[str, str]]:
     told = [f"{name} {value}" for name, value in versions if value]
     rows += [("Model", facts.model or ""), ("Versions", ", ".join(told))]
     rows += _moe(facts)
-    rows += [("MoE kernel", ", ".join(facts.moe_backends)), ("fp8", _short(facts.fp8))]
+    rows += [("MoE kernel", ", ".join(facts.moe_backends)), ("fp8", ", ".join(facts.fp8[:_FEW]))]
     rows += [("Graphs", _graphs(facts)), ("Speculation", _speculation(facts))]
     rows.append(("KV cache", _kv(facts)))
     return [(name, text) for name, text in rows if text]
@@ -87,10 +87,6 @@ def _moe(facts: Facts) -> list[tuple[str, str]]:
         hint = f"vLLM looked for these names in {where}: a file of another name there is not read"
         rows.append(("", hint))
     return rows
-
-
-def _short(texts: list[str]) -> str:
-    return ", ".join(texts[:_FEW])
 
 
 def _graphs(facts: Facts) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.markup import escape
 
 from autotune.cli.common import print_json, reads_studies
 from autotune.cli.consoles import err
@@ -95,6 +94,6 @@ def _show(done: Exported, warning: str | None, *, as_json: bool) -> None:
         print_json(done.as_json())
         return
     for text in done.warnings:
-        err.print(f"[yellow]Warning: {escape(text)}[/yellow]", soft_wrap=True)
+        err.warn(f"Warning: {text}")
     for line in (*done.files, *done.say):
         typer.echo(line)

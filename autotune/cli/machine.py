@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -26,12 +28,7 @@ def devices(request: Devices) -> None:
     """Print the devices."""
     known, here = load_devices(), detect_gpus()
     if request.as_json:
-        print_json(
-            {
-                "known": [d.model_dump(mode="json") for d in known.values()],
-                "here": [gpu.as_json() for gpu in here],
-            }
-        )
+        print_json(known_devices())
         return
     wide = out.width >= FULL_WIDTH  # the title only repeats vLLM's name, more readably
     titles = ["title"] if wide else []
@@ -52,6 +49,14 @@ def devices(request: Devices) -> None:
     names = ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in here)
     out.print(f"In this machine: {escape(names) or 'no GPU that nvidia-smi shows'}")
     out.print("Every figure's source stands in search_spaces/devices/*.yaml.")
+
+
+def known_devices() -> dict[str, Any]:
+    """What can be tuned for, and the GPUs of this machine, as JSON values."""
+    return {
+        "known": [device.model_dump(mode="json") for device in load_devices().values()],
+        "here": [gpu.as_json() for gpu in detect_gpus()],
+    }
 
 
 def doctor(request: Doctor) -> None:

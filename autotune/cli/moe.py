@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from autotune.cli.common import check_study, print_json, warn_setup_changed
+from autotune.cli.consoles import err
 from autotune.cli.requests import Moe
 from autotune.core import BadInputError
 from autotune.machine.environment import visible_gpus
@@ -56,12 +57,8 @@ def _on_nodes(request: Moe) -> Iterator[Team]:
         yield team
 
 
-def _warn(said: str) -> None:
-    from rich.markup import escape  # noqa: PLC0415
-
-    from autotune.cli.consoles import err  # noqa: PLC0415
-
-    err.print(f"[yellow]{escape(said)}[/yellow]", soft_wrap=True)
+def _warn(said: str) -> None:  # a function, for a measurer is pickled with it
+    err.warn(said)
 
 
 def _tune(request: Moe, team: Team | None) -> None:

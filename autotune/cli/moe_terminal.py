@@ -19,12 +19,12 @@ from rich.progress import (
 
 from autotune.cli.consoles import err, out
 from autotune.cli.result import show_files, show_page
-from autotune.cli.try_it import try_it
+from autotune.cli.try_it import serve_line
 from autotune.kernels import estimate
 from autotune.kernels.job import Result
 from autotune.kernels.moe.variants import Scheme
 from autotune.kernels.plan import Plan
-from autotune.machine.environment import others_on
+from autotune.machine.environment import container, others_on, outside
 from autotune.report.page import Page
 from autotune.tune import Progress as Step
 from autotune.util.words import counted
@@ -98,4 +98,6 @@ def show_result(result: Result, page: Page, files: list[Path]) -> None:
         f"{'' if result.measured is not None else compiled}{result.seconds:.0f} s"
     )
     show_files(files)
-    typer.echo(try_it(files[-1].parent, result.plan.serve_flags))
+    flags = result.plan.serve_flags  # what the file needs to be read
+    line = serve_line(files[-1].parent, outside(), container(), flags)
+    typer.echo(f"Try it:  {line}")

@@ -32,6 +32,6 @@ def serve(request: Serve) -> None:
         typer.echo(f"{place.url}   (Ctrl-C ends it)")
         typer.echo(f"log in with the token in {place.token_file}")
         for text in place.warnings:
-            err.print(f"[yellow]Warning: {text}[/yellow]", soft_wrap=True)
+            err.warn(f"Warning: {text}")
 
     run(request, said)

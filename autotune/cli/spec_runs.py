@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.markup import escape
-
 from autotune.cli import spec_terminal as terminal
 from autotune.cli.cluster import on_cluster, waiting
 from autotune.cli.common import check_study, print_json, warn_setup_changed
@@ -149,7 +147,7 @@ def on_nodes(request: Spec) -> Iterator[Looked | None]:
         with waiting("--ray: asking every node what it has"):
             nodes = look_at_nodes([*request.target, *request.drafter], program)
         for said in nodes.left_out:
-            err.print(f"[yellow]--ray: left out: {escape(said)}[/yellow]", soft_wrap=True)
+            err.warn(f"--ray: left out: {said}")
         yield nodes
 
 
@@ -157,11 +155,7 @@ def _measurer(plan: Plan, logs: Path) -> Measurer:
     local = local_measurer(plan, logs)
     if plan.nodes is None:
         return local
-
-    def lost(said: str) -> None:
-        err.print(f"[yellow]{escape(said)}[/yellow]", soft_wrap=True)
-
-    return cluster_measurer(plan, plan.nodes, local, logs, lost)
+    return cluster_measurer(plan, plan.nodes, local, logs, err.warn)
 
 
 def _only_said(request: Spec, plan: Plan) -> None:

@@ -149,7 +149,7 @@ def show_existing_plan(plan: ExistingPlan) -> None:
         soft_wrap=True,
     )
     for text in existing_warnings(plan):
-        err.print(f"[yellow]Warning: {escape(text)}[/yellow]", soft_wrap=True)
+        err.warn(f"Warning: {text}")
 
 
 def show_existing(result: ExistingResult, page: Page, files: Sequence[Path]) -> None:

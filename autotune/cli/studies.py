@@ -93,7 +93,7 @@ def _write_trials(request: Show, path: Path) -> None:
     from autotune.store.frames import check_frame_file, frame_file, trials_frame  # noqa: PLC0415
     from autotune.store.store import Store  # noqa: PLC0415
 
-    check_frame_file(path, "--to")
+    check_frame_file(path)
     check_parent(path, "--to")
     with Store.open(request.db, create=False) as store:
         frame = trials_frame(store, request.study)

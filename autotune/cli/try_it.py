@@ -7,16 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.engine.variables import FOLDER
-from autotune.machine.environment import Outside, container, outside
+from autotune.machine.environment import Outside
 
 _INSIDE = "/moe"
 _MORE = "…"
 """For the model and its flags."""
-
-
-def try_it(folder: Path, flags: Sequence[str] = ()) -> str:
-    """Return the line that ends ``autotune moe``; ``flags`` are what the file needs to be read."""
-    return f"Try it:  {serve_line(folder, outside(), container(), flags)}"
 
 
 def serve_line(

@@ -176,7 +176,6 @@ class RayCrew:
         Raises:
             MissingEnvironmentError: not one of them can be had.
         """
-        self._gpu = gpu
         self._actors: dict[str, Any] = {}
         self._seats: dict[str, Seat] = {}
         self._load: dict[str, int] = {}
@@ -359,12 +358,11 @@ def _lane(setting: Setting) -> str:
     return "compare" if setting.name == "compare" else "search"
 
 
-def ask_nodes(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+def ask_nodes(function: Callable[[], Any]) -> dict[str, Any]:
     """Ask every living node; by its id what it says, or in words why it says nothing.
 
     Args:
         function: importable by name there.
-        args: its arguments.
     """
     asked = {
         node["NodeID"]: ray.remote(function)
@@ -373,7 +371,7 @@ def ask_nodes(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         )
-        .remote(*args)
+        .remote()
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -149,6 +150,20 @@ def _keep_others_out() -> None:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
 
 
+def _place(address: str) -> tuple[str, int]:
+    """The host and the port of HOST:PORT.
+
+    Raises:
+        MissingEnvironmentError: it is of another form.
+    """
+    found = re.fullmatch(r"([^/]+):(\d+)", address)
+    if found is None:
+        raise MissingEnvironmentError(
+            f"--ray {address}: expected local, auto or HOST:PORT, such as 192.168.0.10:6379"
+        )
+    return found[1].strip("[]"), int(found[2])
+
+
 class Head:
     """The head of the cluster that we are connected to, which may go away.
 
@@ -157,9 +172,7 @@ class Head:
 
     def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
         """Take its address, HOST:PORT, and a clock in seconds."""
-        host, _, port = address.rpartition(":")
-        self._place = host.strip("[]"), int(port)
-        self._clock = clock
+        self._place, self._clock = _place(address), clock
         self._heard = self._asked = clock()
 
     def check(self) -> None:
@@ -194,13 +207,9 @@ def _check_answers(address: str) -> None:
     Raises:
         MissingEnvironmentError: none does, or it is no HOST:PORT.
     """
-    host, _, port = address.rpartition(":")
-    if "/" in address or not host or not port.isdecimal():
-        raise MissingEnvironmentError(
-            f"--ray {address}: expected local, auto or HOST:PORT, such as 192.168.0.10:6379"
-        )
+    place = _place(address)
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S) as there:
+        with socket.create_connection(place, _ANSWER_S) as there:
             if exported("RAY_USE_TLS") == "1":
                 return
             there.sendall(_HELLO)

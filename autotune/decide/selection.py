@@ -40,14 +40,14 @@ def select(
             f"{workload.label}: no candidate works ({', '.join(reasons) or 'none was tried'})"
         )
     if incumbent is None:
-        return Selection(workload.key, best, None, None, kept_incumbent=False)
+        return Selection(best, None, None, kept_incumbent=False)
     limit = _value(incumbent) * (1 - min_gain)
     beaten = _value(best) <= limit and _value(best) < _value(incumbent)
     # The default searched again and a little faster by chance has gained nothing over itself.
     if not beaten or best.candidate == incumbent.candidate:
-        return Selection(workload.key, incumbent, incumbent, 1.0, kept_incumbent=True)
+        return Selection(incumbent, incumbent, 1.0, kept_incumbent=True)
     speedup = _value(incumbent) / _value(best)
-    return Selection(workload.key, best, incumbent, speedup, kept_incumbent=False)
+    return Selection(best, incumbent, speedup, kept_incumbent=False)
 
 
 def select_confirmed(
@@ -83,8 +83,7 @@ def select_confirmed(
         and ratio.value * (1 - min_gain) >= 1
     ]
     if not gaining:
-        return Selection(workload.key, incumbent, incumbent, 1.0, kept_incumbent=True)
+        return Selection(incumbent, incumbent, 1.0, kept_incumbent=True)
     best = max(gaining, key=lambda t: (ratios[t.candidate].value, t.candidate.key))
     ratio = ratios[best.candidate]
-    interval = (ratio.low, ratio.high)
-    return Selection(workload.key, best, incumbent, ratio.value, False, interval)
+    return Selection(best, incumbent, ratio.value, False, (ratio.low, ratio.high))

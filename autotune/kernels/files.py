@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -151,7 +150,7 @@ def _experts(group: ExpertLayers, config: Config, service: Service, ref: str) ->
         backend=backend.name,
         reads=backend.reads and name is not None,
         why=backend.why,
-        command=_command(group, service, ref) if servable else None,
+        command=group.command(service.device, ref, service.tp, service.ep) if servable else None,
     )
 
 
@@ -161,14 +160,6 @@ def _moe_name(group: ExpertLayers, shape: MoeShape, device: Device) -> str | Non
     if own in {"int8_w8a16", "int4_w4a16"}:
         return replace(shape, dtype=own).config_file_name(device.vllm_name)
     return shape.config_file_name(device.vllm_name) if own in VARIANTS else None
-
-
-def _command(group: ExpertLayers, service: Service, ref: str) -> str:
-    parts = ["autotune", "moe", "--device", service.device.name, "--model", ref]
-    parts += ["--layer", group.flag]
-    for flag, size in (("--tp", service.tp), ("--ep", service.ep)):
-        parts += [flag, str(size)] if size != 1 else []
-    return shlex.join(parts)
 
 
 def _moe(config: Config, service: Service, ref: str) -> Iterator[TunedFile]:

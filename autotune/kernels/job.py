@@ -363,13 +363,8 @@ def _baselines(
 ) -> dict[int, Trial]:
     """VLLM's default at every M."""
     jobs = [Job(defaults[m], MoeWorkload(plan.shape, m)) for m in plan.batch_sizes]
-    baselines = {}
-    for m, progress in zip(
-        plan.batch_sizes, measure_all(jobs, Phase.BASELINE, measurer, log), strict=True
-    ):
-        baselines[m] = progress.trial
-        on_progress(progress)
-    return baselines
+    trials = measure_all(jobs, Phase.BASELINE, measurer, log, on_progress)
+    return dict(zip(plan.batch_sizes, trials, strict=True))
 
 
 def _searches(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -109,14 +109,19 @@ def origin_of(candidate: Candidate, default: Candidate | None, trials: Sequence[
     return next((text for text in said if text), SEARCH)
 
 
+def trials_by_workload(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
+    """Return trials in their order, by the keys of their workloads."""
+    found: dict[str, list[Trial]] = {}
+    for trial in trials:
+        found.setdefault(trial.workload_key, []).append(trial)
+    return found
+
+
 def origins_of(
     shape: MoeShape, selections: Mapping[int, Selection], trials: Sequence[Trial]
 ) -> dict[int, str]:
     """Return :func:`origin_of` by batch size, for the rows of a file."""
-    by_workload: dict[str, list[Trial]] = {}
-    for trial in trials:
-        by_workload.setdefault(trial.workload_key, []).append(trial)
-    found = {}
+    by_workload, found = trials_by_workload(trials), {}
     for m, selection in selections.items():
         default = selection.incumbent.candidate if selection.incumbent else None
         own = by_workload.get(MoeWorkload(shape, m).key, [])

@@ -14,10 +14,11 @@ from autotune.kernels.config_file import look_up
 from autotune.kernels.decide.confirm import comparisons, deciding, loses, midpoints
 from autotune.kernels.moe.shape import MoeShape, MoeWorkload
 from autotune.kernels.predict.choose import select_predicted
-from autotune.kernels.propose import origin_of
+from autotune.kernels.propose import origin_of, trials_by_workload
 from autotune.kind import MOE
 from autotune.machine.devices import Device, get_device
-from autotune.store.records import EnvironmentRecord, RunRecord, SearchRecord, StudyDetail
+from autotune.report.parts import used
+from autotune.store.records import SearchRecord, StudyDetail
 from autotune.store.store import Store
 
 
@@ -202,7 +203,7 @@ def _tuned(
         unconfirmed=found.unconfirmed,
         gaps=found.gaps,
         setup=record.setup,
-        environments=_environments(own, detail.environments),
+        environments=tuple(used(own, detail.environments)),
         commands=tuple(dict.fromkeys(run.command for run in own)),
         trials=len(trials),
         gpus=_gpus(trials),
@@ -215,13 +216,6 @@ def _gpus(trials: Iterable[Trial]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(uuid for uuid in found if uuid and not uuid.isdecimal()))
 
 
-def _environments(
-    runs: Sequence[RunRecord], known: Sequence[EnvironmentRecord]
-) -> tuple[dict[str, Any], ...]:
-    details = {record.id: record.details for record in known}
-    return tuple(details[n] for n in dict.fromkeys(run.environment_id for run in runs))
-
-
 @dataclass(frozen=True)
 class _Chosen:
     rows: dict[int, Row]
@@ -232,9 +226,7 @@ class _Chosen:
 def _chosen(
     shape: MoeShape, trials: Sequence[Trial], store: Store, record: SearchRecord, min_gain: float
 ) -> _Chosen:
-    by_workload: dict[str, list[Trial]] = {}
-    for trial in trials:
-        by_workload.setdefault(trial.workload_key, []).append(trial)
+    by_workload = trials_by_workload(trials)
     own = {w.spec["m"]: by_workload.get(w.key, []) for w in store.workloads(record)}
     searched = {m: found for m, found in own.items() if _ok(found, Phase.SEARCH)}
     rows: dict[int, Row] = {}
@@ -331,7 +323,7 @@ def _between(
             ratio = paired_ratio(default.measurement.samples, file.measurement.samples)
         gaps.append(Gap(m, key, ratio))
         if loses(ratio):
-            kept = Selection(default.workload_key, default, default, 1.0, kept_incumbent=True)
+            kept = Selection(default, default, 1.0, kept_incumbent=True)
             row = _row(m, kept, default, None, ratio)
             pinned[m] = Row(**{**vars(row), "added": True})
     return tuple(gaps), pinned

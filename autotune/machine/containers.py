@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from autotune.core import MissingEnvironmentError
 from autotune.util import edge
+from autotune.util.programs import require_program, run_quietly
 
 DOCKER, PODMAN = "docker", "podman"
 ENGINES = (DOCKER, PODMAN)
@@ -111,8 +112,7 @@ def require(program: str) -> None:
     Raises:
         MissingEnvironmentError: it, or its daemon, is not there.
     """
-    if shutil.which(program) is None:
-        raise MissingEnvironmentError(f"{program}: no such program; is it installed and in PATH?")
+    require_program(program)
     _asked([program, "version", "--format", "{{.Server.Version}}"], f"{program} does not work here")
 
 
@@ -168,24 +168,6 @@ def _pull(engine: Engine, name: str) -> None:
         raise MissingEnvironmentError(
             f"--image {name}: is not here, and `{shlex.join(command)}` fails; is the name right?"
         )
-
-
-def run_quietly(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run a command that asks nothing, and keep what it says.
-
-    Raises:
-        OSError: it cannot be started.
-        subprocess.TimeoutExpired: it has not ended after so many seconds.
-    """
-    return subprocess.run(  # noqa: S603
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=timeout_s,
-        check=False,
-    )
 
 
 def _asked(command: Sequence[str], otherwise: str) -> str:

@@ -24,6 +24,7 @@ from pydantic import (
 
 from autotune.core import BadInputError, MissingEnvironmentError
 from autotune.machine.driver import ATTRIBUTES, driver_facts
+from autotune.util.programs import run_quietly
 from autotune.util.resources import data_root
 from autotune.util.yamlfile import load_yaml
 
@@ -145,15 +146,18 @@ def nvidia_smi(*fields: str) -> list[list[str]]:
 
     None when it is absent, fails or hangs.
     """
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    lines = lines_of_nvidia_smi("gpu", fields, "csv,noheader,nounits")
+    return [row for row in csv.reader(lines, skipinitialspace=True) if len(row) == len(fields)]
+
+
+def lines_of_nvidia_smi(what: str, fields: Sequence[str], form: str) -> list[str]:
+    """Return what ``nvidia-smi --query-WHAT`` says; nothing where it is absent, fails or hangs."""
     try:
-        shown = subprocess.run(  # noqa: S603 - fixed arguments
-            command, capture_output=True, text=True, errors="replace", timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
+        command = ["nvidia-smi", f"--query-{what}={','.join(fields)}", f"--format={form}"]
+        ran = run_quietly(command, 20)
+    except (OSError, subprocess.TimeoutExpired):
         return []
-    rows = csv.reader(shown.stdout.splitlines(), skipinitialspace=True)
-    return [row for row in rows if len(row) == len(fields)]
+    return ran.stdout.splitlines() if ran.returncode == 0 else []
 
 
 def detect_gpus() -> list[GpuInfo]:

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune import __version__
-from autotune.machine.devices import GpuInfo, detect_gpus, nvidia_smi
+from autotune.machine.devices import GpuInfo, detect_gpus, lines_of_nvidia_smi, nvidia_smi
 
 BUSY_PERCENT = 5
 """Utilisation above which a GPU is not at rest; a desktop alone takes less."""
@@ -179,15 +178,9 @@ def memory_of_processes() -> dict[int, int]:
 
 def _compute_processes(*fields: str) -> list[list[str]]:
     """The fields of every process that computes; none where nvidia-smi is absent or fails."""
-    command = ["nvidia-smi", f"--query-compute-apps={','.join(fields)}", "--format=csv,noheader"]
-    try:
-        shown = subprocess.run(  # noqa: S603 - fixed arguments
-            command, capture_output=True, text=True, errors="replace", timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
     most = len(fields) - 1  # the last may hold commas
-    rows = [line.split(", ", most) for line in shown.stdout.splitlines()]
+    lines = lines_of_nvidia_smi("compute-apps", fields, "csv,noheader")
+    rows = [line.split(", ", most) for line in lines]
     return [row for row in rows if len(row) == len(fields)]
 
 

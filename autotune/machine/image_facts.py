@@ -15,9 +15,10 @@ from packaging.version import InvalidVersion, Version
 from pydantic import TypeAdapter
 
 from autotune.core import MissingEnvironmentError
-from autotune.machine.containers import LABEL, Engine, Image, run_quietly
+from autotune.machine.containers import LABEL, Engine, Image
 from autotune.util import edge
 from autotune.util.finding import Finding, refuse
+from autotune.util.programs import run_quietly
 
 TAKE = "vllm/vllm-openai:v0.33.0"
 """The image to take: vLLM 0.33, torch 2.14, Triton 3.8, CUDA 13; for x86-64 and arm64."""

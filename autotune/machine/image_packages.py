@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.core import MissingEnvironmentError, digest
-from autotune.machine.containers import LABEL, Engine, Image, remove_container, run_quietly
+from autotune.machine.containers import LABEL, Engine, Image, remove_container
 from autotune.machine.environment import exported
 from autotune.machine.image_facts import ImageFacts
+from autotune.util.programs import run_quietly
 
 _INSIDE = "/autotune/packages"
 _INSTALL_S = 1800.0

@@ -95,7 +95,7 @@ class Landscape(HoldsNothing):
         """
         self.table = table
         self.about = dict(about or {})
-        self._basis = basis
+        self.basis = basis
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -131,11 +131,6 @@ class Landscape(HoldsNothing):
                 raise BadInputError(f"{path}: {label}: {error}") from None
             table[label, candidate] = measurement
         return cls(table, basis, _beside(path))
-
-    @property
-    def basis(self) -> Basis:
-        """What the recorded values are."""
-        return self._basis
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
         """Yield the recorded measurements, in order.

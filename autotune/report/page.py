@@ -13,10 +13,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``warning`` sets it apart."""
+    """A paragraph."""
 
     text: str
-    warning: bool = False
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def to_markdown(page: Page) -> str:
 def _block(block: Block) -> list[str]:
     if isinstance(block, Text):
         said = escape(block.text)
-        return [f"> **Warning:** {said}" if block.warning else said, ""]
+        return [said, ""]
     if isinstance(block, Code):
         return [*map(code_line, block.text.splitlines()), ""]
     if isinstance(block, Table):

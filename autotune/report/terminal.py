@@ -47,7 +47,7 @@ def _section(section: Section, width: int) -> Iterator[RenderableType]:
 
 def _block(block: Block, width: int) -> Iterator[RenderableType]:
     if isinstance(block, Text):
-        yield _Line(block.text, "yellow" if block.warning else "")
+        yield _Line(block.text)
     elif isinstance(block, Code):
         yield _Line(block.text, copied=True)
     elif isinstance(block, Table):

@@ -44,10 +44,10 @@ from autotune.serving.memory.search import search_utilization
 from autotune.serving.memory.utilization import Borders
 from autotune.serving.plan import Plan
 from autotune.serving.recipe import GAMMA, without_schedule
-from autotune.serving.retry import TRANSIENT, ResumableLog
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.stored import Apart, load_served
 from autotune.store.records import LostBoot
+from autotune.store.retry import TRANSIENT, ResumableLog
 from autotune.store.store import Store
 from autotune.tune import Limits, OnProgress, Progress, Search, TrialLog, measure_all, search_all
 
@@ -213,9 +213,8 @@ def _soaked(
     if not plan.soak_s:
         return None
     job = Job(chosen, SoakLoad.of(plan.scenario, plan.soak_s))
-    (progress,) = measure_all([job], Phase.CONFIRM, measurer, log)
-    on_progress(progress)
-    return judge_soak(progress.trial)
+    (trial,) = measure_all([job], Phase.CONFIRM, measurer, log, on_progress)
+    return judge_soak(trial)
 
 
 def _boots_of(run: Run[Plan, Measurer], log: ResumableLog) -> Measurer:
@@ -270,9 +269,8 @@ def _tuned(
 
     def boot(candidate: Candidate) -> Trial:
         job = Job(candidate, scenario, rules_of(candidate, scenario, plan.baseline))
-        (progress,) = measure_all([job], Phase.CONFIRM, measurer, log)
-        on_progress(progress)
-        return progress.trial
+        (trial,) = measure_all([job], Phase.CONFIRM, measurer, log, on_progress)
+        return trial
 
     contenders = Contenders(plan, trials, baseline, boot, searched.control.spread)
     finalists = contenders.take(plan.finalists)
@@ -283,7 +281,7 @@ def _tuned(
             "or lower --concurrency"
         )
     if not finalists and schedule.candidate is None:
-        kept = Selection(scenario.key, baseline, baseline, 1.0, kept_incumbent=True)
+        kept = Selection(baseline, baseline, 1.0, kept_incumbent=True)
         return _Found(searched, contenders, None, kept, schedule)
     contest = Contest(
         scenario,
@@ -355,11 +353,7 @@ def _control(
     """Boot the baseline on every place of a cluster, on all of them at once."""
 
     def trials_of(jobs: Sequence[Job]) -> list[Trial]:
-        found = list[Trial]()
-        for progress in measure_all(jobs, Phase.BASELINE, measurer, log):
-            on_progress(progress)
-            found.append(progress.trial)
-        return found
+        return measure_all(jobs, Phase.BASELINE, measurer, log, on_progress)
 
     names = [place.name for place in places.places] if places is not None else []
     return control(names, baseline, scenario, trials_of)
@@ -377,11 +371,7 @@ def _column(plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProgre
     def phase_of(job: Job) -> Phase:
         return Phase.BASELINE if job.candidate == home else Phase.SEARCH
 
-    found = list[Trial]()
-    for progress in measure_all(jobs, phase_of, measurer, log):
-        on_progress(progress)
-        found.append(progress.trial)
-    return found
+    return measure_all(jobs, phase_of, measurer, log, on_progress)
 
 
 def _schedule(
@@ -408,9 +398,8 @@ def _baseline(plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProg
     """
     rules = rules_of(plan.baseline, plan.scenario, plan.baseline)
     job = Job(plan.baseline, plan.scenario, rules)
-    (progress,) = measure_all([job], Phase.BASELINE, measurer, log)
-    on_progress(progress)
-    measurement = progress.trial.measurement
+    (trial,) = measure_all([job], Phase.BASELINE, measurer, log, on_progress)
+    measurement = trial.measurement
     if measurement.outcome is not Outcome.OK:
         if measurement.outcome is Outcome.CONSTRAINT:
             raise BadInputError(
@@ -422,4 +411,4 @@ def _baseline(plan: Plan, measurer: Measurer, log: TrialLog, on_progress: OnProg
             f"the server without speculation does not work: {measurement.message} "
             f"({measurement.outcome.value}, log {measurement.details.get('log')}){again}"
         )
-    return progress.trial
+    return trial

@@ -40,7 +40,7 @@ from autotune.serving.request import SpecRequest
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.capture import CAPTURED, FIX_GRAPHS
 from autotune.serving.server.launchers import DockerLauncher, LocalLauncher
-from autotune.serving.server.launching import devices_of, looked_up, make_launcher, make_mounts
+from autotune.serving.server.launching import devices_of, looked_up, make_mounts
 from autotune.serving.server.moe_config import digest_of, parse_moe_config
 from autotune.serving.server.mounts import Mount, mounts_of
 from autotune.serving.server.secret_flags import environment_of, token_to_environment
@@ -250,14 +250,11 @@ def _memory(request: SpecRequest, recipe: Recipe) -> MemoryReading:
 
 def _launcher(request: SpecRequest, mounts: tuple[Mount, ...]) -> Launcher:
     options = [w for text in request.docker_arg for w in parse.parse_words(text, "--docker-arg")]
-    return make_launcher(
-        request.launcher,
-        program=() if request.vllm is None else parse.parse_words(request.vllm, "--vllm"),
-        image=request.image,
-        mounts=mounts,
-        options=options,
-        gpus=request.gpus,
-    )
+    program = () if request.vllm is None else parse.parse_words(request.vllm, "--vllm")
+    if request.launcher in ENGINES and request.image is not None:
+        gpus = "" if request.gpus == "none" else request.gpus
+        return DockerLauncher(request.image, mounts, tuple(options), gpus)
+    return LocalLauncher(tuple(program))
 
 
 def scenario_of(

@@ -245,7 +245,7 @@ class Plan:
 
         Not the space: a wider one goes on from what a narrower one measured.
         """
-        launcher, nodes = self.launcher, self.nodes
+        launcher, nodes, here = self.launcher, self.nodes, environment()
         version = launcher.version() if isinstance(launcher, LocalLauncher) else None
         version = version if nodes is None else nodes.nodes[0].vllm
         if isinstance(launcher, DockerLauncher):
@@ -255,13 +255,9 @@ class Plan:
             "recipe": {"name": self.recipe.method} | self.recipe.as_json(),
             **self.launcher.as_json(),
             "vllm": version,
-            "gpus": _gpu_names() if nodes is None else list(nodes.gpus),
-            "cpus": environment()["cpus"] if nodes is None else nodes.nodes[0].cpus,
+            "gpus": [gpu["name"] for gpu in here["gpus"]] if nodes is None else list(nodes.gpus),
+            "cpus": here["cpus"] if nodes is None else nodes.nodes[0].cpus,
         }
-
-
-def _gpu_names() -> list[str]:
-    return [gpu["name"] for gpu in environment()["gpus"]]
 
 
 def memory_findings(

@@ -115,7 +115,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def check_frame_file(path: Path, flag: str) -> None:
+def check_frame_file(path: Path) -> None:
     """Refuse a file that :func:`frame_file` cannot make.
 
     Raises:
@@ -124,22 +124,22 @@ def check_frame_file(path: Path, flag: str) -> None:
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise BadInputError(f"{flag} {path}: name a file that ends in {' or '.join(SUFFIXES)}")
+        raise BadInputError(f"--to {path}: name a file that ends in {' or '.join(SUFFIXES)}")
     if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise MissingEnvironmentError(
-            f"{flag} {path}: Parquet needs pyarrow; install it with: pip install "
+            f"--to {path}: Parquet needs pyarrow; install it with: pip install "
             "'autotune[parquet]', or name a .csv file"
         )
 
 
-def frame_file(frame: pd.DataFrame, path: Path, flag: str = "--to") -> bytes:
+def frame_file(frame: pd.DataFrame, path: Path) -> bytes:
     """Return what a file of the table holds, in the format that the end of ``path`` names.
 
     Raises:
         BadInputError: the name ends in neither ``.csv`` nor ``.parquet``.
         MissingEnvironmentError: Parquet, and pyarrow is not installed.
     """
-    check_frame_file(path, flag)
+    check_frame_file(path)
     if path.suffix.lower() == ".parquet":
         buffer = io.BytesIO()
         frame.to_parquet(buffer, engine="pyarrow", index=False)

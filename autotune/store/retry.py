@@ -6,12 +6,10 @@ stand until another try is asked for, because an attempt can cost minutes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from autotune.core import Candidate, Outcome, Phase, Trial, Workload
+from autotune.core import Outcome, Phase, Trial, Workload
 
 if TYPE_CHECKING:
     from autotune.store.run_log import StoredLog
@@ -48,6 +46,7 @@ class ResumableLog:
         self._log, self._retry, self._always = log, retry_failed, always
         self._own: set[tuple[str, Phase, int]] = set()
         self._next: dict[tuple[str, Phase], int] = {}
+        self.load_parts, self.append_part, self.boot = log.load_parts, log.append_part, log.boot
 
     def load(self, workload: Workload, phase: Phase) -> list[Trial]:
         """The latest trial of every candidate, by sequence."""
@@ -67,26 +66,14 @@ class ResumableLog:
         self._log.append(workload, replace(trial, sequence=number))
         self._next[place] = number + 1
 
-    def load_parts(self, workload: Workload, candidate: Candidate) -> dict[str, dict[str, Any]]:
-        """What a run that was cut off had finished of a measurement, by name."""
-        return self._log.load_parts(workload, candidate)
-
-    def append_part(
-        self, workload: Workload, candidate: Candidate, name: str, value: Mapping[str, Any]
-    ) -> None:
-        """Store a finished part of a measurement under way."""
-        self._log.append_part(workload, candidate, name, value)
-
-    def boot(self, workload: Workload, candidate: Candidate) -> AbstractContextManager[None]:
-        """Store that a server is about to be started, and after the block that it ended."""
-        return self._log.boot(workload, candidate)
-
-    def failed(self, trial: Trial) -> bool:
-        """Whether another try may change it."""
-        return trial.measurement.outcome in TRANSIENT
-
     def _hidden(self, trial: Trial) -> bool:
         ours = (trial.workload_key, trial.phase, trial.sequence) in self._own
         safe = trial.measurement.outcome is not Outcome.HOST_MEMORY
         wanted = self._retry or (trial.phase in self._always and safe)
-        return wanted and not ours and self.failed(trial)
+        return wanted and not ours and is_transient(trial)
+
+
+def is_transient(trial: Trial) -> bool:
+    """Whether another try may change it; that its tasks could not be evaluated, too."""
+    tasks = trial.measurement.details.get("tasks", {})
+    return trial.measurement.outcome in TRANSIENT or bool(tasks.get("error"))

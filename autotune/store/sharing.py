@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from autotune import __version__
@@ -219,11 +221,4 @@ def _add(
 
 def _batches(trials: Sequence[BundledTrial]) -> list[list[BundledTrial]]:
     """Trials in their order, those of one workload and time together."""
-    batches: list[list[BundledTrial]] = []
-    for trial in trials:
-        last = batches[-1][-1] if batches else None
-        if last and (last.workload, last.created_at) == (trial.workload, trial.created_at):
-            batches[-1].append(trial)
-        else:
-            batches.append([trial])
-    return batches
+    return [list(batch) for _, batch in groupby(trials, attrgetter("workload", "created_at"))]

@@ -4,6 +4,8 @@ Enums are stored as their text, JSON as text, times as naive UTC. A change here 
 `alembic revision -m "what changes" --autogenerate`.
 """
 
+# ruff: noqa: ARG002 - SQLAlchemy names the dialect, and there is one
+
 from __future__ import annotations
 
 from datetime import UTC, datetime
@@ -33,19 +35,11 @@ class UtcDateTime(TypeDecorator[datetime]):
     impl = DateTime
     cache_ok = True
 
-    def process_bind_param(
-        self,
-        value: datetime | None,
-        dialect: Dialect,  # noqa: ARG002
-    ) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Aware to naive UTC."""
         return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
 
-    def process_result_value(
-        self,
-        value: datetime | None,
-        dialect: Dialect,  # noqa: ARG002
-    ) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Naive UTC to aware."""
         return None if value is None else value.replace(tzinfo=UTC)
 
@@ -56,19 +50,11 @@ class PlainText(TypeDecorator[str]):
     impl = String
     cache_ok = True
 
-    def process_bind_param(
-        self,
-        value: str | None,
-        dialect: Dialect,  # noqa: ARG002
-    ) -> str | None:
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         """Masked."""
         return None if value is None else mask(value)
 
-    def process_result_value(
-        self,
-        value: str | None,
-        dialect: Dialect,  # noqa: ARG002
-    ) -> str | None:
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
         """Text, whatever SQLite holds: a column of it takes any type."""
         if value is not None and not isinstance(value, str):
             raise ValueError(f"{type(value).__name__} where a text is expected")
@@ -82,19 +68,11 @@ class PlainJson(TypeDecorator[Any]):
     cache_ok = True
     _kind: type = dict
 
-    def process_bind_param(
-        self,
-        value: Any,
-        dialect: Dialect,  # noqa: ARG002
-    ) -> Any:
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         """Masked."""
         return masked(value)
 
-    def process_result_value(
-        self,
-        value: Any,
-        dialect: Dialect,  # noqa: ARG002
-    ) -> Any:
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         """An object."""
         if value is not None and not isinstance(value, self._kind):
             found = type(value).__name__

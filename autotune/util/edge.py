@@ -208,7 +208,7 @@ def _decoder(twice: set[str] | None, *, lost: bool) -> json.JSONDecoder:
 
 def _made(hook: _Hook | None = None, *, lost: bool) -> json.JSONDecoder:
     return json.JSONDecoder(
-        parse_constant=_lose if lost else _refuse,
+        parse_constant=(lambda _: None) if lost else _refuse,
         parse_int=_whole_number,
         parse_float=_finite,
         object_pairs_hook=hook,
@@ -291,10 +291,6 @@ def _object(pairs: Sequence[tuple[str, Any]], twice: set[str]) -> dict[str, Any]
         for name, _ in pairs:
             (twice if name in seen else seen).add(name)
     return found
-
-
-def _lose(_: str) -> None:
-    return None
 
 
 def _refuse(name: str) -> NoReturn:

@@ -6,6 +6,7 @@ import base64
 import hmac
 import html
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
@@ -297,15 +298,16 @@ def split(text: str) -> list[tuple[str, bool]]:
     return [(piece, known) for piece, known in [*pieces, (text[done:], False)] if piece]
 
 
-def resolve(text: str, environment: Mapping[str, str]) -> str:
+def resolve(text: str) -> str:
     """The text with secrets in place of their references, for the process that needs them.
+
+    One that :func:`keep` has not made names a variable of this process.
 
     Args:
         text: such as ``${HF_TOKEN}``, or JSON that holds it.
-        environment: where a reference is looked up that :func:`keep` has not made.
 
     Raises:
-        MissingEnvironmentError: it is not there either.
+        MissingEnvironmentError: that is not set.
     """
     pieces = []
     for piece, is_known in split(text):
@@ -313,7 +315,7 @@ def resolve(text: str, environment: Mapping[str, str]) -> str:
             pieces.append(piece)
             continue
         name = piece[2:-1]
-        found = _kept[name].reveal() if name in _kept else environment.get(name)
+        found = _kept[name].reveal() if name in _kept else os.environ.get(name)
         if found is None:
             raise MissingEnvironmentError(f"{piece} is not set; export {name} and try again")
         remember([found])

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from autotune.cli.machine import device_asked_for
+from autotune.cli.machine import device_asked_for, known_devices
 from autotune.core import BadInputError
 from autotune.kind import get as get_kind
-from autotune.machine.devices import detect_gpus, load_devices
 from autotune.machine.environment import visible_gpus
 from autotune.report.beside import beside
 from autotune.report.page import Page
 from autotune.store.foreign import reading_back
-from autotune.store.records import JobRecord, JobState
+from autotune.store.records import JobRecord, JobState, StudyDetail
 from autotune.util import secret
 from autotune.web import stream
 from autotune.web.document import BODY, ERRORS, operation_id
@@ -29,7 +28,6 @@ from autotune.web.service import Service
 
 PREFIX = "/api/v1"
 MOST = 2**53
-T = TypeVar("T")
 _EMPTY = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
 SANDBOX = {"Content-Security-Policy": "sandbox allow-scripts allow-downloads"}
 _TEXT_TYPES = {".json", ".md", ".txt", ".log", ".jsonl", ".sh", ".yaml", ".csv"}
@@ -46,10 +44,6 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def _done(call: Callable[..., T], *args: Any) -> T:
-    return await run_in_threadpool(call, *args)
-
-
 def _checked(job_id: int) -> int:
     if not 0 < job_id < MOST:
         raise ProblemError(404, f"no job {job_id}")
@@ -63,7 +57,7 @@ def _job_routes(routes: APIRouter, service: Service) -> None:
     ) -> JSONResponse:
         body = service.read_body(await request.body())
         job = await service.submit(body, idempotency_key)
-        shown = await _done(service.shown, job)
+        shown = await run_in_threadpool(service.shown, job)
         return JSONResponse(shown, 202, {"Location": f"{PREFIX}/jobs/{job.id}"})
 
     @routes.post("/jobs:validate", openapi_extra=BODY, summary="Say the plan, start nothing")
@@ -72,18 +66,17 @@ def _job_routes(routes: APIRouter, service: Service) -> None:
         return JSONResponse(await service.validate(body))
 
     @routes.get("/jobs", summary="List jobs, the newest first")
-    async def jobs(
+    def jobs(
         state: Annotated[list[JobState] | None, Query()] = None,
         kind: Annotated[list[str] | None, Query()] = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Annotated[str | None, Query(description="`next` of the page before.")] = None,
     ) -> JSONResponse:
-        return JSONResponse(await _done(page_of_jobs, service, state, kind, limit, cursor))
+        return JSONResponse(page_of_jobs(service, state, kind, limit, cursor))
 
     @routes.get("/jobs/{job_id}", summary="A job")
-    async def job(job_id: int) -> JSONResponse:
-        found = await _done(service.get, _checked(job_id))
-        return JSONResponse(await _done(service.shown, found))
+    def job(job_id: int) -> JSONResponse:
+        return JSONResponse(service.shown(service.get(_checked(job_id))))
 
 
 def page_of_jobs(
@@ -110,24 +103,23 @@ def page_of_jobs(
 
 
 def _job_actions(routes: APIRouter, service: Service) -> None:
-    async def act(action: Callable[[int], JobRecord], job_id: int) -> JSONResponse:
-        job = await _done(action, _checked(job_id))
-        return JSONResponse(await _done(service.shown, job), 202)
+    def act(action: Callable[[int], JobRecord], job_id: int) -> JSONResponse:
+        return JSONResponse(service.shown(action(_checked(job_id))), 202)
 
     @routes.post("/jobs/{job_id}:cancel", status_code=202, openapi_extra=_EMPTY)
-    async def cancel(job_id: int) -> JSONResponse:
+    def cancel(job_id: int) -> JSONResponse:
         """Stop a job as Ctrl-C does; what was measured is saved."""
-        return await act(service.cancel, job_id)
+        return act(service.cancel, job_id)
 
     @routes.post("/jobs/{job_id}:retry", status_code=202, openapi_extra=_EMPTY)
-    async def retry(job_id: int) -> JSONResponse:
+    def retry(job_id: int) -> JSONResponse:
         """Queue a job that has ended once more; it goes on from what is stored."""
-        return await act(service.retry, job_id)
+        return act(service.retry, job_id)
 
     @routes.delete("/jobs/{job_id}", status_code=204)
-    async def remove(job_id: int) -> Response:
+    def remove(job_id: int) -> Response:
         """Forget a job that has ended, with its log; its study and files stay."""
-        await _done(service.remove, _checked(job_id))
+        service.remove(_checked(job_id))
         return Response(status_code=204)
 
 
@@ -139,13 +131,13 @@ def _welcome(request: Request) -> Callable[[], bool]:
 
 def _file_routes(routes: APIRouter, service: Service) -> None:
     @routes.get("/jobs/{job_id}/events", summary="Follow a job (server-sent events)")
-    async def events(
+    def events(
         request: Request,
         job_id: int,
         last_event_id: Annotated[str | None, Header()] = None,
         tail: Annotated[int | None, Query(ge=0, le=MOST)] = None,
     ) -> Response:
-        await _done(service.get, _checked(job_id))
+        service.get(_checked(job_id))
         offset = last_event_id or "0"
         is_ours = offset.isascii() and offset.isdecimal() and len(offset) < 16
         start = int(offset) if is_ours else 0
@@ -153,32 +145,30 @@ def _file_routes(routes: APIRouter, service: Service) -> None:
         return stream.response(service, lines, "text/event-stream")
 
     @routes.get("/jobs/{job_id}/log", summary="What the command says")
-    async def log(
+    def log(
         request: Request,
         job_id: int,
         offset: Annotated[int, Query(ge=0, le=MOST)] = 0,
         follow: bool = False,
     ) -> Response:
-        await _done(service.get, _checked(job_id))
+        service.get(_checked(job_id))
         if follow:
             parts = stream.log(service, job_id, offset, _welcome(request))
             return stream.response(service, parts, "text/plain; charset=utf-8")
         path = JobFolder.of(service.root, job_id).log
-        data = await _done(stream.read_from, path, offset, service.limits.log_chunk)
+        data = stream.read_from(path, offset, service.limits.log_chunk)
         headers = {"X-Next-Offset": str(offset + len(data))}
         return Response(data, 200, headers, "text/plain; charset=utf-8")
 
     @routes.get("/jobs/{job_id}/artifacts", summary="Names of a job's files")
-    async def artifacts(job_id: int) -> JSONResponse:
-        job = await _done(service.get, _checked(job_id))
-        found = await _done(service.artifacts, job)
+    def artifacts(job_id: int) -> JSONResponse:
+        found = service.artifacts(service.get(_checked(job_id)))
         listed = [{"name": name, "bytes": path.stat().st_size} for name, path in found.items()]
         return JSONResponse({"artifacts": listed})
 
     @routes.get("/jobs/{job_id}/artifacts/{name:path}", summary="A file of a job")
-    async def artifact(job_id: int, name: str) -> Response:
-        job = await _done(service.get, _checked(job_id))
-        path = (await _done(service.artifacts, job)).get(name)
+    def artifact(job_id: int, name: str) -> Response:
+        path = service.artifacts(service.get(_checked(job_id))).get(name)
         if path is None:
             raise ProblemError(404, f"job {job_id} has no file of this name")
         return file_response(path)
@@ -201,14 +191,14 @@ def _study_routes(routes: APIRouter, service: Service) -> None:
     store = service.store
 
     @routes.get("/studies", summary="List studies")
-    async def studies() -> JSONResponse:
-        found = await _done(store.list_studies)
+    def studies() -> JSONResponse:
+        found = store.list_studies()
         return JSONResponse({"studies": [{**s.as_json(), "trials": s.trials} for s in found]})
 
     @routes.get("/studies/{name}", summary="A study: its searches, runs, verdicts")
-    async def study(name: str) -> JSONResponse:
-        detail = await _study(service, name)
-        verdicts = {s.id: await _done(store.verdicts, s) for s in detail.searches}
+    def study(name: str) -> JSONResponse:
+        detail = study_of(service, name)
+        verdicts = {s.id: store.verdicts(s) for s in detail.searches}
         latest = {str(search): found[0] for search, found in verdicts.items() if found}
         return JSONResponse({**detail.as_json(), "trials": detail.trials, "verdicts": latest})
 
@@ -229,17 +219,22 @@ def _study_routes(routes: APIRouter, service: Service) -> None:
         limit: Annotated[int, Query(ge=1, le=1000)] = 500,
         format: Annotated[str, Query(pattern="^(json|csv)$")] = "json",  # noqa: A002
     ) -> Response:
-        await _study(service, name)
+        await run_in_threadpool(study_of, service, name)
         if format == "csv":
             table = await service.plans.run(_csv, service, name)
             return Response(table, media_type="text/csv; charset=utf-8")
-        rows = await _done(store.trial_page, name, after, limit)
+        rows = await run_in_threadpool(store.trial_page, name, after, limit)
         following = rows[-1]["id"] if len(rows) == limit else None
         return JSONResponse(secret.masked({"trials": rows, "next": following}))
 
 
-async def _study(service: Service, name: str) -> Any:
-    found = await _done(service.store.find_study, name)
+def study_of(service: Service, name: str) -> StudyDetail:
+    """Return a study.
+
+    Raises:
+        ProblemError: there is none of this name.
+    """
+    found = service.store.find_study(name)
     if found is None:
         raise ProblemError(404, f"no study {name!r}")
     return found
@@ -251,9 +246,7 @@ def page_of_study(service: Service, name: str) -> Page:
     Raises:
         ProblemError: there is no such study, or nothing in it to show yet.
     """
-    detail = service.store.find_study(name)
-    if detail is None:
-        raise ProblemError(404, f"no study {name!r}")
+    detail = study_of(service, name)
     try:
         with reading_back(service.runner.settings.db, name):
             return get_kind(detail.study.kind).page(service.store, name, out=service.root)
@@ -291,25 +284,16 @@ def _csv(service: Service, name: str) -> bytes:
 
 def _machine_routes(routes: APIRouter, service: Service) -> None:
     @routes.get("/devices", summary="What can be tuned for, and what is here")
-    async def devices() -> JSONResponse:
-        return JSONResponse(await _done(known_devices))
+    def devices() -> JSONResponse:
+        return JSONResponse(known_devices())
 
     @routes.get("/machine", summary="Memory and clocks of this machine, now")
-    async def machine() -> JSONResponse:
-        return JSONResponse(await _done(service.machine))
+    def machine() -> JSONResponse:
+        return JSONResponse(service.machine())
 
     @routes.get("/doctor", summary="How this machine stands, and what to run next")
     async def doctor(device: str | None = None) -> JSONResponse:
         return JSONResponse({"findings": await service.plans.run(diagnosed, device)})
-
-
-def known_devices() -> dict[str, Any]:
-    """Tell as ``autotune devices --json`` does."""
-    known, here = load_devices(), detect_gpus()
-    return {
-        "known": [device.model_dump(mode="json") for device in known.values()],
-        "here": [gpu.as_json() for gpu in here],
-    }
 
 
 def diagnosed(name: str | None) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -63,6 +62,6 @@ def _probes(app: FastAPI, service: Service) -> None:
         return JSONResponse({"status": "ok" if ready else "waits"}, 200 if ready else 503)
 
     @app.get("/metrics", summary="Figures for Prometheus")
-    async def figures() -> Response:
-        text = await run_in_threadpool(metrics.metrics, service)
+    def figures() -> Response:
+        text = metrics.metrics(service)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -87,6 +87,14 @@ class JobFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
+def size_of(path: Path) -> int:
+    """Return a file's bytes; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def lines_from(path: Path, offset: int) -> Iterator[tuple[int, bytes]]:
     """Iterate over the whole lines of a growing file, each with the offset behind it.
 

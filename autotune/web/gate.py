@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
 
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from autotune.web.problems import MEDIA_TYPE, ProblemError, document
+from autotune.web.problems import ProblemError, response
 from autotune.web.token import COOKIE, Doorman
 
 BODY_LIMIT = 1 << 20
@@ -112,7 +111,9 @@ class Gate:
             _check_form(scope, headers)
             await self._app(scope, _limited(receive, headers), dressed)
         except ProblemError as refused:
-            await _answer(dressed, refused)
+            answer = response(refused)
+            answer.headers["Connection"] = "close"
+            await answer(scope, receive, dressed)
 
     def _check_site(self, scope: Scope, headers: Mapping[str, str]) -> None:
         if not self._names.knows(headers.get("host", "")):
@@ -218,31 +219,9 @@ def _limited(receive: Receive, headers: Mapping[str, str]) -> Receive:
 def _with_headers(send: Send) -> Send:
     async def dressed(message: Message) -> None:
         if message["type"] == "http.response.start":
-            given = list(message.get("headers", []))
-            present = {name.lower() for name, _ in given}
-            given += [
-                (name.lower().encode(), value.encode())
-                for name, value in HEADERS.items()
-                if name.lower().encode() not in present
-            ]
-            message = {**message, "headers": given}
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
         await send(message)
 
     return dressed
-
-
-async def _answer(send: Send, refused: ProblemError) -> None:
-    body = json.dumps(document(refused.status, refused.detail)).encode()
-    headers: list[tuple[bytes, bytes]] = [
-        (b"content-type", MEDIA_TYPE.encode()),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-        *((name.encode(), value.encode()) for name, value in (refused.headers or {}).items()),
-    ]
-    start: dict[str, Any] = {
-        "type": "http.response.start",
-        "status": refused.status,
-        "headers": headers,
-    }
-    await send(start)
-    await send({"type": "http.response.body", "body": body})

@@ -8,10 +8,10 @@ from urllib.parse import parse_qs
 
 import jinja2
 from fastapi import FastAPI, Query, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from autotune import __version__
+from autotune.cli.machine import known_devices
 from autotune.report.page import Page
 from autotune.store.records import JobState
 from autotune.util import secret
@@ -56,7 +56,7 @@ class Views:
         answer.headers.update(error.headers or {})
         return answer
 
-    def jobs(self, state: str | None, cursor: str | None) -> Response:
+    def jobs(self, state: str | None = None, cursor: str | None = None) -> Response:
         """Show the list of jobs."""
         states = [JobState(state)] if state in set(JobState) else []
         page = api.page_of_jobs(self.service, states, None, _ROWS, cursor)
@@ -65,11 +65,12 @@ class Views:
             "jobs.html", page=page, counts=counts, state=state, states=list(JobState)
         )
 
-    def new(self, kind: str, given: dict[str, str]) -> Response:
+    def new(self, kind: str, request: Request) -> Response:
         """Show the form of a kind of job."""
         if kind not in KINDS:
             raise ProblemError(404, f"no kind {kind!r} of jobs")
-        return self.render("new.html", kind=kind, about=ABOUT[kind], panels=form(kind, given))
+        panels = form(kind, request.query_params)
+        return self.render("new.html", kind=kind, about=ABOUT[kind], panels=panels)
 
     def job(self, job_id: int) -> Response:
         """Show a job."""
@@ -82,9 +83,7 @@ class Views:
 
     def study(self, name: str) -> Response:
         """Show a study."""
-        detail = self.service.store.find_study(name)
-        if detail is None:
-            raise ProblemError(404, f"no study {name!r}")
+        detail = api.study_of(self.service, name)
         others = [
             one.study.name
             for one in self.service.store.list_studies()
@@ -94,7 +93,7 @@ class Views:
 
     def devices(self) -> Response:
         """Show the devices."""
-        return self.render("devices.html", **api.known_devices())
+        return self.render("devices.html", **known_devices())
 
     def report(self, name: str) -> Response:
         """Show the report of a study, as ``autotune report`` writes it."""
@@ -115,29 +114,13 @@ def install(app: FastAPI, views: Views, doorman: Doorman) -> None:
     """Add the views to the application."""
     _log_in(app, views, doorman)
 
-    async def shown(call: Any, *args: Any) -> Response:
-        answer: Response = await run_in_threadpool(call, *args)
-        return answer
-
-    @app.get("/", include_in_schema=False)
-    async def jobs(state: str | None = None, cursor: str | None = None) -> Response:
-        return await shown(views.jobs, state, cursor)
-
-    @app.get("/new/{kind}", include_in_schema=False)
-    async def new(kind: str, request: Request) -> Response:
-        return await shown(views.new, kind, dict(request.query_params))
-
-    @app.get("/jobs/{job_id}", include_in_schema=False)
-    async def job(job_id: int) -> Response:
-        return await shown(views.job, job_id)
-
-    @app.get("/studies", include_in_schema=False)
-    async def studies() -> Response:
-        return await shown(views.studies)
-
-    @app.get("/studies/{name}", include_in_schema=False)
-    async def study(name: str) -> Response:
-        return await shown(views.study, name)
+    # Plain methods, which FastAPI runs in threads.
+    app.get("/", include_in_schema=False)(views.jobs)
+    app.get("/new/{kind}", include_in_schema=False)(views.new)
+    app.get("/jobs/{job_id}", include_in_schema=False)(views.job)
+    app.get("/studies", include_in_schema=False)(views.studies)
+    app.get("/studies/{name}", include_in_schema=False)(views.study)
+    app.get("/devices", include_in_schema=False)(views.devices)
 
     @app.get("/studies/{name}/report", include_in_schema=False)
     async def report(name: str) -> Response:
@@ -147,14 +130,10 @@ def install(app: FastAPI, views: Views, doorman: Doorman) -> None:
     async def compare(name: str, other: Annotated[str, Query(alias="with")]) -> Response:
         return await views.service.plans.run(views.compare, name, other)
 
-    @app.get("/devices", include_in_schema=False)
-    async def devices() -> Response:
-        return await shown(views.devices)
-
 
 def _log_in(app: FastAPI, views: Views, doorman: Doorman) -> None:
     @app.get("/login", include_in_schema=False)
-    async def asked() -> Response:
+    def asked() -> Response:
         return views.render("login.html", wrong=False)
 
     @app.post("/login", include_in_schema=False)
@@ -170,8 +149,8 @@ def _log_in(app: FastAPI, views: Views, doorman: Doorman) -> None:
         return answer
 
     @app.get("/logout", include_in_schema=False)
-    async def left() -> Response:
-        await run_in_threadpool(doorman.log_out)
+    def left() -> Response:
+        doorman.log_out()
         answer = RedirectResponse("/login", 303)
         answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return answer

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +19,7 @@ from autotune.util.secret import mask
 from autotune.web.policy import ForbiddenError
 
 MEDIA_TYPE = "application/problem+json"
+E = TypeVar("E", bound=Exception)
 _FLAG = re.compile(r"--([a-z][a-z0-9-]*)|argument '([a-z_]+)'|^no (device) '")
 
 
@@ -70,31 +71,20 @@ def install(app: FastAPI, page: Callable[[ProblemError], Response]) -> None:
         reads = "text/html" in request.headers.get("Accept", "")
         return page(problem) if reads and not of_api else response(problem)
 
-    async def problem(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ProblemError)  # noqa: S101 - registered for it
-        return answer(request, error)
+    def add(kind: type[E], problem: Callable[[E], ProblemError]) -> None:
+        async def handler(request: Request, error: Any) -> Response:
+            return answer(request, problem(error))
 
-    async def autotune(request: Request, error: Exception) -> Response:
-        assert isinstance(error, AutotuneError)  # noqa: S101 - registered for it
-        return answer(request, of(error))
+        app.add_exception_handler(kind, handler)
 
-    async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
-        headers = dict(error.headers or {})
-        return answer(request, ProblemError(error.status_code, str(error.detail), headers))
-
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
+    def refused(error: RequestValidationError) -> ProblemError:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])
-        return answer(request, ProblemError(422, f"{where}: {first['msg']}"))
+        return ProblemError(422, f"{where}: {first['msg']}")
 
-    async def unexpected(request: Request, error: Exception) -> Response:  # noqa: ARG001
-        text = "an error of the service; its log has the traceback"
-        return answer(request, ProblemError(500, text))
-
-    app.add_exception_handler(ProblemError, problem)
-    app.add_exception_handler(AutotuneError, autotune)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, refused)
-    app.add_exception_handler(Exception, unexpected)
+    add(ProblemError, lambda error: error)
+    add(AutotuneError, of)
+    add(HTTPException, lambda e: ProblemError(e.status_code, str(e.detail), dict(e.headers or {})))
+    add(RequestValidationError, refused)
+    text = "an error of the service; its log has the traceback"
+    add(Exception, lambda _: ProblemError(500, text))

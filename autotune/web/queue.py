@@ -61,11 +61,6 @@ class Change:
     reason: str
 
 
-def in_order(queued: Iterable[JobRecord]) -> list[JobRecord]:
-    """Sort jobs as they start: by priority, then as they came."""
-    return sorted(queued, key=lambda job: (-job.priority, job.id))
-
-
 def study_key(job: JobRecord) -> str | None:
     """Name what two jobs must not work on at the same time; None where any number may."""
     if job.kind not in _NAMING:
@@ -101,7 +96,7 @@ def starts(
     studies = {study_key(job) for job in alive}
     chosen: list[Start] = []
     gpus_wait = False
-    for job in in_order(queued):
+    for job in sorted(queued, key=lambda job: (-job.priority, job.id)):
         key = study_key(job)
         if key is not None and key in studies:
             continue

@@ -26,7 +26,7 @@ from autotune.core import AutotuneError
 from autotune.store.jobs import StoredJobs
 from autotune.store.records import ALIVE, JobRecord, JobState, Stop
 from autotune.web import queue
-from autotune.web.folders import JobFolder, event_of, lines_from
+from autotune.web.folders import JobFolder, event_of, lines_from, size_of
 from autotune.web.kinds import command_of, parse
 from autotune.web.progress import JobProgress
 
@@ -215,7 +215,7 @@ class Runner:
         limit, running = live.job.max_time_s, live.job.state is JobState.RUNNING
         if running and limit is not None and time.monotonic() - live.since > limit:
             self._ask_to_stop(live, Stop.TIME)
-        elif running and _size(live.folder.log) > self.settings.most_log:
+        elif running and size_of(live.folder.log) > self.settings.most_log:
             self._ask_to_stop(live, Stop.LOG)
 
     def _ask_to_stop(self, live: Live, why: Stop) -> None:
@@ -297,7 +297,7 @@ class Runner:
             )
             if job is None:
                 return  # cancelled meanwhile
-            live = Live(job, folder, None, time.monotonic(), offset=_size(folder.events))
+            live = Live(job, folder, None, time.monotonic(), offset=size_of(folder.events))
             self.versions[job.id] += 1
             try:
                 live.process = self._spawn(job, folder, lock.fileno())
@@ -343,13 +343,6 @@ class Runner:
                 pass_fds=[lock],
                 start_new_session=True,
             )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _send(group: int, number: signal.Signals) -> None:

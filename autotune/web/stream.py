@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from autotune.store.records import ENDED
-from autotune.web.folders import JobFolder, event_of, lines_from
+from autotune.web.folders import JobFolder, event_of, lines_from, size_of
 from autotune.web.problems import ProblemError
 from autotune.web.problems import response as response_of
 from autotune.web.service import Service
@@ -80,7 +80,7 @@ async def events(
         if is_new and found is None:
             yield _message("end", '"deleted"')
             return
-        now = _size(path)
+        now = size_of(path)
         more = now not in {size, offset}
         while more:
             lines = await run_in_threadpool(list, lines_from(path, offset))
@@ -132,15 +132,8 @@ def read_from(path: Path, offset: int, limit: int) -> bytes:
 
 def _tail(path: Path, size: int) -> int:
     """Give the start of a line about so many bytes before the end."""
-    whole = _size(path)
+    whole = size_of(path)
     if whole <= size:
         return 0
     data = read_from(path, whole - size, size)
     return whole - size + data.find(b"\n") + 1
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

@@ -57,14 +57,18 @@ def make_token(path: Path) -> Secret:
         BadInputError: as :func:`read_token`; or it cannot be made.
     """
     if not path.exists():
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, flags, 0o600), "w") as file:
-                file.write(secrets.token_urlsafe(32) + "\n")
+            _write_private(path, secrets.token_urlsafe(32) + "\n")
         except OSError as error:
             raise BadInputError(f"{path}: {error.strerror}; name another --root") from None
     return read_token(path)
+
+
+def _write_private(path: Path, text: str) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "w") as file:
+        file.write(text)
 
 
 class Doorman:
@@ -85,9 +89,7 @@ class Doorman:
         # Where it cannot be kept, sessions end with this process too.
         with contextlib.suppress(OSError):
             self._file.unlink(missing_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with os.fdopen(os.open(self._file, flags, 0o600), "w") as file:
-                file.write(made)
+            _write_private(self._file, made)
 
     def _keyed(self, session: str) -> bytes:
         text = f"autotune cookie\0{session}\0{self._token.reveal()}"

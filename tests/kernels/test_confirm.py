@@ -441,7 +441,7 @@ def between(
         assert b.low <= b.ratio <= b.high
     for m in set(rows) - set(chosen):
         assert found.selections[m].kept_incumbent
-        assert found.selections[m].workload_key == MoeWorkload(SHAPE, m).key
+        assert found.selections[m].winner.workload_key == MoeWorkload(SHAPE, m).key
     return rows, seen, standing
 
 
@@ -496,7 +496,7 @@ def test_a_row_that_fails_between_the_keys_is_replaced(row: Candidate) -> None:
 
     found = check_between(
         SHAPE,
-        {8: Selection("w", worked, default, 2.0, kept_incumbent=False)},
+        {8: Selection(worked, default, 2.0, kept_incumbent=False)},
         {8: DEFAULT, 16: DEFAULT},
         standing,
         log,

@@ -100,8 +100,7 @@ def test_the_loop_is_closed(concurrency: int) -> None:
     with serving(three_tokens) as server:
         result = run_load(load_on(server, requests=2 * concurrency, concurrency=concurrency))
     assert server.most_flying == concurrency
-    assert result.errors() == []
-    assert [record.index for record in result.records] == list(range(2 * concurrency))
+    assert (len(result.records), result.errors()) == (2 * concurrency, [])
     late = sorted(record.start_s for record in result.records)[concurrency:]
     assert min(late) >= 0.29
     assert result.duration_s < 2 * 0.3 + SOON_S
@@ -212,11 +211,11 @@ def test_a_load_of_nothing_is_refused() -> None:
 # arithmetic
 
 RECORDS = (
-    RequestRecord(0, 0.0, 0.1, (0.0, 0.05, 0.07), 0.22, 10, 4),
-    RequestRecord(1, 0.1, 0.3, (0.02,) * 9, 0.48, 20, 30),
-    RequestRecord(2, 0.2, 0.2, (), 0.2, 7, 1),
-    RequestRecord(3, 0.3, error="HTTP 500"),
-    RequestRecord(4, 0.4, 0.15, (0.5, 0.01), 0.66, 3, 3),
+    RequestRecord(0.0, 0.1, (0.0, 0.05, 0.07), 0.22, 10, 4),
+    RequestRecord(0.1, 0.3, (0.02,) * 9, 0.48, 20, 30),
+    RequestRecord(0.2, 0.2, (), 0.2, 7, 1),
+    RequestRecord(0.3, error="HTTP 500"),
+    RequestRecord(0.4, 0.15, (0.5, 0.01), 0.66, 3, 3),
 )
 RESULT = LoadResult(RECORDS, 2, 1.25, 0.01)
 
@@ -277,13 +276,12 @@ def test_counters_are_read_and_subtracted() -> None:
     assert now.drafts is not None
     assert (now.drafts.drafts, now.drafts.draft_tokens, now.drafts.accepted_tokens) == (15, 30, 13)
     assert now.drafts.accepted_by_position == (9, 4)
-    assert (now.preemptions, now.generation_tokens, now.prompt_tokens) == (2, 123, 45)
-    assert (now.kv_cache_usage, now.waiting, now.running) == (0.75, 3, 0)
+    assert (now.preemptions, now.running) == (2, 0)
     assert (now.kv_cache_tokens, now.cache["cache_dtype"]) == (524288, "fp8")
     zero = now.since(now)
     assert zero.drafts is not None
     assert (zero.drafts.drafts, zero.drafts.accepted_by_position) == (0, (0, 0))
-    assert (zero.preemptions, zero.generation_tokens, zero.kv_cache_usage) == (0, 0, 0.75)
+    assert (zero.preemptions, zero.running) == (0, 0)
     plain = parse_metrics("vllm:num_preemptions_total 1.0\n")
     assert (plain.drafts, plain.kv_cache_tokens, plain.preemptions) == (None, None, 1)
 
@@ -334,8 +332,6 @@ def test_the_real_server_is_loaded(as_chat: bool, real_server: Server) -> None:
     assert result.errors() == []
     assert [record.output_tokens for record in result.records] == [24] * 8
     counted = after.since(before)
-    assert counted.generation_tokens == 8 * 24
-    assert counted.prompt_tokens == result.summary().prompt_tokens
     assert counted.preemptions == 0
     assert counted.drafts is not None
     assert counted.drafts.draft_tokens == 2 * counted.drafts.drafts > 0

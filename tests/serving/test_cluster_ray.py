@@ -148,7 +148,9 @@ def measured_on(
 
     def steps(run: Run[Plan, Fleet]) -> list[Progress]:
         jobs = [Job(candidate, run.plan.scenario) for candidate in run.plan.grid]
-        return list(measure_all(jobs, Phase.SEARCH, run.measurer, run.log))
+        found: list[Progress] = []
+        measure_all(jobs, Phase.SEARCH, run.measurer, run.log, found.append)
+        return found
 
     with connected(cluster.address):
         found = look_at_nodes([str(tiny_models.qwen3)], ())

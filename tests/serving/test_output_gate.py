@@ -203,7 +203,7 @@ class Short(Wire):
         self.asked.append(load.max_tokens)
         error = "" if load.max_tokens <= self.most else "HTTP 400: too long"
         ids = tuple(range(load.max_tokens))
-        records = (RequestRecord(i, 0.0, error=error, tokens=ids, prompt_ids=(7,)) for i in (0, 1))
+        records = (RequestRecord(0.0, error=error, tokens=ids, prompt_ids=(7,)) for _ in range(2))
         return LoadResult(tuple(records)[: load.requests], 1, 1.0, 0.0)
 
     def post(self, path: str, body: Mapping[str, Any], timeout_s: float) -> Reply:

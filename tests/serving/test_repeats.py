@@ -17,7 +17,7 @@ CANDIDATE = Candidate.of({"gamma": 2})
 
 
 def repeat() -> Repeat:
-    record = RequestRecord(0, 0.1, 0.25, (0.5, 0.125), 0.875, 7, 9, "text", "length")
+    record = RequestRecord(0.1, 0.25, (0.5, 0.125), 0.875, 7, 9, "text", "length")
     drafts = DraftCounters(4, 8, 5, (3, 2))
     return Repeat(LoadResult((record,), 2, 1.5, 0.25), 3, drafts, ({"sm_mhz": 2400.0},))
 

@@ -108,7 +108,7 @@ def judged(static: Sequence[float], schedule: Sequence[float], outputs: str = "a
     params: dict[str, Any] = {"gamma": 4, "schedule": "[[1,1,4],[2,4,2]]"}
     rivals = [trial({1: rate, 4: rate}, gamma=4) for rate in static]
     ours = [trial({1: rate, 4: rate}, **params) for rate in schedule]
-    selection = Selection("w", rivals[0], None, None, kept_incumbent=False)
+    selection = Selection(rivals[0], None, None, kept_incumbent=False)
     offered = Schedule("not measured", {}, ((1, 1, 4), (2, 4, 2)), Candidate.of(params))
     confirmed = Confirmed(selection, {winner: rivals, Candidate.of(params): ours}, {}, ())
     reference = trial({1: 1.0}, gamma=0)

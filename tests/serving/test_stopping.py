@@ -14,8 +14,8 @@ from autotune.serving.scenario import SpecScenario
 
 def requests(*ttft_ms: float) -> list[RequestRecord]:
     return [
-        RequestRecord(i, 0.0, ttft_s=ms / 1e3, latency_s=ms / 1e3 + 1.0, output_tokens=11)
-        for i, ms in enumerate(ttft_ms)
+        RequestRecord(0.0, ttft_s=ms / 1e3, latency_s=ms / 1e3 + 1.0, output_tokens=11)
+        for ms in ttft_ms
     ]
 
 

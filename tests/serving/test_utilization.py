@@ -26,7 +26,7 @@ def evidence(percent: int, outcome: Outcome = Outcome.OK, **details: Any) -> Evi
     value = 1.0 if outcome is Outcome.OK else None
     found = Measurement(outcome, Basis.MEASURED, value, details=details, message="boom")
     candidate = Candidate.of({"gamma": 1, "gpu_memory_utilization": percent / 100})
-    return Evidence(percent, Trial(candidate, "w", Phase.SEARCH, 0, found))
+    return Evidence(Trial(candidate, "w", Phase.SEARCH, 0, found))
 
 
 class Machine:

@@ -98,10 +98,9 @@ class _Answer:
 
     def record(self, load: Load, error: str = "") -> RequestRecord:
         if error:
-            return RequestRecord(self.index, self.start, error=error)
+            return RequestRecord(self.start, error=error)
         asks = load.extra.get("return_token_ids")
         return RequestRecord(
-            index=self.index,
             start_s=self.start,
             ttft_s=self.times[0] - self.start,
             itl_s=tuple(later - earlier for earlier, later in itertools.pairwise(self.times)),

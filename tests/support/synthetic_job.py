@@ -56,7 +56,7 @@ def run(folder: Path) -> None:
         search = store.search(store.study("s", "moe", {}), {"seed": 1})
         with recorded(store, search, "synthetic") as log, SlowFormula() as measurer:
             jobs = [Job(DEFAULT, workload) for workload in WORKLOADS]
-            baselines = [p.trial for p in measure_all(jobs, Phase.BASELINE, measurer, log)]
+            baselines = measure_all(jobs, Phase.BASELINE, measurer, log, lambda _: None)
             searches = [
                 Search(w, OptunaProposer(space(), feasible(), seed=1), Limits(TRIALS))
                 for w in WORKLOADS

@@ -106,8 +106,7 @@ def command() -> None:
                 told(Path(_flag("--events")), plan, lambda _: None) as tell,
             ):
                 jobs = [Job(DEFAULT, workload) for workload in WORKLOADS]
-                for step in measure_all(jobs, Phase.BASELINE, measurer, log):
-                    tell(step)
+                measure_all(jobs, Phase.BASELINE, measurer, log, tell)
                 searches = [
                     Search(w, OptunaProposer(space(), feasible(), seed=1), Limits(TRIALS))
                     for w in WORKLOADS

@@ -98,10 +98,8 @@ def _software(kernel: KernelInfo, device: Device, *, here: bool) -> Health:
     if not here:
         return Health("software", "ok", f"{text}; no {device.title} to be used here: it predicts")
     lacking = cannot_measure()
-    return Health("software", "warning", f"{text}; {lacking}") if lacking else _ok(text)
-
-
-def _ok(text: str) -> Health:
+    if lacking:
+        return Health("software", "warning", f"{text}; {lacking}")
     return Health("software", "ok", text)
 
 

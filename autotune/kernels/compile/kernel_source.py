@@ -76,7 +76,7 @@ def has_swap_ab() -> bool:
         folder = _vllm_folder() / "model_executor/layers/fused_moe"
     except MissingEnvironmentError:
         return True
-    return _find_function(folder, "enable_swap_ab") is not None
+    return _swap_ab(folder) is not None
 
 
 def _vllm_folder() -> Path:
@@ -104,14 +104,14 @@ def _triton_version() -> str:
         raise MissingEnvironmentError(f"Triton is not installed; {_INSTALL}") from None
 
 
-def _find_function(folder: Path, name: str) -> ast.FunctionDef | None:
-    """The definition of a top-level function in ``utils.py`` or ``fused_moe.py``."""
+def _swap_ab(folder: Path) -> ast.FunctionDef | None:
+    """The definition of ``enable_swap_ab`` in ``utils.py`` or ``fused_moe.py``."""
     for file in ("utils.py", "fused_moe.py"):
         path = folder / file
-        if not path.is_file() or f"def {name}(" not in (text := path.read_text()):
+        if not path.is_file() or "def enable_swap_ab(" not in (text := path.read_text()):
             continue
         for node in ast.parse(text).body:
-            if isinstance(node, ast.FunctionDef) and node.name == name:
+            if isinstance(node, ast.FunctionDef) and node.name == "enable_swap_ab":
                 return node
     return None
 
@@ -214,7 +214,7 @@ def swap_ab_rule(path: Path, arch: int) -> Callable[[int, int], bool]:
         path: vLLM's ``fused_moe.py``.
         arch: compute capability as an integer, such as 90.
     """
-    node = _find_function(path.parent, "enable_swap_ab")
+    node = _swap_ab(path.parent)
     if node is None:  # before it existed
         return lambda *_: False
     platform = types.SimpleNamespace(

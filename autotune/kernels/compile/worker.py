@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from autotune.core import MissingEnvironmentError, Outcome
 from autotune.kernels.compile.kernel_source import load_kernel, swap_ab_rule
 from autotune.kernels.moe.variants import Scheme
+from autotune.util.programs import run_quietly
 
 if TYPE_CHECKING:
     from autotune.kernels.compile.job import CompileJob
@@ -306,14 +307,8 @@ def _read_cubin(asm: Mapping[str, Any], folder: Path, disassemble: bool) -> dict
     file.write_bytes(asm["cubin"])
     flags = ["-sass", "-res-usage"] if disassemble else ["-res-usage"]
     try:
-        run = subprocess.run(  # noqa: S603 - a tool of the installed Triton
-            [knobs.nvidia.cuobjdump.path, *flags, str(file)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TOOL_TIMEOUT_S,
-            check=False,
-        )
+        tool = knobs.nvidia.cuobjdump.path
+        run = run_quietly([tool, *flags, str(file)], _TOOL_TIMEOUT_S)
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
         return {"message": f"the machine code was not read: {error}"}
     usage = {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", run.stdout)}

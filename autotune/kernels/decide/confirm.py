@@ -275,7 +275,7 @@ def check_between(
         between = _between(m, key, default, file)
         seen.append(between)
         if between.pinned:
-            kept[m] = Selection(workload.key, default, default, 1.0, kept_incumbent=True)
+            kept[m] = Selection(default, default, 1.0, kept_incumbent=True)
     return Checked(dict(sorted(kept.items())), seen)
 
 

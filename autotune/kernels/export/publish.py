@@ -126,6 +126,7 @@ def _change(
     replaces: Comparison | None,
 ) -> Change:
     template, kernel = checkout.read(TEMPLATE_FILE), checkout.read(KERNEL_FILE)
+    recorded = (one.get("cuda") for one in reversed(tuned.environments))
     return Change(
         tuned=tuned,
         model=options.model or upstream.model_name(tuned),
@@ -137,7 +138,7 @@ def _change(
         replaces=replaces,
         serve=options.serve,
         pickup=_pickup(tuned, options.serve_log),
-        cuda=options.cuda or _cuda(tuned),
+        cuda=options.cuda or next(filter(None, recorded), None),
         ai=options.ai,
         uuids=tuned.gpus or _uuids_of_the_kind(tuned),
         template=template.decode(errors="replace") if template else None,
@@ -175,10 +176,6 @@ def _uuids_of_the_kind(tuned: Tuned) -> tuple[str, ...]:
     name = str(tuned.setup.get("gpu"))
     gpus = (gpu for one in tuned.environments for gpu in one["gpus"])
     return tuple(dict.fromkeys(gpu["uuid"] for gpu in gpus if gpu["name"] == name))
-
-
-def _cuda(tuned: Tuned) -> str | None:
-    return next((c for one in reversed(tuned.environments) if (c := one.get("cuda"))), None)
 
 
 def triton_pin(checkout: Checkout) -> tuple[str, str] | None:

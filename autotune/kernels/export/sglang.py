@@ -18,11 +18,6 @@ from autotune.kernels.moe.variants import Scheme
 FOLDER_IN_REPO = "python/sglang/srt/layers/moe/moe_runner/triton_utils/configs"
 
 
-def version_folder(triton_version: str) -> str:
-    """Such as ``triton_3_6_0``."""
-    return f"triton_{triton_version.replace('.', '_')}"
-
-
 def file_name(shape: MoeShape, device_name: str) -> str:
     """The name that SGLang looks for.
 

@@ -88,8 +88,8 @@ def _sglang_name(tuned: Tuned) -> str:
 
 
 def _sglang_path(tuned: Tuned) -> Path:
-    version = sglang.version_folder(str(tuned.setup["triton"]))
-    return Path("configs") / version / _sglang_name(tuned)
+    version = str(tuned.setup["triton"]).replace(".", "_")
+    return Path("configs") / f"triton_{version}" / _sglang_name(tuned)
 
 
 def _say_sglang(tuned: Tuned, folder: Path) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ What these need is listed in docs/how-to/send-to-vllm.md; the texts are in ``tem
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,16 +136,8 @@ def commit_message(change: Change, person: str) -> str:
             f"over {counted(len(tuned.rows), 'batch size')}; a key that gains less than "
             f"{100 * change.min_gain:.3g} % holds the default's values."
         )
-    return f"{title(change)}\n\n{_wrapped(said)}\n\nSigned-off-by: {person}\n"
-
-
-def _wrapped(text: str) -> str:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) > 71:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
+    body = textwrap.fill(said, 72, break_long_words=False, break_on_hyphens=False)
+    return f"{title(change)}\n\n{body}\n\nSigned-off-by: {person}\n"
 
 
 def pull_request(change: Change) -> str:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from autotune.core import (
-    Basis,
     Candidate,
     HoldsNothing,
     Job,
@@ -171,15 +170,11 @@ class Controlled(HoldsNothing):
             references: its first time, where it has one; a workload without is passed through.
         """
         self._measurer, self._defaults = measurer, dict(defaults)
+        self.basis = measurer.basis
         self._references = dict(references)
         self._slow: dict[str, float] = {}
         self._best = dict(references)
         self.drift = Drift()
-
-    @property
-    def basis(self) -> Basis:
-        """What the values of the measurer are."""
-        return self._measurer.basis
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement]:
         """Yield corrected measurements, in the order of the jobs; see :class:`Measurer`."""

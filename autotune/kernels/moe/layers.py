@@ -6,6 +6,7 @@ and the name under which it does) and its tuner's ``get_model_params``.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from autotune.engine.mtp import mtp_has_experts, mtp_layers
 from autotune.engine.quantization import Layer, Quantisation, Weights, quantisation_of
 from autotune.engine.quantization_rules import weights_of
 from autotune.kernels.moe.sparse import is_sparse, names_sparse
+from autotune.machine.devices import Device
 
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 TOPK = (
@@ -115,6 +117,15 @@ class ExpertLayers:
             return f"layer {first}"
         what = "vision experts of " if self.part == "vision" else ""
         return f"{what}{len(self.numbers)} layers ({first}-{last})"
+
+    def command(self, device: Device, model: str | None, tp: int, ep: int) -> str:
+        """The command that tunes them."""
+        parts = ["autotune", "moe", "--device", device.name]
+        parts += ["--model", model] if model is not None else []
+        parts += ["--layer", self.flag]
+        for flag, size in (("--tp", tp), ("--ep", ep)):
+            parts += [flag, str(size)] if size != 1 else []
+        return shlex.join(parts)
 
 
 def chosen(groups: Sequence[ExpertLayers], wanted: str | None) -> ExpertLayers:

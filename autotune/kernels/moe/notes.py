@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 
 from autotune.core import BadInputError
 from autotune.engine.hub import Config
@@ -71,18 +70,8 @@ def _other(
     name = shape.config_file_name(device.vllm_name)
     if name == tuned:
         return None
-    return f"{group.where} asks for a file of its own, {name}: {command(group, request, device)}"
-
-
-def command(group: ExpertLayers, request: MoeRequest, device: Device) -> str:
-    """The command that tunes some other layers of the same model."""
-    parts = ["autotune", "moe", "--device", device.name]
-    if request.model is not None:
-        parts += ["--model", request.model]
-    parts += ["--layer", group.flag]
-    for flag, size in (("--tp", request.tp), ("--ep", request.ep)):
-        parts += [flag, str(size)] if size != 1 else []
-    return shlex.join(parts)
+    command = group.command(device, request.model, request.tp, request.ep)
+    return f"{group.where} asks for a file of its own, {name}: {command}"
 
 
 def check_refined(request: MoeRequest, shape: MoeShape, vllm: str) -> None:

@@ -139,7 +139,7 @@ def landscapes(trials: Mapping[int, Sequence[Trial]], basis: Basis) -> list[Plot
     return [
         Plot(
             f"landscape-{m}",
-            _tiles(own, "BLOCK_SIZE_M", "BLOCK_SIZE_N"),
+            _tiles(own),
             f"M={m}: best {_least(own):.1f} µs {basis.value}",
             height=260,
         )
@@ -152,7 +152,8 @@ def _least(trials: Sequence[Trial]) -> float:
     return min(t.measurement.value for t in trials if t.measurement.value is not None)
 
 
-def _tiles(trials: Sequence[Trial], down: str, across: str) -> dict[str, object]:
+def _tiles(trials: Sequence[Trial]) -> dict[str, object]:
+    down, across = "BLOCK_SIZE_M", "BLOCK_SIZE_N"
     rows, columns = (sorted({t.candidate.int(name) for t in trials}) for name in (down, across))
     best: dict[tuple[int, int], float] = {}
     for trial in trials:

@@ -154,15 +154,9 @@ class _Task:
 
 
 def _measurement(value: Mapping[str, Any]) -> Measurement:
-    return Measurement(
-        outcome=Outcome(value["outcome"]),
-        basis=Basis(value["basis"]),
-        value=value["value"],
-        samples=tuple(value["samples"]),
-        message=value["message"],
-        details=value["details"],
-        seconds=value["seconds"],
-    )
+    outcome, basis = Outcome(value["outcome"]), Basis(value["basis"])
+    samples = tuple(value["samples"])
+    return Measurement(**{**value, "outcome": outcome, "basis": basis, "samples": samples})
 
 
 class Fleet:
@@ -189,15 +183,10 @@ class Fleet:
             sleep: waits so many seconds.
             on_lost: told of every place that is lost.
         """
-        self._opener, self._count, self._basis = opener, count, basis
+        self._opener, self._count, self.basis = opener, count, basis
         self._on_lost, self.sleep = on_lost, sleep
         self.places: list[Place] = []
         """Those that there are, the home first."""
-
-    @property
-    def basis(self) -> Basis:
-        """What the values are."""
-        return self._basis
 
     def __enter__(self) -> Self:
         """Open the places.
@@ -297,7 +286,7 @@ class Fleet:
         """Make the outcome of a setting in the middle of which too many places were lost."""
         return Measurement(
             outcome=Outcome.CRASH,
-            basis=self._basis,
+            basis=self.basis,
             message=f"{len(lost)} nodes were lost in the middle of it: {lost[-1]}",
             details={"boots": len(lost), "lost": list(lost)},
         )

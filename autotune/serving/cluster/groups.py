@@ -161,9 +161,6 @@ class Group:
             )
         _answer([a.hold.remote() for a in (self._measurer, *self._watches)], _START_S)
 
-    def _falls(self) -> list[Any]:
-        return [watch.take_fall.remote() for watch in self._watches]
-
     def begin(self, jobs: Sequence[Job]) -> None:
         """Have the jobs of one server measured."""
         measure = self._measurer.measure.options(num_returns="streaming")
@@ -216,7 +213,8 @@ class Group:
         found = replace(found, details=details)
         if found.outcome is Outcome.OK or not self._watches:
             return found
-        falls = [fall for fall in _answer(self._falls(), _ANSWER_S) if fall]
+        asked = [watch.take_fall.remote() for watch in self._watches]
+        falls = [fall for fall in _answer(asked, _ANSWER_S) if fall]
         if not falls:
             return found
         return replace(found, outcome=Outcome.HOST_MEMORY, value=None, message=falls[0])

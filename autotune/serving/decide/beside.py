@@ -21,15 +21,13 @@ LEAST = 0.03
 
 @dataclass(frozen=True)
 class Beside:
-    """One setting: tokens per second at each concurrency by the dial, and in fresh boots.
+    """One setting by the dial, and in fresh boots.
 
-    ``ratio`` is that of the fresh boots over the dial's, a geometric mean over concurrencies;
-    ``spread`` by what share fresh boots of one setting differ among themselves, at most.
+    ``ratio`` is the fresh boots' tokens per second over the dial's, a geometric mean over
+    concurrencies; ``spread`` by what share fresh boots of one setting differ, at most.
     """
 
     candidate: Candidate
-    dial: Mapping[int, float]
-    static: Mapping[int, float]
     ratio: float
     spread: float
 
@@ -59,9 +57,8 @@ def beside(
         dial = by_dial.get(candidate) or {}
         if not dial or not boots:
             continue
-        static = {c: statistics.median(boot[c] for boot in boots) for c in dial}
-        ratio = geometric_mean([static[c] / dial[c] for c in dial])
-        found.append(Beside(candidate, dial, static, ratio, spread))
+        ratios = [statistics.median(boot[c] for boot in boots) / dial[c] for c in dial]
+        found.append(Beside(candidate, geometric_mean(ratios), spread))
     return found
 
 

@@ -17,8 +17,8 @@ from autotune.serving.recipe import GAMMA, MOE_CONFIG
 from autotune.serving.report.clocks import clock_warnings
 from autotune.serving.report.places import place_warnings
 from autotune.serving.report.tables import by_concurrency, said_against, setting
-from autotune.serving.retry import TRANSIENT
 from autotune.serving.server.moe_config import DEFAULT
+from autotune.store.retry import TRANSIENT
 from autotune.util.finding import Severity
 
 UNSTEADY = 0.1

@@ -110,7 +110,7 @@ class Contest:
 
     def unchanged(self) -> Selection:
         """Keep the baseline."""
-        return Selection(self.scenario.key, self.baseline, self.baseline, 1.0, kept_incumbent=True)
+        return Selection(self.baseline, self.baseline, 1.0, kept_incumbent=True)
 
     def check_scores(self, first: Trial) -> None:
         """See that tasks could be evaluated without speculation, if they were to be.
@@ -179,9 +179,9 @@ class _Boots:
         contest = self._contest
         workload = contest.scenario.in_round(number)
         jobs = [Job(c, workload, rules_of(c, workload, contest.home)) for c in turn]
-        for progress in measure_all(jobs, Phase.CONFIRM, contest.measurer, contest.log):
-            self.found.setdefault(progress.trial.candidate, []).append(progress.trial)
-            contest.on_progress(progress)
+        given = (contest.measurer, contest.log, contest.on_progress)
+        for trial in measure_all(jobs, Phase.CONFIRM, *given):
+            self.found.setdefault(trial.candidate, []).append(trial)
 
     def failure(self, candidate: Candidate) -> str:
         """Why a boot of a candidate has no value; empty where all have one."""

@@ -126,13 +126,12 @@ def step_seconds(tokens_per_second: float, concurrency: int, step_tokens: float)
 
 @dataclass(frozen=True)
 class Prediction:
-    """PREDICTED throughput at one gamma and concurrency; ``speedup`` is against gamma 0."""
+    """PREDICTED throughput at one gamma and concurrency."""
 
     gamma: int
     concurrency: int
     tokens_per_step: float
     step_seconds: float
-    speedup: float
 
     @property
     def per_request(self) -> float:
@@ -159,8 +158,7 @@ def predict(reached: Sequence[float], times: StepTimes) -> list[Prediction]:
     found = []
     for gamma in range(times.probe_gamma + 1):
         tokens, seconds = tokens_per_step(reached, gamma), times.seconds(gamma)
-        speedup = tokens * times.baseline / seconds
-        found.append(Prediction(gamma, times.concurrency, tokens, seconds, speedup))
+        found.append(Prediction(gamma, times.concurrency, tokens, seconds))
     return found
 
 

@@ -151,16 +151,12 @@ def run_each(
         raise NoFeasibleCandidateError(f"none of the targets works: {said}")
 
 
-def matrix_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """One row per target, as JSON values; rates are aggregate tokens per second by concurrency.
+def matrix_row(entry: Entry) -> dict[str, Any]:
+    """A target as JSON values; rates are aggregate tokens per second by concurrency.
 
     ``best`` is the setting chosen, or where none was chosen the fastest other that was measured,
     which may be slower than the baseline: ``wins`` says which.
     """
-    return [_row(entry) for entry in entries]
-
-
-def _row(entry: Entry) -> dict[str, Any]:
     row: dict[str, Any] = {
         "target": entry.target,
         "study": entry.study,

@@ -10,7 +10,7 @@ from autotune.core import Basis
 from autotune.export.files import Exporter, json_file, write_files
 from autotune.report import files
 from autotune.report.page import Code, Page, Section, Table, Text
-from autotune.serving.matrix.matrix import Entry, Status, matrix_rows, matrix_study
+from autotune.serving.matrix.matrix import Entry, Status, matrix_row, matrix_study
 from autotune.serving.report import job_words as said
 from autotune.serving.report.figures import number
 from autotune.serving.report.page import BANNER
@@ -31,7 +31,7 @@ def matrix_document(request: SpecRequest, entries: Sequence[Entry]) -> dict[str,
         "drafter": request.only_drafter,
         "scenario": scenario,
         "command": request.command or request.command_line("spec"),
-        "rows": matrix_rows(entries),
+        "rows": [matrix_row(entry) for entry in entries],
         "published": published.as_json() if (published := plan.space.published) else None,
     }
 
@@ -63,11 +63,6 @@ def _rates(tok_s: Mapping[str, float]) -> str:
     return ", ".join(number(rate) for rate in tok_s.values())
 
 
-def reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Why targets are without a result."""
-    return [f"{row['target']} {row['status']}: {row['reason']}" for row in rows if row["reason"]]
-
-
 def matrix_page(document: Mapping[str, Any]) -> Page:
     """Make the page of a comparison; each target has a page of its own beside.
 
@@ -80,6 +75,9 @@ def matrix_page(document: Mapping[str, Any]) -> Page:
         for row in rows
         if row["status"] == Status.DONE.value
     ]
+    without = [
+        Text(f"{row['target']} {row['status']}: {row['reason']}") for row in rows if row["reason"]
+    ]
     words = (
         "tok/s of all streams together, by concurrency; mean over the fresh boots, where a setting "
         "had none over the search's one. × baseline: speed over the same target without "
@@ -91,7 +89,7 @@ def matrix_page(document: Mapping[str, Any]) -> Page:
     figures = {k: v for k, v in published.items() if k != "basis"} if published else None
     sections = [
         Section("Targets", [Table(HEADS, [row_cells(row) for row in rows])], brief=True),
-        Section("Without a result", [Text(text) for text in reasons(rows)], brief=True),
+        Section("Without a result", without, brief=True),
         Section("Columns of the table", [Text(words)]),
         Section("Verdicts", told),
         said.published(None if figures is None else Published.model_validate(figures)),

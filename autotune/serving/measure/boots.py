@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol
 
 from autotune.core import (
-    Basis,
     Candidate,
     Group,
     HoldsNothing,
@@ -114,15 +113,11 @@ class Boots(HoldsNothing):
             unified: whether host and GPU share the memory. A start that vLLM refused for want of it
                 is then not repeated either, nor a larger one: each costs minutes, and a risk.
         """
-        self._measurer, self._log, self._unified = measurer, log, unified
+        self._measurer, self._unified, self.basis = measurer, unified, measurer.basis
+        self.boot = log.boot
         self._lost = {boot.candidate: _at(boot) for boot in lost if not boot.group}
         self._short = dict(short or {})
         self._refused: dict[Candidate, str] = {}
-
-    @property
-    def basis(self) -> Basis:
-        """What the values are."""
-        return self._measurer.basis
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement | Part]:
         """One after the other, or on each place one; see :class:`autotune.core.Measurer`."""
@@ -148,10 +143,6 @@ class Boots(HoldsNothing):
         finally:  # a server may run
             if isinstance(events, Generator):
                 events.close()
-
-    def boot(self, workload: Workload, candidate: Candidate) -> AbstractContextManager[None]:
-        """Store that a server is about to be started, and after the block that it ended."""
-        return self._log.boot(workload, candidate)
 
     def ended(self, candidate: Candidate, measurement: Measurement) -> None:
         """Remember what ran the host short of memory, or was refused for want of it."""

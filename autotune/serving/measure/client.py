@@ -225,7 +225,6 @@ def _decode(stream: Stream, origin: float) -> RequestRecord:
     if "completion_tokens" not in usage:
         return _failed(stream, origin, "the server does not count its tokens (no usage)")
     return RequestRecord(
-        index=stream.index,
         start_s=stream.start - origin,
         ttft_s=times[0] - stream.start,
         itl_s=tuple(later - earlier for earlier, later in itertools.pairwise(times)),
@@ -240,7 +239,7 @@ def _decode(stream: Stream, origin: float) -> RequestRecord:
 
 
 def _failed(stream: Stream, origin: float, error: str) -> RequestRecord:
-    return RequestRecord(stream.index, stream.start - origin, error=error)
+    return RequestRecord(stream.start - origin, error=error)
 
 
 def decode_stream(stream: Stream, origin: float) -> RequestRecord:

@@ -26,6 +26,8 @@ from autotune.machine.resident import wait_for_room
 from autotune.serving.dial.columns import columns, is_dialled, largest
 from autotune.serving.dial.dial import Dial
 from autotune.serving.dial.trust import DialUnfitError, check_log
+from autotune.serving.logs.facts import moe_files
+from autotune.serving.logs.read import lines_in
 from autotune.serving.measure.beside import NOTHING_BESIDE, measure_beside
 from autotune.serving.measure.cell import Cell, measure_server
 from autotune.serving.measure.column import measure_column
@@ -39,7 +41,6 @@ from autotune.serving.memory.together import alongside
 from autotune.serving.recipe import GAMMA
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.server.launchers import variables_of
-from autotune.serving.server.moe_log import moe_files
 from autotune.serving.server.server import Launched, Launcher, ServerFailedError, ServeSettings
 
 START_TIMEOUT_S = 1800.0
@@ -89,24 +90,14 @@ class ServingMeasurer(HoldsNothing):
         self._ahead = ahead
         self._unified, self._need_of = unified, need_of
         self._tasks = tasks
-        self._launcher, self._settings_of, self._options = launcher, settings_of, options
-        self._logs, self._basis, self._start_timeout_s = logs, basis, start_timeout_s
+        self.launcher, self._settings_of, self._options = launcher, settings_of, options
+        self._logs, self.basis, self._start_timeout_s = logs, basis, start_timeout_s
 
     def moved(self, logs: Path, launcher: Launcher | None = None) -> Self:
         """Return the same for another machine: with a folder, and a launcher, of that one."""
         other = copy.copy(self)
-        other._logs, other._launcher = logs, launcher or self._launcher
+        other._logs, other.launcher = logs, launcher or self.launcher
         return other
-
-    @property
-    def launcher(self) -> Launcher:
-        """How servers are started."""
-        return self._launcher
-
-    @property
-    def basis(self) -> Basis:
-        """What the values are."""
-        return self._basis
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[Measurement | Part]:
         """One server after the other; see :class:`autotune.core.Measurer`.
@@ -129,7 +120,7 @@ class ServingMeasurer(HoldsNothing):
         Raises:
             ServerFailedError: of the wait, where it does not serve.
         """
-        with Launched(self._launcher, settings, log, self._start_timeout_s, guard) as launched:
+        with Launched(self.launcher, settings, log, self._start_timeout_s, guard) as launched:
             yield lambda: Wire(launched.wait())
 
     @contextmanager
@@ -187,7 +178,7 @@ class ServingMeasurer(HoldsNothing):
         try:
             with Dial.made() as dial:
                 static = self._settings_of(most.candidate)
-                inherited = variables_of(self._launcher)
+                inherited = variables_of(self.launcher)
                 settings = dial.settings(static, gammas, scenario.concurrency[-1], inherited)
                 with self._dialled(settings, ahead, log, guard) as wire:
                     details["start_s"] = wire.server.start_seconds
@@ -195,7 +186,7 @@ class ServingMeasurer(HoldsNothing):
                     found = yield from measure_column(wire, jobs, dial, self._options)
                     if wire.server.fall is not None:
                         raise UnservedError(Outcome.HOST_MEMORY, str(wire.server.fall))
-                    details |= moe_files(wire.server.log)
+                    details |= moe_files(lines_in(wire.server.log))
         except ServerFailedError as error:
             found = [_unserved(error)] * len(jobs)
         except UnservedError as error:
@@ -268,7 +259,8 @@ class ServingMeasurer(HoldsNothing):
                 for cell, result in zip(cells, results, strict=True):
                     candidate, server = cell.job.candidate, cell.wire.server
                     found[candidate] = self._evaluated(cell, result)
-                    details[candidate] |= {"start_s": server.start_seconds, **moe_files(server.log)}
+                    details[candidate] |= moe_files(lines_in(server.log))
+                    details[candidate]["start_s"] = server.start_seconds
         unmeasured = UnservedError(Outcome.RUNTIME_ERROR, NOTHING_BESIDE)
         seconds = (time.monotonic() - began) / len(settings)
         return {
@@ -315,14 +307,14 @@ class ServingMeasurer(HoldsNothing):
         if isinstance(found, UnservedError):
             return Measurement(
                 outcome=found.outcome,
-                basis=self._basis,
+                basis=self.basis,
                 message=str(found),
                 details=details | found.details,
                 seconds=seconds,
             )
         return Measurement(
             outcome=Outcome.OK,
-            basis=self._basis,
+            basis=self.basis,
             value=found.value,
             samples=found.samples,
             details=details | found.details,
@@ -340,7 +332,7 @@ class ServingMeasurer(HoldsNothing):
     def _measured_under(self, job: Job, guard: MemoryGuard) -> Generator[Part, None, Measurement]:
         began = time.monotonic()
         log = self._logs / f"{job.candidate.key}-{job.workload.key}.log"
-        booted = int(self._launcher.starts)
+        booted = int(self.launcher.starts)
         details: dict[str, Any] = {"boots": booted, "log": str(log) if booted else None}
         found: Served | UnservedError
         try:
@@ -349,7 +341,7 @@ class ServingMeasurer(HoldsNothing):
                 found = yield from self._served(wire, job)
                 if wire.server.fall is not None:
                     raise UnservedError(Outcome.HOST_MEMORY, str(wire.server.fall))
-                details |= moe_files(wire.server.log)
+                details |= moe_files(lines_in(wire.server.log))
         except ServerFailedError as error:
             found = _unserved(error)
         except UnservedError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -21,6 +21,7 @@ _LINE_CHARS = 8192
 """The parser takes time with the square of a line; vLLM's longest, its configuration, has 2,000."""
 _SPEC = "vllm:spec_decode_num_"
 _PREEMPTIONS = "vllm:num_preemptions_total"
+_TIMEOUT_S = 10.0
 _KV_TOKENS = "kv_cache_size_tokens"
 
 
@@ -31,21 +32,13 @@ class ServerMetrics:
     Attributes:
         drafts: counters of speculative decoding; None for a server without it.
         preemptions: requests that had to give up their KV cache and begin again.
-        prompt_tokens: tokens prefilled.
-        generation_tokens: tokens generated.
-        kv_cache_usage: share of the KV cache in use at the moment, 0 to 1.
         running: requests being worked on at the moment.
-        waiting: requests waiting at the moment.
         cache: the labels of ``vllm:cache_config_info``, such as ``kv_cache_size_tokens``.
     """
 
     drafts: DraftCounters | None
     preemptions: int
-    prompt_tokens: int
-    generation_tokens: int
-    kv_cache_usage: float
     running: int
-    waiting: int
     cache: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -59,16 +52,7 @@ class ServerMetrics:
         drafts = self.drafts
         if drafts is not None and earlier.drafts is not None:
             drafts -= earlier.drafts
-        return ServerMetrics(
-            drafts,
-            self.preemptions - earlier.preemptions,
-            self.prompt_tokens - earlier.prompt_tokens,
-            self.generation_tokens - earlier.generation_tokens,
-            self.kv_cache_usage,
-            self.running,
-            self.waiting,
-            self.cache,
-        )
+        return replace(self, drafts=drafts, preemptions=self.preemptions - earlier.preemptions)
 
 
 def _ours(text: str) -> str:
@@ -91,7 +75,6 @@ def parse_metrics(text: str) -> ServerMetrics:
     """
     sums: dict[str, float] = {}
     positions: dict[int, float] = {}
-    usage = 0.0
     cache: dict[str, str] = {}
     for family in text_string_to_metric_families(_ours(text)):
         if not family.name.startswith("vllm:"):
@@ -103,8 +86,6 @@ def parse_metrics(text: str) -> ServerMetrics:
             if sample.name == f"{_SPEC}accepted_tokens_per_pos_total":
                 position = int(sample.labels["position"])
                 positions[position] = positions.get(position, 0.0) + sample.value
-            elif sample.name == "vllm:kv_cache_usage_perc":
-                usage = max(usage, sample.value)
             elif sample.name == "vllm:cache_config_info":
                 cache = _joined(cache, sample.labels)
 
@@ -119,16 +100,7 @@ def parse_metrics(text: str) -> ServerMetrics:
             total(f"{_SPEC}accepted_tokens_total"),
             tuple(int(positions[position]) for position in sorted(positions)),
         )
-    return ServerMetrics(
-        drafts,
-        total(_PREEMPTIONS),
-        total("vllm:prompt_tokens_total"),
-        total("vllm:generation_tokens_total"),
-        usage,
-        total("vllm:num_requests_running"),
-        total("vllm:num_requests_waiting"),
-        cache,
-    )
+    return ServerMetrics(drafts, total(_PREEMPTIONS), total("vllm:num_requests_running"), cache)
 
 
 def _joined(cache: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, str]:
@@ -139,15 +111,13 @@ def _joined(cache: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, st
     return {**labels, **({_KV_TOKENS: both[0]} if both[0] else {})}
 
 
-def server_metrics(
-    url: str, timeout_s: float = 10.0, headers: Mapping[str, str] | None = None
-) -> ServerMetrics | None:
+def server_metrics(url: str, headers: Mapping[str, str] | None = None) -> ServerMetrics | None:
     """Read the counters of the server at ``url``; None if it does not answer or has none.
 
     Read while no request runs: vLLM updates its counters one after the other. A server with
     ``--disable-log-stats`` answers without them, which must not read as if all were 0.
     """
-    reply = fetch(f"{url}/metrics", timeout_s, headers)
+    reply = fetch(f"{url}/metrics", _TIMEOUT_S, headers)
     if reply is None or reply.status != 200 or _PREEMPTIONS not in reply.text:
         return None
     try:

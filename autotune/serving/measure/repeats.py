@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from autotune.core import Job, Part
@@ -51,9 +51,8 @@ class Repeat:
         """One load of several, which followed each other at one concurrency."""
         if len(parts) == 1:
             return parts[0]
-        records = [record for part in parts for record in part.result.records]
         result = LoadResult(
-            tuple(replace(record, index=index) for index, record in enumerate(records)),
+            tuple(record for part in parts for record in part.result.records),
             parts[0].result.concurrency,
             sum(part.result.duration_s for part in parts),
             sum(part.result.client_cpu_s for part in parts),
@@ -78,12 +77,7 @@ class Repeat:
             "preemptions": self.preemptions,
             "clocks": [dict(one) for one in self.clocks],
             "drafts": drafts
-            and {
-                "drafts": drafts.drafts,
-                "draft_tokens": drafts.draft_tokens,
-                "accepted_tokens": drafts.accepted_tokens,
-                "accepted_by_position": list(drafts.accepted_by_position),
-            },
+            and asdict(drafts) | {"accepted_by_position": list(drafts.accepted_by_position)},
         }
 
     @classmethod
@@ -96,7 +90,7 @@ class Repeat:
         drafts = value["drafts"]
         return cls(
             LoadResult(
-                tuple(_request_of(i, one) for i, one in enumerate(value["requests"])),
+                tuple(map(_request_of, value["requests"])),
                 value["concurrency"],
                 value["duration_s"],
                 value["client_cpu_s"],
@@ -132,9 +126,8 @@ def _request_json(record: RequestRecord) -> dict[str, Any]:
     }
 
 
-def _request_of(index: int, value: Mapping[str, Any]) -> RequestRecord:
+def _request_of(value: Mapping[str, Any]) -> RequestRecord:
     return RequestRecord(
-        index=index,
         start_s=value["start"] / _MICRO,
         ttft_s=value["ttft"] / _MICRO,
         itl_s=tuple(one / _MICRO for one in value["itl"]),

@@ -12,7 +12,7 @@ import importlib.util
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from autotune.serving.server.process import child_environment
 from autotune.serving.server.server import Server
 from autotune.serving.server.supervisor import SUPERVISOR
 from autotune.util import edge
+from autotune.util.programs import run_quietly
 
 _CHECK_S = 300.0
 _LINE_CHARS = 300
@@ -67,16 +68,7 @@ def check_tasks(tasks: Tasks) -> None:
         )
     command = [sys.executable, "-P", "-m", "lm_eval", "validate", "--tasks", ",".join(tasks.names)]
     try:
-        ran = subprocess.run(  # noqa: S603
-            [*command, *_folder(tasks)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            stdin=subprocess.DEVNULL,
-            timeout=_CHECK_S,
-            env=child_environment({}),
-        )
+        ran = run_quietly([*command, *_folder(tasks)], _CHECK_S, child_environment({}))
     except subprocess.TimeoutExpired as error:
         raise MissingEnvironmentError(f"--quality: lm-eval took over {_CHECK_S:g} s") from error
     if ran.returncode:
@@ -103,14 +95,8 @@ def evaluate(server: Server, tasks: Tasks, *, chat: bool, out: Path) -> dict[str
         out: a folder for lm-eval's output, made if it is not there.
     """
     out.mkdir(parents=True, exist_ok=True)
-    kind, path = (
-        ("local-chat-completions", "chat/completions")
-        if chat
-        else (
-            "local-completions",
-            "completions",
-        )
-    )
+    path = "chat/completions" if chat else "completions"
+    kind = f"local-{path.replace('/', '-')}"
     given = {"model": server.model, "base_url": f"{server.url}/v1/{path}"}
     given |= {"num_concurrent": str(_CONCURRENT), "max_retries": "2"}
     command = [sys.executable, "-P", "-m", "lm_eval", "run", "--model", kind]
@@ -212,12 +198,3 @@ def fallen(before: Trial, after: Trial, tolerance: float) -> list[str]:
                 f"than {tolerance:g}"
             )
     return said
-
-
-def score_rows(trials: Sequence[tuple[str, Trial]]) -> list[dict[str, Any]]:
-    """One row for each setting (given by its name) and score."""
-    return [
-        {"setting": name, "score": score, "value": one["value"], "stderr": one["stderr"]}
-        for name, trial in trials
-        for score, one in scores_of(trial).items()
-    ]

@@ -20,7 +20,6 @@ class RequestRecord:
     """One request, as the client saw it.
 
     Attributes:
-        index: its place in the order of sending.
         start_s: when it was sent, in seconds since the load began.
         ttft_s: seconds to the first chunk that carries a choice. A chat's first chunk names the
             role only; it comes with the first token, and vLLM's client counts it too.
@@ -37,7 +36,6 @@ class RequestRecord:
         prompt_ids: those of the prompt, likewise.
     """
 
-    index: int
     start_s: float
     ttft_s: float = 0.0
     itl_s: tuple[float, ...] = ()

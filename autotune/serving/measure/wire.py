@@ -46,7 +46,7 @@ class Wire:
 
     def metrics(self) -> ServerMetrics | None:
         """Read the counters; None where the server has none."""
-        return server_metrics(self.server.url, headers=self.server.headers)
+        return server_metrics(self.server.url, self.server.headers)
 
     async def _watched(self, load: Load) -> tuple[LoadResult, Peak]:
         async with watch_peak(self.server.url, _EVERY_S) as peak:

@@ -128,14 +128,14 @@ def _kv_scheme(model: Checkpoint) -> str | None:
     return str(found) if found else None
 
 
-def kv_bytes_per_token(model: Checkpoint, kv_cache_dtype: str = "auto") -> float:
-    """Bytes that one more token takes while every sliding window still has room.
+def kv_bytes_per_token(model: Checkpoint) -> float:
+    """Bytes that one more token takes while every sliding window still has room, in ``auto``.
 
     Raises:
         BadInputError: sizes in the configuration that are missing or not whole numbers.
     """
     values = sum(layer.values_per_token for layer in attention_layers(model))
-    return values * bytes_per_value(kv_cache_dtype, model)
+    return values * bytes_per_value("auto", model)
 
 
 def kv_bytes_per_request(model: Checkpoint, tokens: int, serving: Serving) -> int:

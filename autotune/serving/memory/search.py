@@ -60,9 +60,8 @@ def search_utilization(
 
     def probe(percent: int) -> Evidence:
         candidate = hungriest(at_utilization(plan, percent))
-        (progress,) = measure_all([Job(candidate, load)], Phase.SEARCH, measurer, log)
-        on_progress(progress)
-        return Evidence(percent, progress.trial)
+        job = Job(candidate, load)
+        return Evidence(*measure_all([job], Phase.SEARCH, measurer, log, on_progress))
 
     free = within_free(low, high, plan.memory)
     settings = {hungriest(at_utilization(plan, p)): p for p in range(low, high + 1)}

@@ -44,9 +44,8 @@ def parse_range(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a boot at a utilization (in hundredths) showed under the full load."""
+    """What a boot at some utilization showed under the full load."""
 
-    percent: int
     trial: Trial
 
     @property

@@ -116,27 +116,12 @@ def _by_config(drafter: Checkpoint) -> str | None:
     return None
 
 
-def resolve_method(drafter: Checkpoint, asked: str | None = None) -> str:
-    """The method that vLLM uses for a drafter's model, which may not be the one asked for.
-
-    Args:
-        drafter: the model.
-        asked: ``method`` of the speculative configuration; None lets vLLM choose.
+def resolve_method(drafter: Checkpoint) -> str:
+    """The method that vLLM chooses for a drafter's model.
 
     Raises:
-        BadInputError: no such method, or vLLM does not find it in this model.
+        BadInputError: a format that vLLM does not read.
     """
-    if asked is not None and asked not in METHODS:
-        raise BadInputError(f"method {asked}: not one of {', '.join(sorted(METHODS))}")
-    if asked in {"eagle", "eagle3", "dflash", "dspark"}:
-        return str(asked)
     named = by_name(drafter.ref)
     found = _by_format(drafter) or (named[0] if named else _by_config(drafter))
-    if found:
-        return found
-    if asked in {None, "draft_model", "medusa"}:
-        return asked or "draft_model"
-    raise BadInputError(
-        f"method {asked}: vLLM does not find it in {drafter.ref} ({drafter.model_type}); "
-        "draft_model would run it as an ordinary model"
-    )
+    return found or "draft_model"

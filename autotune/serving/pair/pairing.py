@@ -51,26 +51,22 @@ class Pair:
     drafter: Checkpoint | None = None
 
 
-def load_pair(target: str, drafter: str, method: str | None = None) -> Pair:
+def load_pair(target: str, drafter: str) -> Pair:
     """Read the small files of both.
 
     Args:
         target: a folder or a hub id.
         drafter: a folder, a hub id, or a method of vLLM (``ngram``, ``suffix``, ``mtp``, …); a
             folder of that name is given as ``./ngram``. Or ``none``.
-        method: what ``method`` of vLLM's speculative configuration will be, if it will be given.
 
     Raises:
-        BadInputError: not found or not understood; a method that vLLM lacks, or does not find in
-            the drafter.
+        BadInputError: not found or not understood.
         MissingEnvironmentError: a hub id, and the hub cannot be reached.
     """
     model = load_checkpoint(target, "--target")
     if drafter == NO_DRAFTER:
         return Pair(model, NO_DRAFTER)
     if drafter in METHODS:
-        if method not in {None, drafter}:
-            raise BadInputError(f"--drafter {drafter} names a method, but the method is {method}")
         return Pair(model, drafter)
     close = difflib.get_close_matches(drafter, METHODS, n=1)
     if close and not Path(drafter).exists():
@@ -78,17 +74,14 @@ def load_pair(target: str, drafter: str, method: str | None = None) -> Pair:
             f"--drafter {drafter}: no such folder or method; did you mean {close[0]}?"
         )
     drafting = load_checkpoint(drafter, "--drafter")
-    return Pair(model, resolve_method(drafting, method), drafting)
+    return Pair(model, resolve_method(drafting), drafting)
 
 
-def check_pair(
-    pair: Pair, *, gammas: tuple[int, ...] = (), max_model_len: int | None = None
-) -> list[Finding]:
+def check_pair(pair: Pair, *, max_model_len: int | None = None) -> list[Finding]:
     """Everything that speaks against the pair, the worst first; empty when nothing does.
 
     Args:
         pair: from :func:`load_pair`.
-        gammas: the numbers of speculative tokens that will be tried.
         max_model_len: the context length in tokens that will be served; None is the target's own.
 
     Raises:
@@ -103,7 +96,6 @@ def check_pair(
         found += _check_hidden(target, drafter, method)
         found += _check_quantisation(target, drafter)
     found += _check_length(pair, max_model_len)
-    found += [finding for gamma in sorted(set(gammas)) for finding in check_gamma(pair, gamma)]
     order = list(Severity)
     return sorted(found, key=lambda finding: order.index(finding.severity))
 

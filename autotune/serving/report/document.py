@@ -17,7 +17,7 @@ from autotune.serving.report.tables import (
     moe_line,
     score_table,
     setting,
-    trial_rows,
+    trial_row,
 )
 
 
@@ -54,7 +54,7 @@ def document(result: Result) -> dict[str, Any]:
         "fresh_boots": result.fresh_boots,
         "confirm_boots": plan.confirm_rounds,
         "control": result.control.as_json() if plan.nodes is not None else None,
-        "trials": trial_rows(result),
+        "trials": [trial_row(result, t) for t in (*result.trials, *result.references)],
         "objectives": objective_rows(result),
         "slices": slice_rows(result),
         "pareto_front": front_rows(result),

@@ -18,11 +18,11 @@ from autotune.serving.report.outputs import outputs
 from autotune.serving.report.places import places
 from autotune.serving.report.tables import setting
 from autotune.serving.report.verdict import Verdict, last_verdict
-from autotune.serving.retry import TRANSIENT
 from autotune.serving.scenario import SpecScenario
 from autotune.serving.stored import Served, folder_of, level_repeats, load_served
 from autotune.space.published import cell
 from autotune.store.records import RunStatus, StudyDetail
+from autotune.store.retry import TRANSIENT
 from autotune.store.store import Store
 from autotune.util.words import counted
 
@@ -173,7 +173,9 @@ class _Sheet:
         """What did not work; what was stopped because it could not win is no failure."""
         failed = [d.trial for d in self.served.dated if not is_stopped(d.trial)]
         some = any(t.measurement.outcome is not Outcome.OK for t in failed)
-        found = [Section("Failures", parts.failures(failed, _where), brief=some)]
+        found = [
+            Section("Failures", parts.failures(failed, lambda t: setting(t.candidate)), brief=some)
+        ]
         rows = [
             [
                 row["setting"],
@@ -338,7 +340,3 @@ class _Sheet:
         text = "Share of drafts of which all tokens up to the position were accepted."
         blocks: list[Block] = [*plots.acceptance(self.served), Text(text), Table(heads, rows)]
         return Section("Acceptance", blocks)
-
-
-def _where(trial: Trial) -> str:
-    return setting(trial.candidate)

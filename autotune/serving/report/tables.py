@@ -13,7 +13,7 @@ from autotune.serving.decide.quality import Compared
 from autotune.serving.forecast.forecast import level_rates, others
 from autotune.serving.job import Result
 from autotune.serving.measure.levels import rate_of
-from autotune.serving.measure.tasks import score_rows
+from autotune.serving.measure.tasks import scores_of
 from autotune.serving.recipe import GAMMA
 from autotune.serving.scenario import SpecScenario
 
@@ -24,15 +24,11 @@ def setting(candidate: Candidate) -> str:
     return " ".join([f"{GAMMA}={candidate[GAMMA]}", *rest])
 
 
-def trial_rows(result: Result) -> list[dict[str, Any]]:
-    """One row per setting tried in the search, the baseline first; references come last.
+def trial_row(result: Result, trial: Trial) -> dict[str, Any]:
+    """One setting of the search as JSON values.
 
     ``us_per_token`` is measured, by the objective; ``times_baseline`` of the search's single boot.
     """
-    return [_trial_row(result, trial) for trial in (*result.trials, *result.references)]
-
-
-def _trial_row(result: Result, trial: Trial) -> dict[str, Any]:
     measurement, details = trial.measurement, trial.measurement.details
     before, value = result.baseline.measurement.value, measurement.value
     levels = details.get("levels", {})
@@ -159,8 +155,16 @@ def score_table(result: Result) -> list[dict[str, Any]]:
     """Scores of tasks, one row for each setting evaluated and score."""
     if result.confirmed is None:
         return []
-    first = result.confirmed.first_boots
-    return score_rows([(setting(candidate), trial) for candidate, trial in first.items()])
+    return [
+        {
+            "setting": setting(candidate),
+            "score": score,
+            "value": one["value"],
+            "stderr": one["stderr"],
+        }
+        for candidate, trial in result.confirmed.first_boots.items()
+        for score, one in scores_of(trial).items()
+    ]
 
 
 def said_against(confirmed: Confirmed, candidate: Candidate, trials: Sequence[Trial]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -138,21 +139,16 @@ def make_existing_plan(request: SpecRequest, headers: Sequence[str]) -> Existing
     )
 
 
-@dataclass(frozen=True)
-class _AsItIs:
-    """Leaves a server that runs already with the settings that it has."""
-
-    model: str
-
-    def settings(self, _: Candidate) -> ServeSettings:
-        return ServeSettings(self.model)
+def _as_it_is(model: str, _: Candidate) -> ServeSettings:
+    """Leave a server that runs already with the settings that it has."""
+    return ServeSettings(model)
 
 
 def existing_measurer(plan: ExistingPlan, logs: Path) -> ServingMeasurer:
     """Make the measurer of the plan's server; ``logs`` is a folder for its output."""
     return ServingMeasurer(
         plan.launcher,
-        _AsItIs(plan.server.model).settings,
+        partial(_as_it_is, plan.server.model),
         LoadOptions(plan.prompts, plan.request_timeout_s),
         logs,
         start_timeout_s=_ANSWERS_S,

@@ -8,7 +8,6 @@ import importlib.metadata
 import importlib.util
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from autotune.serving.server.secret_flags import (
     shell_word,
 )
 from autotune.serving.server.server import Launcher, ServeSettings, serve_args
+from autotune.util.programs import require_program, run_quietly
 from autotune.util.secret import is_reference
 
 CONTAINER_PORT = 8000
@@ -77,15 +77,7 @@ def _metadata_folder(parent: Path) -> Path | None:
 def _version_of(program: tuple[str, ...]) -> str | None:
     """The last word that ``PROGRAM --version`` says; None where it is not there, fails or hangs."""
     try:
-        ran = subprocess.run(  # noqa: S603
-            [*program, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_VERSION_S,
-            check=False,
-        )
+        ran = run_quietly([*program, "--version"], _VERSION_S)
     except (OSError, subprocess.TimeoutExpired):
         return None
     words = ran.stdout.split()
@@ -136,7 +128,7 @@ class LocalLauncher:
             MissingEnvironmentError: the program, or vLLM, is not there.
         """
         if self.program:
-            _require(self.program[0])
+            require_program(self.program[0])
         elif importlib.util.find_spec("vllm") is None:
             raise MissingEnvironmentError(f"vLLM is not installed for {sys.executable}")
 
@@ -162,11 +154,6 @@ class LocalLauncher:
 def _full_word(word: str) -> str:
     """A word of a program's name; one without a slash is found in ``PATH``."""
     return str(full_path(word)) if "/" in word and Path(word).exists() else word
-
-
-def _require(program: str) -> None:
-    if shutil.which(program) is None:
-        raise MissingEnvironmentError(f"{program}: no such program; is it installed and in PATH?")
 
 
 @dataclass(frozen=True)

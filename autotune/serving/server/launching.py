@@ -7,29 +7,13 @@ from dataclasses import replace
 from itertools import takewhile
 
 from autotune.core import BadInputError
-from autotune.machine.containers import ENGINES, find_engine, find_image
+from autotune.machine.containers import find_engine, find_image
 from autotune.machine.devices import detect_gpus
 from autotune.machine.image_facts import image_facts, too_old
-from autotune.serving.server.launchers import DockerLauncher, LocalLauncher
+from autotune.serving.server.launchers import DockerLauncher
 from autotune.serving.server.mounts import Mount, parse_mount
 from autotune.serving.server.secret_flags import by_name
-from autotune.serving.server.server import Launcher
 from autotune.util.finding import Finding
-
-
-def make_launcher(
-    launcher: str,
-    *,
-    program: Sequence[str],
-    image: str | None,
-    mounts: tuple[Mount, ...],
-    options: Sequence[str],
-    gpus: str,
-) -> Launcher:
-    """Make what starts the servers; for ``local``, and for ``docker`` or ``podman``."""
-    if launcher in ENGINES and image is not None:
-        return DockerLauncher(image, mounts, tuple(options), "" if gpus == "none" else gpus)
-    return LocalLauncher(tuple(program))
 
 
 def looked_up(

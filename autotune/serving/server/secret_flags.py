@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,7 +95,7 @@ def resolved(words: Sequence[str]) -> list[str]:
     Raises:
         MissingEnvironmentError: one is not set.
     """
-    return [secret.resolve(word, os.environ) for word in words]
+    return [secret.resolve(word) for word in words]
 
 
 def environment_of(env: Mapping[str, str]) -> dict[str, str]:
@@ -105,7 +104,7 @@ def environment_of(env: Mapping[str, str]) -> dict[str, str]:
     Raises:
         MissingEnvironmentError: one is not set.
     """
-    return {name: secret.resolve(value, os.environ) for name, value in env.items()}
+    return {name: secret.resolve(value) for name, value in env.items()}
 
 
 def secrets_of(texts: Iterable[str]) -> dict[str, str]:
@@ -115,7 +114,7 @@ def secrets_of(texts: Iterable[str]) -> dict[str, str]:
         MissingEnvironmentError: one is not set.
     """
     return {
-        piece[2:-1]: secret.resolve(piece, os.environ)
+        piece[2:-1]: secret.resolve(piece)
         for text in texts
         for piece, is_reference in secret.split(text)
         if is_reference

@@ -123,7 +123,7 @@ def check_share(share: object, flag: str) -> None:
     except ValueError:
         fits = False
     if not fits:
-        raise BadInputError(f"{flag}: {share} is not above 0 and at most 1")
+        raise BadInputError(f"{flag}: {flags.typed(share)} is not above 0 and at most 1")
 
 
 def parse_set(text: str, flag: str = "--set") -> tuple[str, tuple[str, ...]]:
@@ -217,7 +217,7 @@ def parse_variable(text: str, flag: str = "--env") -> tuple[str, str]:
     from autotune.serving.recipe import LOCKED_OUT  # noqa: PLC0415
 
     name, equals, value = text.partition("=")
-    shown = f" {name}" if equals else ""  # what has no name may be a secret
+    shown = f" {flags.typed(name)}" if equals else ""  # what has no name may be a secret
     if not equals or re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) is None:
         raise BadInputError(f"{flag}{shown}: expected NAME=VALUE")
     if name == "VLLM_API_KEY":

@@ -54,7 +54,7 @@ def each_once(values: Sequence[object], flag: str) -> None:
     """
     twice = next((value for value in values if values.count(value) > 1), None)
     if twice is not None:
-        raise BadInputError(f"{flag}: {twice} is given twice")
+        raise BadInputError(f"{flag}: {typed(str(twice))} is given twice")
 
 
 def decode_sizes(gamma: str | None, concurrency: str | None) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ def parse_slo(text: str | None) -> tuple[tuple[str, float], ...]:
         found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)(ms|s)", value, re.ASCII)
         if name not in LATENCIES:
             known = ", ".join(LATENCIES)
-            raise BadInputError(f"{said}: {name or 'nothing'} is not one of {known}")
+            raise BadInputError(f"{said}: {typed(name) or 'nothing'} is not one of {known}")
         if found is None or not float(found[1]):
             raise BadInputError(f"{said}: expected a time with its unit, such as {name}=50ms")
         if name in limits:

@@ -123,7 +123,7 @@ def check_share(share: object, flag: str) -> None:
     except ValueError:
         fits = False
     if not fits:
-        raise BadInputError(f"{flag}: {flags.typed(share)} is not above 0 and at most 1")
+        raise BadInputError(f"{flag}: {flags.typed(str(share))} is not above 0 and at most 1")
 
 
 def parse_set(text: str, flag: str = "--set") -> tuple[str, tuple[str, ...]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from autotune.core import BadInputError, NoFeasibleCandidateError, Outcome, Trial
 from autotune.serving.server.failures import FailureKind
+from autotune.util.flags import typed
 
 _LED = 4
 """Steps towards the lower border that follow the KV cache's size before plain halving."""
@@ -36,8 +37,8 @@ def parse_range(text: str) -> tuple[int, int]:
         fits = False
     if not fits:
         raise BadInputError(
-            f"--gpu-memory-utilization {text}: expected LOW:HIGH such as 0.4:0.9, above 0, at most "
-            "1, in hundredths"
+            f"--gpu-memory-utilization {typed(text)}: expected LOW:HIGH such as 0.4:0.9, above 0, "
+            "at most 1, in hundredths"
         )
     return ends
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from autotune.cli import machine
+from autotune.cli import machine, moe_terminal
 from autotune.cli.consoles import SafeConsole
 from autotune.cli.requests import Doctor
 from autotune.kernels.check import doctor
@@ -49,3 +51,16 @@ def test_no_line_break_cuts_the_command_that_doctor_names(monkeypatch: pytest.Mo
     assert command in lines[-1]
     assert len(lines) > 3
     assert all(line.startswith(" " * 15) and len(line) <= 40 for line in lines[1:-1])
+
+
+def test_a_log_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    piped, shown = console(80, terminal=False)
+    now = [0.0]
+    monkeypatch.setattr(moe_terminal, "err", piped)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    step: Any = SimpleNamespace(workload=SimpleNamespace(label="M=64"))
+    with moe_terminal.progress(100) as update:
+        for _ in range(40):
+            now[0] += 4.0
+            update(step)
+    assert shown.getvalue() == "15 of 100 trials, M=64, 1 min\n30 of 100 trials, M=64, 2 min\n"

@@ -16,6 +16,7 @@ import typer
 from cogapp import Cog
 
 from autotune.cli import app
+from autotune.core import Outcome
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -109,6 +110,11 @@ def test_generated_blocks_are_what_the_result_files_say(page: Path) -> None:
     with contextlib.redirect_stdout(said):
         status = Cog().main(["cog", "-P", "--check", "-I", str(ROOT), str(page)])
     assert status == 0, f"python -m cogapp -r -P -I . {named(page)}: {said.getvalue()}"
+
+
+def test_every_outcome_is_explained() -> None:
+    text = (ROOT / "docs" / "reference" / "outcomes.md").read_text()
+    assert [one for one in Outcome if one is not Outcome.OK and f"`{one}`" not in text] == []
 
 
 def test_the_readme_is_short() -> None:

@@ -138,6 +138,25 @@ def test_an_answer_that_is_no_image_is_one_line(
         find_image(Engine(), "img")
 
 
+@pytest.mark.parametrize(
+    ("name", "pulled"),
+    [
+        ("vllm/vllm-openai:v0.33.0", "docker.io/vllm/vllm-openai:v0.33.0"),
+        ("ubuntu", "docker.io/library/ubuntu"),
+        ("nvcr.io/nvidia/vllm:26.01", "nvcr.io/nvidia/vllm:26.01"),
+        ("localhost/mine:1", "localhost/mine:1"),
+        ("host:5000/mine", "host:5000/mine"),
+    ],
+)
+def test_podman_pulls_what_docker_would(
+    name: str, pulled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autotune.machine.containers._answer", lambda _: "")
+    for engine, first in ((Engine("podman", is_podman=True), pulled), (Engine(), name)):
+        with pytest.raises(MissingEnvironmentError, match=f"{engine.program} pull {first}` first"):
+            find_image(engine, name, pull=False)
+
+
 def test_a_dry_run_pulls_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, "docker", f'echo "$1" >> {tmp_path}/asked; test "$1" = image && exit 1')
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,12 +30,15 @@ from autotune.report.page import Page
 from autotune.tune import Progress as Step
 from autotune.util.words import counted
 
+SAID_EVERY_S = 60.0
+"""Between two lines of progress where there is no terminal."""
+
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[Step], None]]:
-    """A bar on stderr; without a terminal, nothing."""
+    """A bar on stderr; without a terminal, a line now and then."""
     if not err.is_terminal:
-        yield lambda _: None
+        yield _lines(total)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -52,6 +56,23 @@ def progress(total: int) -> Iterator[Callable[[Step], None]]:
             bar.update(task, advance=1, description=step.workload.label)
 
         yield update
+
+
+def _lines(total: int) -> Callable[[Step], None]:
+    """For a log: once in :data:`SAID_EVERY_S` how far it is."""
+    begin = said = time.monotonic()
+    done = 0
+
+    def update(step: Step) -> None:
+        nonlocal said, done
+        done, now = done + 1, time.monotonic()
+        if now - said >= SAID_EVERY_S:
+            said = now
+            err.say(
+                f"{done} of {total} trials, {step.workload.label}, {(now - begin) / 60:.0f} min"
+            )
+
+    return update
 
 
 def show_plan(plan: Plan) -> None:

@@ -141,7 +141,7 @@ def find_image(engine: Engine, name: str, *, pull: bool = True) -> Image:
         if not pull:
             raise MissingEnvironmentError(
                 f"--image {name}: is not on this machine, and a dry run downloads nothing: "
-                f"`{shlex.join([engine.program, 'pull', name])}` first"
+                f"`{shlex.join(_pulling(engine, name))}` first"
             )
         _pull(engine, name)
         said = _asked(look, f"--image {name}")
@@ -157,7 +157,7 @@ def find_image(engine: Engine, name: str, *, pull: bool = True) -> Image:
 
 
 def _pull(engine: Engine, name: str) -> None:
-    command = [engine.program, "pull", name]
+    command = _pulling(engine, name)
     try:
         ran = subprocess.run(  # noqa: S603
             command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), check=False
@@ -168,6 +168,18 @@ def _pull(engine: Engine, name: str) -> None:
         raise MissingEnvironmentError(
             f"--image {name}: is not here, and `{shlex.join(command)}` fails; is the name right?"
         )
+
+
+def _pulling(engine: Engine, name: str) -> list[str]:
+    return [engine.program, "pull", _with_registry(name) if engine.is_podman else name]
+
+
+def _with_registry(name: str) -> str:
+    """A name as docker reads it, for podman, which as it is installed searches no registry."""
+    first, slash, _ = name.partition("/")
+    if not slash:
+        return f"docker.io/library/{name}"
+    return name if {".", ":"} & {*first} or first == "localhost" else f"docker.io/{name}"
 
 
 def _asked(command: Sequence[str], otherwise: str) -> str:

@@ -130,7 +130,10 @@ class LocalLauncher:
         if self.program:
             require_program(self.program[0])
         elif importlib.util.find_spec("vllm") is None:
-            raise MissingEnvironmentError(f"vLLM is not installed for {sys.executable}")
+            raise MissingEnvironmentError(
+                f"vLLM is not installed for {sys.executable}; run where it is, or name its program "
+                "(`--vllm PATH`) or the image that serves (`--launcher docker --image IMAGE`)"
+            )
 
     def launch(self, settings: ServeSettings, log: Path) -> ProcessHandle:
         """Start a server on a free port of 127.0.0.1.

@@ -289,7 +289,7 @@ def test_few_expensive_calls_run_at_once_and_the_others_hold_no_thread() -> None
     def call(number: int) -> int:
         running.append(number)
         most.append(len(running))
-        go.wait(30)
+        go.wait(60)
         running.remove(number)
         return number
 
@@ -298,6 +298,9 @@ def test_few_expensive_calls_run_at_once_and_the_others_hold_no_thread() -> None
         first = [asyncio.create_task(turns.run(call, n)) for n in range(6)]
         short = [asyncio.create_task(impatient.run(call, n)) for n in (8, 9)]
         await asyncio.wait(short, return_when=asyncio.FIRST_COMPLETED)
+        with anyio.fail_after(60):
+            while len(running) < 3:  # a thread that is had need not have begun
+                await asyncio.sleep(0.001)
         assert anyio.to_thread.current_default_thread_limiter().borrowed_tokens == 3
         go.set()
         return await asyncio.gather(*first, *short, return_exceptions=True)

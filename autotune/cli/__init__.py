@@ -137,16 +137,8 @@ def main() -> None:
         # then the traceback is what we need.
         if not hasattr(error, "format_message"):
             raise
-        code = _fail(_usage(error), ExitCode.BAD_INPUT)
+        code = _fail(error.format_message() or "name a command", ExitCode.BAD_INPUT)
     sys.exit(code or ExitCode.DONE)
-
-
-def _usage(error: Any) -> str:
-    """What is wrong with the arguments; what is missing is looked up with ``--help``."""
-    said = error.format_message() or "name a command"
-    if said.startswith("Missing ") and error.ctx is not None:
-        return f"{said.removesuffix('.')}; see `{error.ctx.command_path} --help`"
-    return str(said)
 
 
 def _check_text(arguments: list[str]) -> None:

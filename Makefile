@@ -21,7 +21,7 @@ NONE_IS_FINE := || [ $$? -eq 5 ]
 unexport PYTHONDONTWRITEBYTECODE
 REQUIREMENTS := $(wildcard requirements/*.txt)
 
-.PHONY: help setup moe quick unit test nightly lint types audit format compile-tables reference constraints clean
+.PHONY: help setup moe quick unit test tests nightly lint types audit format compile-tables reference constraints clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -55,7 +55,6 @@ test: setup lint ## What CI runs: lint, types and every test that needs no GPU
 	$(MAKE) --no-print-directory -j 2 types tests
 
 # Types take one core for a minute: beside the tests.
-.PHONY: tests
 tests:
 	$(PYTEST) -m "not (gpu or nightly or alone)" $(ARGS)
 

@@ -26,10 +26,10 @@ from autotune.report.terminal import FULL_WIDTH
 
 def devices(request: Devices) -> None:
     """Print the devices."""
-    known, here = load_devices(), detect_gpus()
     if request.as_json:
         print_json(known_devices())
         return
+    known, here = load_devices(), detect_gpus()
     wide = out.width >= FULL_WIDTH  # the title only repeats vLLM's name, more readably
     titles = ["title"] if wide else []
     shown = Table("name", *titles, "sm", "SMs", "GB/s", "smem/block", "L2 MB", box=None)

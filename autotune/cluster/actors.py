@@ -301,16 +301,15 @@ class RayCrew:
 
     def _rename(self, seat: str, taken: Seat) -> None:
         """Call an actor by the GPU that it has now: Ray gives one that starts anew any free one."""
-        new = taken.name
-        self._actors.setdefault(new, None)
-        self._actors[seat], self._actors[new] = self._actors[new], self._actors[seat]
-        other = {seat: new, new: seat}
-        self._pings = {ping: other.get(name, name) for ping, name in self._pings.items()}
-        if self._actors[seat] is None:  # nobody had this GPU: the seat is another one now
-            for known in (self._actors, self._seats, self._has, self._load, self._absent):
+        new, actor = taken.name, self._actors.pop(seat)
+        if new in self._actors:  # whose actor is away too: it is asked under the free name
+            self._actors[seat] = self._actors[new]
+            self._pings = {p: seat if name == new else name for p, name in self._pings.items()}
+        else:
+            for known in (self._seats, self._has, self._load, self._absent):
                 known.pop(seat, None)
             self._load[new] = 0
-        self._seats[new] = taken
+        self._actors[new], self._seats[new] = actor, taken
 
     def clear(self, setting: Setting) -> None:
         """End the processes of a setting on all seats; those under way end at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from autotune.core import Job, Outcome
 from autotune.serving.gate.judge import judged_details
 from autotune.serving.job import local_measurer, run
 from autotune.serving.make_plan import make_plan
-from autotune.serving.measure.prompts import load_prompts
+from autotune.serving.measure.prompts import Prompt, load_prompts
 from autotune.store.store import Store
 from tests.contracts import whole
 from tests.serving.real_server import CACHE_ARGS, CPU_ARGS, CPU_ENV, FLOAT32, QUICK_ENV
@@ -42,10 +43,16 @@ def real_model() -> Path:
 
 def mixed(number: int, folder: Path, *kinds: str) -> Path:
     """So many prompts of each of these kinds of ours, as a file."""
+    wanted = kinds or ("rewriting", "chat")
+    return written(folder, {kind: load_prompts(kind)[:number] for kind in wanted})
+
+
+def written(folder: Path, prompts: Mapping[str, Sequence[Prompt]]) -> Path:
+    """Prompts, by their kind, as a file."""
     lines = [
         json.dumps({"prompt": prompt.text, "kind": kind})
-        for kind in kinds or ("rewriting", "chat")
-        for prompt in load_prompts(kind)[:number]
+        for kind, own in prompts.items()
+        for prompt in own
     ]
     path = folder / "prompts.jsonl"
     path.write_text("\n".join(lines))
@@ -99,9 +106,7 @@ def test_one_server_tells_that_ngram_pays_where_a_text_is_rewritten(
     By the server's counters, which a busy machine does not change; rates are for the night, alone.
     """
     copied, asked = load_prompts("rewriting")[COPIED], load_prompts("chat")[0]
-    lines = [{"prompt": copied.text, "kind": "rewriting"}, {"prompt": asked.text, "kind": "chat"}]
-    few = tmp_path / "prompts.jsonl"
-    few.write_text("\n".join(map(json.dumps, lines)))
+    few = written(tmp_path, {"rewriting": [copied], "chat": [asked]})
     env = [f"{name}={value}" for name, value in QUICK_ENV.items()]
     flags = given(real_model, few, gamma="0,4", repeats=2, max_tokens=24, check_tokens=12, **LOOKUP)
     plan = make_plan(make_request(**flags, server_arg=ARGS, env=env, vllm=None, dial=True))

@@ -255,6 +255,7 @@ def test_a_predicted_file_costs_little_where_it_was_measured(one_in: int) -> Non
     assert found["median_regret"] <= 0.015
     assert found["worst_regret"] <= 0.055
     assert found["over_5_percent"] <= 5
+    assert found["behind_default"] <= 2
     assert found["most_behind_default"] <= 0.01
 
 

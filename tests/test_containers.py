@@ -337,14 +337,14 @@ def test_servers_of_an_image_with_another_entry_point(
     words += ["--gamma", "0,2", "--prompts", "p.jsonl", "--study", "d", "--json"]
     words += ["--server-arg=--kv-cache-memory-bytes=268435456", "--concurrency", "1"]
     words += ["--max-tokens", "24", "--waves", "1", "--repeats", "6", "--confirm-boots", "1"]
-    words += ["--confirm", "in-turn"]
+    words += ["--confirm", "in-turn", "--env", 'FAKE_SERVING={"base_ms": 20.0, "draft_ms": 0.1}']
     ran = run(words, tmp_path, podman.env)
     assert ran.returncode == 0, ran.stderr
     document = json.loads(ran.stdout)
     shown = podman.run("image", "inspect", "--format", "{{.Id}}", "localhost/ngc:1")
     assert document["setup"]["image_id"] == shown.stdout.strip()
-    outcomes = {trial["candidate"]["gamma"]: trial["outcome"] for trial in document["trials"]}
-    assert outcomes == {0: "ok", 2: "ok"}  # which is faster is no matter of containers
+    # By so much that a busy machine does not hide it.
+    assert document["best"]["candidate"]["gamma"] == 2
     assert len({row["log"] for row in document["trials"]}) == 1, "the mounted dial turns one server"
     script = (tmp_path / "outputs/d/spec/serve.sh").read_text().splitlines()[-1]
     assert "--entrypoint vllm localhost/ngc:1 serve" in script

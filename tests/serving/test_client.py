@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import statistics
 import time
 from dataclasses import replace
@@ -19,6 +20,7 @@ from autotune.serving.measure.timing import LoadResult, RequestRecord, Spread
 from autotune.serving.running.server import look
 from autotune.serving.server.launchers import UrlLauncher
 from autotune.serving.server.server import Server
+from autotune.serving.server.web import fetch
 from tests.serving.sse_server import (
     DONE,
     METRICS,
@@ -313,6 +315,14 @@ def test_the_peak_is_seen_while_a_load_runs() -> None:
 # the real server
 
 
+def counted_tokens(server: Server) -> dict[str, int]:
+    """What the server itself has counted, whatever of it we read."""
+    reply = fetch(f"{server.url}/metrics", 10.0)
+    assert reply is not None
+    found = re.findall(r"^vllm:(prompt|generation)_tokens_total\{.*\} (\S+)$", reply.text, re.M)
+    return {name: int(float(value)) for name, value in found}
+
+
 @pytest.mark.server
 @pytest.mark.parametrize("as_chat", [True, False])
 def test_the_real_server_is_loaded(as_chat: bool, real_server: Server) -> None:
@@ -324,13 +334,15 @@ def test_the_real_server_is_loaded(as_chat: bool, real_server: Server) -> None:
         max_tokens=24,
         chat=as_chat,
     )
-    before = server_metrics(real_server.url)
+    before, tokens = server_metrics(real_server.url), counted_tokens(real_server)
     result = run_load(load)
-    after = server_metrics(real_server.url)
+    after, later = server_metrics(real_server.url), counted_tokens(real_server)
     assert before is not None
     assert after is not None
     assert result.errors() == []
     assert [record.output_tokens for record in result.records] == [24] * 8
+    assert later["generation"] - tokens["generation"] == 8 * 24
+    assert later["prompt"] - tokens["prompt"] == result.summary().prompt_tokens
     counted = after.since(before)
     assert counted.preemptions == 0
     assert counted.drafts is not None
